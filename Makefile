@@ -1,0 +1,57 @@
+# Everything runs in the checkout's own .venv, which the first target that needs it sets up.
+#   make demo PYTHON=/opt/python3.12/bin/python3
+#   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+# The first of these that is Python >= 3.11 and can make a virtual environment.
+PYTHONS := python3 python3.11 python3.12 python3.13 python3.14 python
+NEEDS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(PYTHONS); do $$p -c '$(NEEDS)' 2>/dev/null && echo $$p && break; done)
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test test-slow lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo       train RAMBO on the built-in pendulum-random data, evaluate, draw the curve'
+	@echo 'make test       run the tests, those of minutes left out'
+	@echo 'make test-slow  run the tests that take minutes'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make install    set up .venv (the others do it by themselves)'
+	@echo 'make clean      remove .venv and caches; runs/ stays'
+	@echo
+	@echo 'PYTHON=...      the Python (>= 3.11) to make .venv with; found: $(or $(PYTHON),none)'
+	@echo 'PIP_ARGS=...    more arguments for pip install'
+
+install: $(STAMP)
+
+# Done anew when what is to be installed has changed. The stamp is written last, so that an
+# interrupted installation is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(NEEDS)' 2>/dev/null || { \
+		echo 'error: needs Python >= 3.11 with the modules venv and ensurepip;' \
+			'tried: $(or $(PYTHON),$(PYTHONS)). Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3' >&2; \
+		exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/adv-worldmodel train configs/pendulum-random.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

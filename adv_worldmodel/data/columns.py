@@ -1,0 +1,169 @@
+"""Named columns, as D4RL's and Minari's files call them, to an `OfflineDataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from adv_worldmodel.data import validation
+from adv_worldmodel.data.dataset import OfflineDataset, infer_truncations
+from adv_worldmodel.data.environments import buildable, check_fit, environment_spaces
+
+ALIASES = {
+    "observations": ("observations",),
+    "actions": ("actions",),
+    "rewards": ("rewards",),
+    "terminations": ("terminals", "terminations"),
+    "truncations": ("timeouts", "truncations"),
+    "next_observations": ("next_observations",),
+}
+"""What each column may be called: D4RL's name first, Minari's second."""
+
+OPTIONAL = ("truncations", "next_observations")
+
+
+def wanted_keys(present: list[str], where: str) -> dict[str, str]:
+    """Column -> its key in the file.
+
+    Raises:
+        ValueError: if a key that is needed is missing; lists the keys that are there.
+    """
+    found = {}
+    for column, names in ALIASES.items():
+        key = next((name for name in names if name in present), None)
+        if key is not None:
+            found[column] = key
+        elif column not in OPTIONAL:
+            close = get_close_matches(names[0], present, n=1)
+            hint = f" Rename '{close[0]}'?" if close else ""
+            listed = ", ".join(sorted(present)) if present else "none"
+            raise ValueError(
+                f"{where}: key {' or '.join(repr(name) for name in names)} is missing; found: "
+                f"{listed}.{hint} Expected observations, actions, rewards, terminals (or "
+                "terminations), and if known next_observations and timeouts (or truncations)."
+            )
+    return found
+
+
+def from_columns(
+    arrays: Mapping[str, NDArray[Any]],
+    where: str,
+    *,
+    name: str,
+    env_id: str | None,
+    goal_terminals: bool = False,
+) -> OfflineDataset:
+    """A data set of arrays under D4RL's or Minari's keys (`ALIASES`), one row per transition.
+
+    Without `next_observations` a row's successor is the next row's observation. An episode's last
+    row (by terminal flag, time-out or end of the file) has none and is dropped, even if terminal:
+    D4RL's `qlearning_dataset` pairs it with the next episode's first state (D4RL issue 145). The
+    row before it then ends the episode as a truncation. Without `timeouts` see `infer_truncations`;
+    the last row always closes its episode.
+
+    Args:
+        arrays: key -> array.
+        where: the file, for messages.
+        name: name of the data set.
+        env_id: environment of the data; its spaces are taken where it can be built.
+        goal_terminals: terminal flags mark rows at the goal of a trajectory that goes on (AntMaze's
+            files), so that only time-outs end it.
+
+    Raises:
+        ValueError: a missing key or a wrong array; names key and row.
+    """
+    keys = wanted_keys(list(arrays), where)
+    observations = validation.float_matrix(arrays["observations"], "observations", where)
+    actions = validation.float_matrix(arrays["actions"], "actions", where)
+    rewards = validation.float_vector(arrays["rewards"], "rewards", where)
+    key = keys["terminations"]
+    terminations = validation.flag_vector(arrays[key], key, where)
+    lengths = {
+        "observations": len(observations),
+        "actions": len(actions),
+        "rewards": len(rewards),
+        key: len(terminations),
+    }
+    truncations = successors = None
+    if "truncations" in keys:
+        key = keys["truncations"]
+        truncations = validation.flag_vector(arrays[key], key, where)
+        lengths[key] = len(truncations)
+    if "next_observations" in keys:
+        key = "next_observations"
+        successors = validation.float_matrix(arrays[key], key, where)
+        lengths[key] = len(successors)
+        width = observations.shape[1]
+        validation.same_width(where, key, successors.shape[1], "observations", width)
+    validation.same_length(where, **lengths)
+
+    observation_space, action_space = spaces_for(observations, actions, env_id, where)
+    actions = validation.actions_in_bounds(actions, action_space, "actions", where)
+    if truncations is None:
+        truncations = np.zeros(len(terminations), dtype=np.bool_)
+        if successors is not None:
+            truncations = infer_truncations(observations, successors, terminations)
+    if not terminations[-1]:
+        truncations = truncations.copy()
+        truncations[-1] = True
+    kept = slice(None)
+    if successors is None:
+        kept, successors, terminations, truncations = _successors(
+            observations, terminations, truncations, goal_terminals, where
+        )
+    return OfflineDataset(
+        observations=observations[kept],
+        actions=actions[kept],
+        rewards=rewards[kept],
+        next_observations=successors,
+        terminations=terminations,
+        truncations=truncations,
+        observation_space=observation_space,
+        action_space=action_space,
+        name=name,
+        env_id=env_id,
+    )
+
+
+def _successors(
+    observations: NDArray[np.float32],
+    terminations: NDArray[np.bool_],
+    truncations: NDArray[np.bool_],
+    goal_terminals: bool,
+    where: str,
+) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Rows that have a successor in the file, it, and their two flags."""
+    last = truncations.copy() if goal_terminals else truncations | terminations
+    last[-1] = True
+    kept = np.flatnonzero(~last)
+    if kept.size == 0:
+        raise ValueError(
+            f"{where}: no 'next_observations', and every row ends its episode, so that no row's "
+            "successor is known. Add next_observations to the file."
+        )
+    flags = terminations[kept]
+    # The row before a dropped one now ends its episode; it did not terminate.
+    return kept, observations[kept + 1], flags, last[kept + 1] & ~flags
+
+
+def spaces_for(
+    observations: NDArray[np.float32],
+    actions: NDArray[np.float32],
+    env_id: str | None,
+    where: str,
+) -> tuple[Box, Box]:
+    """Spaces of the environment `env_id` if it can be built here, else such that the data fit.
+
+    Raises:
+        ValueError: if the environment's dimensions are not those of the data.
+    """
+    if env_id is None or not buildable(env_id):
+        unbounded = Box(-np.inf, np.inf, (observations.shape[1],), np.float32)
+        return unbounded, validation.action_box_of(actions, where)
+    check_fit(env_id, observations.shape[1], actions.shape[1], where)
+    return environment_spaces(env_id)

@@ -1,0 +1,226 @@
+"""The data set that everything else works on: immutable arrays, two spaces, a content hash."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box, Space
+from numpy.typing import ArrayLike, NDArray
+
+from adv_worldmodel.data import validation
+
+
+def infer_truncations(
+    observations: NDArray[np.float32],
+    next_observations: NDArray[np.float32],
+    terminations: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Where episodes end without a termination, for data that do not say (shapes (N, S) and (N,)).
+
+    A row whose successor is not the next row's observation ends its episode, and so does the last.
+    """
+    truncations = np.ones(len(observations), dtype=np.bool_)
+    truncations[:-1] = np.any(next_observations[:-1] != observations[1:], axis=1)
+    return truncations & ~terminations
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OfflineDataset:
+    """N transitions (s, a, r, s', terminated, truncated) of a continuous-control task, raw.
+
+    Values are the real environment's own (no standardisation). The constructor takes the arrays as
+    they are named here; `from_arrays` fills in what is missing. Every array is float32 or bool and
+    read-only. Actions that leave the bounds by float error alone are clipped.
+
+    Attributes:
+        observations: (N, S).
+        actions: (N, A), within `action_space`.
+        rewards: (N,), with `reward_offset` already added.
+        next_observations: (N, S), the true successors, also at the end of an episode.
+        terminations: (N,), the task ended: no value beyond.
+        truncations: (N,), the episode was cut (time limit, end of the recording): values go on.
+        observation_space: flat float32 Box, (S,); may be unbounded.
+        action_space: flat float32 Box, (A,), with finite bounds.
+        name: how the user named the data.
+        env_id: Gymnasium id of the environment to evaluate in; None if unknown.
+        reward_offset: what was added to every reward of the source (-1 for AntMaze).
+
+    Raises:
+        ValueError: wrong shape or length, NaN or infinity, actions outside the bounds, no rows, a
+            space that is not a flat Box; the message names key and row.
+    """
+
+    observations: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    rewards: NDArray[np.float32]
+    next_observations: NDArray[np.float32]
+    terminations: NDArray[np.bool_]
+    truncations: NDArray[np.bool_]
+    observation_space: Box
+    action_space: Box
+    name: str = "arrays"
+    env_id: str | None = None
+    reward_offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = self.name
+        observation_space = validation.flat_box(self.observation_space, "observation", where)
+        action_space = validation.flat_box(self.action_space, "action", where)
+        for key in ("observations", "actions", "next_observations"):
+            self._set(key, validation.float_matrix(getattr(self, key), key, where))
+        self._set("rewards", validation.float_vector(self.rewards, "rewards", where))
+        for key in ("terminations", "truncations"):
+            self._set(key, validation.flag_vector(getattr(self, key), key, where))
+        validation.same_length(where, **{key: len(array) for key, array in self._arrays()})
+        state_dim, action_dim = observation_space.shape[0], action_space.shape[0]
+        for key, width, expected, space in (
+            ("next_observations", self.next_observations.shape[1], self.observations.shape[1], ""),
+            ("observations", self.observations.shape[1], state_dim, "the observation space"),
+            ("actions", self.actions.shape[1], action_dim, "the action space"),
+        ):
+            validation.same_width(where, key, width, space or "observations", expected)
+        self._set(
+            "actions", validation.actions_in_bounds(self.actions, action_space, "actions", where)
+        )
+        self._set("observation_space", observation_space)
+        self._set("action_space", action_space)
+        for _, array in self._arrays():
+            array.flags.writeable = False
+
+    @classmethod
+    def from_arrays(
+        cls,
+        observations: ArrayLike,
+        actions: ArrayLike,
+        rewards: ArrayLike,
+        next_observations: ArrayLike,
+        terminations: ArrayLike,
+        truncations: ArrayLike | None = None,
+        *,
+        observation_space: Space[Any] | None = None,
+        action_space: Space[Any] | None = None,
+        name: str = "arrays",
+        env_id: str | None = None,
+    ) -> OfflineDataset:
+        """A data set of arrays with one row per transition, episodes one after the other.
+
+        Args:
+            observations: (N, S).
+            actions: (N, A).
+            rewards: (N,).
+            next_observations: (N, S), true successors.
+            terminations: (N,), the task ended.
+            truncations: (N,), the episode was cut; None: inferred (`infer_truncations`).
+            observation_space: None: unbounded.
+            action_space: None: [-1, 1] if all actions fit, else the range that they span.
+            name: how messages and results call the data.
+            env_id: Gymnasium id of the real environment, for evaluation and termination.
+
+        Raises:
+            ValueError: as for the class.
+        """
+        states = validation.float_matrix(observations, "observations", name)
+        successors = validation.float_matrix(next_observations, "next_observations", name)
+        action_rows = validation.float_matrix(actions, "actions", name)
+        ends = validation.flag_vector(terminations, "terminations", name)
+        validation.same_length(
+            name,
+            observations=len(states),
+            next_observations=len(successors),
+            actions=len(action_rows),
+            terminations=len(ends),
+        )
+        width = states.shape[1]
+        validation.same_width(name, "next_observations", successors.shape[1], "observations", width)
+        if truncations is None:
+            truncations = infer_truncations(states, successors, ends)
+        if observation_space is None:
+            observation_space = Box(-np.inf, np.inf, (width,), np.float32)
+        if action_space is None:
+            action_space = validation.action_box_of(action_rows, name)
+        return cls(
+            observations=states,
+            actions=action_rows,
+            rewards=validation.float_vector(rewards, "rewards", name),
+            next_observations=successors,
+            terminations=ends,
+            truncations=validation.flag_vector(truncations, "truncations", name),
+            observation_space=validation.flat_box(observation_space, "observation", name),
+            action_space=validation.flat_box(action_space, "action", name),
+            name=name,
+            env_id=env_id,
+        )
+
+    def with_reward_offset(self, offset: float) -> OfflineDataset:
+        """The same data with `offset` added to every reward (beyond what was added before)."""
+        if not np.isfinite(offset):
+            raise ValueError(f"reward_offset is {offset}; expected a finite number.")
+        if offset == 0.0:
+            return self
+        rewards = self.rewards + np.float32(offset)
+        return replace(self, rewards=rewards, reward_offset=self.reward_offset + offset)
+
+    def with_env_id(self, env_id: str) -> OfflineDataset:
+        """The same data, to be evaluated in the environment `env_id`."""
+        return self if env_id == self.env_id else replace(self, env_id=env_id)
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+    def __repr__(self) -> str:
+        return f"OfflineDataset({self.name!r}, {len(self)} transitions)"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OfflineDataset:
+        # Immutable; gymnasium deep-copies the keyword arguments of an environment once per wrapper.
+        return self
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of the arrays and the spaces; names do not count."""
+        digest = hashlib.sha256()
+        spaces = (self.observation_space, self.action_space)
+        bounds = [(f"space{i}", b) for i, s in enumerate(spaces) for b in (s.low, s.high)]
+        for key, array in [*self._arrays(), *bounds]:
+            little_endian = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
+            digest.update(f"{key}{array.shape}{array.dtype}".encode())
+            digest.update(little_endian.tobytes())
+        return digest.hexdigest()
+
+    def episode_ends(self) -> NDArray[np.intp]:
+        """Last row of each episode, ascending; (episodes,).
+
+        Rows after the last termination or truncation are no episode, unless there is no other.
+        """
+        ends = np.flatnonzero(self.terminations | self.truncations)
+        return ends if ends.size else np.array([len(self) - 1], dtype=np.intp)
+
+    def episode_lengths(self) -> NDArray[np.int64]:
+        """Transitions per episode; (episodes,)."""
+        return np.diff(self.episode_ends(), prepend=-1).astype(np.int64)
+
+    def episode_returns(self) -> NDArray[np.float64]:
+        """Undiscounted return per episode in the environment's own rewards; (episodes,).
+
+        `reward_offset` is taken off again, so that these compare with returns in the environment.
+        """
+        ends = self.episode_ends()
+        starts = np.concatenate(([0], ends[:-1] + 1))
+        sums = np.add.reduceat(self.rewards[: ends[-1] + 1].astype(np.float64), starts)
+        returns: NDArray[np.float64] = sums - self.reward_offset * self.episode_lengths()
+        return returns
+
+    @property
+    def behaviour_return(self) -> float:
+        """Mean of `episode_returns`."""
+        return float(self.episode_returns().mean())
+
+    def _arrays(self) -> list[tuple[str, NDArray[Any]]]:
+        keys = ("observations", "actions", "rewards", "next_observations")
+        return [(key, getattr(self, key)) for key in (*keys, "terminations", "truncations")]
+
+    def _set(self, key: str, value: Any) -> None:
+        object.__setattr__(self, key, value)

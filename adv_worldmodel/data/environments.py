@@ -1,0 +1,70 @@
+"""Spaces of the real environment, where it can be built here."""
+
+from __future__ import annotations
+
+import warnings
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.spaces import Box, Space
+
+from adv_worldmodel.data.validation import flat_box
+
+
+def buildable(env_id: str) -> bool:
+    """Whether `gym.make(env_id)` works here."""
+    try:
+        _spaces(env_id)
+    except Exception:  # an environment's own constructor may raise anything
+        return False
+    return True
+
+
+def environment_spaces(env_id: str) -> tuple[Box, Box]:
+    """Flat float32 observation and action space of the environment `env_id`.
+
+    Raises:
+        ValueError: if it cannot be built (names near ids) or its spaces are not flat boxes.
+    """
+    try:
+        observation_space, action_space = _spaces(env_id)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        near = get_close_matches(env_id, gym.registry, n=3, cutoff=0.6)
+        hint = f" Near ids: {', '.join(near)}." if near else ""
+        raise ValueError(
+            f"Environment '{env_id}' cannot be built here: {reason}.{hint} Name another one "
+            "(env_id=), install what it needs, or leave env_id out."
+        ) from None
+    return (
+        flat_box(observation_space, "observation", env_id),
+        flat_box(action_space, "action", env_id),
+    )
+
+
+def check_fit(env_id: str, observation_dim: int, action_dim: int, where: str) -> None:
+    """ValueError unless rows of these many dimensions can come from the environment `env_id`."""
+    observation_space, action_space = environment_spaces(env_id)
+    for key, width, space in (
+        ("observations", observation_dim, observation_space),
+        ("actions", action_dim, action_space),
+    ):
+        if width != space.shape[0]:
+            raise ValueError(
+                f"{where}: '{key}' has {width} dimensions per row, but {env_id} has "
+                f"{space.shape[0]}. Name the environment that the data come from (env_id=)."
+            )
+
+
+@lru_cache(maxsize=64)
+def _spaces(env_id: str) -> tuple[Space[Any], Space[Any]]:
+    with warnings.catch_warnings():
+        # Older versions of an environment are asked for on purpose (D4RL's -v2 sets).
+        warnings.simplefilter("ignore")
+        env = gym.make(env_id)
+    try:
+        return env.observation_space, env.action_space
+    finally:
+        env.close()

@@ -1,0 +1,210 @@
+"""Minari data sets to `OfflineDataset` and back."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adv_worldmodel.data import validation
+from adv_worldmodel.data.dataset import OfflineDataset
+from adv_worldmodel.data.environments import buildable, check_fit
+
+if TYPE_CHECKING:
+    from minari import MinariDataset  # type: ignore[import-untyped]
+
+_ID = re.compile(r"(?:[-\w][-\w/]*[-\w]/)?[-\w]+-v\d+")  # Minari's own rule, version required
+
+
+def minari_folder() -> Path:
+    """Where Minari keeps its data sets: `$MINARI_DATASETS_PATH`, else `~/.minari/datasets`."""
+    stated = os.environ.get("MINARI_DATASETS_PATH")
+    return Path(stated) if stated else Path.home() / ".minari" / "datasets"
+
+
+def local_ids() -> list[str]:
+    """Ids of the Minari data sets on this machine, sorted."""
+    folder = minari_folder()
+    # Minari's own listing creates the folder; looking should leave nothing behind.
+    found = (path.parent.relative_to(folder) for path in folder.rglob("data") if path.is_dir())
+    return sorted(path.as_posix() for path in found if _ID.fullmatch(path.as_posix()))
+
+
+def load_minari(dataset_id: str, *, env_id: str | None = None) -> OfflineDataset:
+    """The Minari set `dataset_id`: the local copy, else downloaded where the machine can.
+
+    Raises:
+        FileNotFoundError: not there and not to be had; lists the near local ids.
+        ValueError: no Minari id, damaged files, or as `from_minari`.
+    """
+    if _ID.fullmatch(dataset_id) is None:
+        near = _near(dataset_id)
+        raise FileNotFoundError(
+            f"'{dataset_id}' is no data set here and no Minari id (such as "
+            f"mujoco/hopper/medium-v0).{near}"
+        )
+    import minari
+
+    if not (minari_folder() / dataset_id / "data").is_dir():
+        _download(dataset_id)
+    try:
+        dataset = minari.load_dataset(dataset_id)
+    except Exception as error:  # storage formats raise their own kinds
+        raise ValueError(
+            f"minari:{dataset_id}: cannot be read ({_first_line(error)}). Delete "
+            f"{minari_folder() / dataset_id} and fetch or make the data set again."
+        ) from None
+    return from_minari(dataset, env_id=env_id)
+
+
+def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> OfflineDataset:
+    """All episodes of a `MinariDataset` (of those it is filtered to).
+
+    An episode of T steps has T + 1 observations, so every transition has its true successor. An
+    episode with neither flag at its end counts as truncated.
+
+    Args:
+        dataset: with flat Box observations and actions.
+        env_id: environment to evaluate in; None: the one the data set names.
+
+    Raises:
+        ValueError: other spaces, wrong lengths, damaged files, or as `OfflineDataset`.
+    """
+    where = f"minari:{dataset.spec.dataset_id}"
+    observation_space = validation.flat_box(dataset.observation_space, "observation", where)
+    action_space = validation.flat_box(dataset.action_space, "action", where)
+    parts: list[tuple[Any, ...]] = []
+    try:
+        for episode in dataset.iterate_episodes():
+            label = f"{where}: episode {episode.id}"
+            observations = validation.numeric(episode.observations, "observations", label)
+            actions = validation.numeric(episode.actions, "actions", label)
+            if len(observations) != len(actions) + 1:
+                raise ValueError(
+                    f"{label}: 'observations' has {len(observations)} rows for {len(actions)} "
+                    "actions; expected one more than actions."
+                )
+            terminations = np.array(episode.terminations)
+            truncations = np.array(episode.truncations)
+            if len(truncations) and len(terminations):
+                truncations[-1] |= not terminations[-1]
+            states, successors = observations[:-1], observations[1:]
+            parts.append((states, actions, episode.rewards, successors, terminations, truncations))
+    except (OSError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{where}: an episode cannot be read ({_first_line(error)}). The files are truncated: "
+            "delete the data set and fetch or make it again."
+        ) from None
+    if not parts:
+        raise ValueError(f"{where}: the data set is empty (no episodes); expected at least 1.")
+    if env_id is None and dataset.env_spec is not None:
+        env_id = _usable(dataset.env_spec.id, observation_space.shape[0], action_space.shape[0])
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return OfflineDataset(
+        observations=columns[0],
+        actions=columns[1],
+        rewards=columns[2],
+        next_observations=columns[3],
+        terminations=columns[4],
+        truncations=columns[5],
+        observation_space=observation_space,
+        action_space=action_space,
+        name=where,
+        env_id=env_id,
+    )
+
+
+def to_minari(
+    dataset: OfflineDataset, dataset_id: str, *, description: str | None = None
+) -> MinariDataset:
+    """Writes `dataset` as the Minari set `dataset_id` into `minari_folder()`.
+
+    Where a successor is not the next row's observation an episode is closed as truncated, since
+    Minari stores each observation once. Rewards are written as they are (with `reward_offset`).
+
+    Raises:
+        ValueError: no Minari id, or a set of that id exists.
+    """
+    if _ID.fullmatch(dataset_id) is None:
+        raise ValueError(
+            f"'{dataset_id}' is no Minari id; expected namespace/name-vN, such as "
+            "mine/pendulum/random-v0."
+        )
+    folder = minari_folder() / dataset_id
+    if folder.exists():
+        raise ValueError(f"{folder} exists already. Choose another id or version, or delete it.")
+    import minari
+    from minari.data_collector import EpisodeBuffer  # type: ignore[import-untyped]
+
+    truncations = dataset.truncations.copy()
+    gaps = np.any(dataset.next_observations[:-1] != dataset.observations[1:], axis=1)
+    truncations[:-1] |= gaps & ~dataset.terminations[:-1]
+    truncations[-1] |= not dataset.terminations[-1]
+    ends = np.flatnonzero(dataset.terminations | truncations) + 1
+    buffers = []
+    for index, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        rows = slice(int(start), int(end))
+        final = dataset.next_observations[end - 1 : end]
+        buffers.append(
+            EpisodeBuffer(
+                id=index,
+                observations=np.concatenate([dataset.observations[rows], final]),
+                actions=dataset.actions[rows],
+                rewards=dataset.rewards[rows],
+                terminations=dataset.terminations[rows],
+                truncations=truncations[rows],
+            )
+        )
+    env_id = dataset.env_id if dataset.env_id and buildable(dataset.env_id) else None
+    with warnings.catch_warnings():
+        # Minari warns once for each of author, algorithm, link and description that is not given.
+        warnings.simplefilter("ignore")
+        return minari.create_dataset_from_buffers(
+            dataset_id,
+            buffers,
+            env=env_id,
+            observation_space=dataset.observation_space,
+            action_space=dataset.action_space,
+            description=description or f"Converted from {dataset.name}.",
+            data_format="hdf5",
+        )
+
+
+def _usable(env_id: str, observation_dim: int, action_dim: int) -> str | None:
+    """`env_id`, unless it builds here with other dimensions than the data's."""
+    if buildable(env_id):
+        try:
+            check_fit(env_id, observation_dim, action_dim, env_id)
+        except ValueError:
+            return None
+    return env_id
+
+
+def _download(dataset_id: str) -> None:
+    import minari
+
+    try:
+        minari.download_dataset(dataset_id)
+    except Exception as error:  # whatever the network, the hub or a missing package raises
+        raise FileNotFoundError(
+            f"minari:{dataset_id}: not in {minari_folder()}, and downloading failed "
+            f"({_first_line(error)}).{_near(dataset_id)} Fetch it where there is a network "
+            f"(minari download {dataset_id}) or set MINARI_DATASETS_PATH to the folder that has it."
+        ) from None
+
+
+def _near(dataset_id: str) -> str:
+    ids = local_ids()
+    if not ids:
+        return f" No Minari data set is in {minari_folder()}."
+    near = get_close_matches(dataset_id, ids, n=5, cutoff=0.3) or ids[:5]
+    return f" Near local ids: {', '.join(near)}."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,119 @@
+"""A Stable-Baselines3 `ReplayBuffer` to an `OfflineDataset`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from adv_worldmodel.data import validation
+from adv_worldmodel.data.dataset import OfflineDataset, infer_truncations
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+
+def is_replay_buffer(source: object) -> bool:
+    """Whether `source` is SB3's `ReplayBuffer` (or a subclass), told without importing SB3."""
+    return any(
+        cls.__name__ == "ReplayBuffer" and cls.__module__ == "stable_baselines3.common.buffers"
+        for cls in type(source).__mro__
+    )
+
+
+def from_replay_buffer(
+    buffer: ReplayBuffer,
+    *,
+    actions: Literal["auto", "scaled", "raw"] = "auto",
+    name: str = "replay buffer",
+    env_id: str | None = None,
+) -> OfflineDataset:
+    """What `buffer` holds: each environment's rows in order of time, one environment after another.
+
+    A done row counts as truncated if the buffer recorded it as a time-out, else as terminated. With
+    `optimize_memory_usage` the successor of a done row is overwritten by the next episode's first
+    observation: such rows are dropped and the row before them ends the episode as truncated. A row
+    that the newest one overwrites in a full buffer is dropped too.
+
+    Args:
+        buffer: with flat Box observations and actions; n_envs >= 1.
+        actions: SB3's off-policy algorithms store actions scaled to [-1, 1] ("scaled"), who fills a
+            buffer by hand mostly stores the environment's own ("raw"). "auto" takes the one that
+            the data fit, and if both fit the one with the narrower bounds.
+        name: how messages and results call the data.
+        env_id: environment to evaluate in.
+
+    Raises:
+        ValueError: an empty buffer, other spaces, or as `OfflineDataset`.
+    """
+    observation_space = validation.flat_box(buffer.observation_space, "observation", name)
+    action_space = validation.flat_box(buffer.action_space, "action", name)
+    size = buffer.buffer_size
+    if not buffer.full and buffer.pos == 0:
+        raise ValueError(f"{name}: the replay buffer is empty (0 rows); expected at least 1.")
+    shared = bool(buffer.optimize_memory_usage)
+    start = buffer.pos + int(shared) if buffer.full else 0
+    count = size - int(shared) if buffer.full else buffer.pos
+    if count < 1:
+        raise ValueError(f"{name}: the replay buffer holds no whole transition; expected one.")
+    order = (start + np.arange(count)) % size
+
+    def column(array: NDArray[Any], rows: NDArray[np.intp] = order) -> NDArray[Any]:
+        """(time, environment, ...) to (environment x time, ...)."""
+        taken = np.swapaxes(array[rows], 0, 1)
+        return taken.reshape(-1, *taken.shape[2:])
+
+    if shared:
+        next_observations = column(buffer.observations, (order + 1) % size)
+    else:
+        next_observations = column(buffer.next_observations)
+    observations = validation.float_matrix(column(buffer.observations), "observations", name)
+    next_observations = validation.float_matrix(next_observations, "next_observations", name)
+    dones = validation.flag_vector(column(buffer.dones), "dones", name)
+    timeouts = validation.flag_vector(column(buffer.timeouts), "timeouts", name)
+    terminations = dones & ~timeouts
+    truncations = dones & timeouts
+    series_end = np.zeros(len(dones), dtype=np.bool_)
+    series_end[count - 1 :: count] = True
+    truncations |= series_end & ~terminations
+    kept = np.ones(len(dones), dtype=np.bool_)
+    if shared:
+        kept = ~dones | series_end
+        before_dropped = np.append(~kept[1:], False) & ~series_end
+        truncations |= before_dropped & ~terminations
+        if not kept.any():
+            raise ValueError(f"{name}: every row ends its episode, so no successor is known.")
+    else:
+        truncations |= infer_truncations(observations, next_observations, terminations)
+    action_rows = validation.float_matrix(column(buffer.actions), "actions", name)
+    return OfflineDataset(
+        observations=observations[kept],
+        actions=_raw_actions(action_rows, action_space, actions)[kept],
+        rewards=column(buffer.rewards)[kept],
+        next_observations=next_observations[kept],
+        terminations=terminations[kept],
+        truncations=truncations[kept],
+        observation_space=observation_space,
+        action_space=action_space,
+        name=name,
+        env_id=env_id,
+    )
+
+
+def _raw_actions(
+    actions: NDArray[np.float32], space: Box, stored: Literal["auto", "scaled", "raw"]
+) -> NDArray[np.float32]:
+    span = space.high - space.low
+    if stored == "auto":
+        slack = validation.ACTION_TOLERANCE * np.maximum(span, 2.0)
+        fits_raw = bool(((actions >= space.low - slack) & (actions <= space.high + slack)).all())
+        fits_scaled = bool((np.abs(actions) <= 1.0 + slack).all())
+        # Volume of the bounds against that of [-1, 1]^A; neither fitting is reported as raw.
+        narrower = float(np.log(span / 2.0).sum()) <= 0.0
+        stored = "raw" if (fits_raw and narrower) or not fits_scaled else "scaled"
+    if stored == "raw":
+        return actions
+    middle = (space.high + space.low) / 2.0
+    return (middle + actions * (span / 2.0)).astype(np.float32)

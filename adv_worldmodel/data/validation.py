@@ -1,0 +1,177 @@
+"""Checks of arrays that come from outside; every message names the key, the row and the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box, Space
+from numpy.typing import ArrayLike, NDArray
+
+ACTION_TOLERANCE = 1e-5
+"""Share of an action dimension's range by which float error may leave the bounds; clipped."""
+
+
+def numeric(values: ArrayLike, key: str, where: str) -> NDArray[Any]:
+    """`values` as a numeric array of any shape; ValueError for anything but real numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # ragged nested lists
+        raise ValueError(
+            f"{where}: '{key}' is not a rectangular array of numbers ({error})."
+        ) from None
+    if array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{where}: '{key}' has dtype {array.dtype}; expected numbers. Convert it to float32."
+        )
+    return array
+
+
+def float_matrix(values: ArrayLike, key: str, where: str) -> NDArray[np.float32]:
+    """`values` as finite float32 of shape (N, D), N >= 1, D >= 1."""
+    array = numeric(values, key, where)
+    if array.ndim != 2 or array.shape[1] == 0:
+        if array.ndim == 1:
+            remedy = "Give one row per transition, e.g. array.reshape(-1, 1) if each is one number."
+        else:
+            remedy = "Flatten what belongs to one transition, e.g. array.reshape(len(array), -1)."
+        raise ValueError(
+            f"{where}: '{key}' has shape {array.shape}; expected (rows, dimensions). {remedy}"
+        )
+    return _finite_float32(array, key, where)
+
+
+def float_vector(values: ArrayLike, key: str, where: str) -> NDArray[np.float32]:
+    """`values` as finite float32 of shape (N,); (N, 1) is taken as (N,)."""
+    return _finite_float32(_vector(values, key, where), key, where)
+
+
+def flag_vector(values: ArrayLike, key: str, where: str) -> NDArray[np.bool_]:
+    """`values` as booleans of shape (N,); numbers must be 0 or 1."""
+    array = _vector(values, key, where)
+    wrong = np.flatnonzero((array != 0) & (array != 1))
+    if wrong.size:
+        row = int(wrong[0])
+        raise ValueError(
+            f"{where}: '{key}' row {row} is {array[row]}; expected true or false (1 or 0)."
+        )
+    return array.astype(np.bool_)
+
+
+def same_length(where: str, **lengths: int) -> None:
+    """ValueError unless all lengths (key -> rows) equal the first and are not 0."""
+    first, rows = next(iter(lengths.items()))
+    if rows == 0:
+        raise ValueError(
+            f"{where}: the data set is empty ('{first}' has 0 rows); expected 1 or more."
+        )
+    for key, length in lengths.items():
+        if length != rows:
+            raise ValueError(
+                f"{where}: '{key}' has {length} rows but '{first}' has {rows}; "
+                "every key needs one row per transition."
+            )
+
+
+def same_width(where: str, key: str, width: int, other: str, expected: int) -> None:
+    """ValueError unless the two widths (dimensions per row) are equal."""
+    if width != expected:
+        raise ValueError(
+            f"{where}: '{key}' has {width} dimensions per row but '{other}' has {expected}; "
+            "they must be equal."
+        )
+
+
+def flat_box(space: Space[Any], what: str, where: str) -> Box:
+    """`space` as a flat float32 Box; ValueError for any other kind of space."""
+    if not isinstance(space, Box):
+        kind = type(space).__name__
+        remedy = {
+            "Discrete": "Discrete spaces are not supported: use data with continuous values.",
+            "Dict": "Flatten it into one vector per row first (e.g. gymnasium.spaces.flatten).",
+            "Tuple": "Flatten it into one vector per row first (e.g. gymnasium.spaces.flatten).",
+        }.get(kind, "Only flat vectors of real numbers are supported.")
+        raise ValueError(f"{where}: the {what} space is {kind}; expected a flat Box. {remedy}")
+    if len(space.shape) != 1 or space.shape[0] == 0:
+        raise ValueError(
+            f"{where}: the {what} space has shape {space.shape}; expected one dimension, (D,). "
+            "Flatten it into one vector per row first."
+        )
+    low = space.low.astype(np.float32)
+    high = space.high.astype(np.float32)
+    if what == "action":
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise ValueError(
+                f"{where}: the action space has infinite bounds (low {low}, high {high}); expected "
+                "finite ones. Give action_space= with the real limits."
+            )
+        if not (low < high).all():
+            raise ValueError(
+                f"{where}: the action space has a dimension without room (low {low}, high {high}); "
+                "expected low < high everywhere. Leave that dimension out."
+            )
+    return Box(low, high, dtype=np.float32)
+
+
+def actions_in_bounds(
+    actions: NDArray[np.float32], space: Box, key: str, where: str
+) -> NDArray[np.float32]:
+    """Actions (N, A) within `space`: float error up to `ACTION_TOLERANCE` of the range is clipped.
+
+    Raises:
+        ValueError: at the first row that lies further outside.
+    """
+    slack = ACTION_TOLERANCE * (space.high - space.low)
+    outside = (actions < space.low - slack) | (actions > space.high + slack)
+    if outside.any():
+        row, column = (int(i) for i in np.argwhere(outside)[0])
+        count = int(outside.any(axis=1).sum())
+        raise ValueError(
+            f"{where}: '{key}' row {row} dimension {column} is {actions[row, column]:.6g}, outside "
+            f"the bounds [{space.low[column]:.6g}, {space.high[column]:.6g}] ({count} such rows). "
+            "Scale the actions into the bounds, or give the bounds they were taken in."
+        )
+    return np.clip(actions, space.low, space.high)
+
+
+def action_box_of(actions: NDArray[np.float32], where: str) -> Box:
+    """Bounds for actions (N, A) that come without: [-1, 1] if all fit, else the data's range."""
+    width = actions.shape[1]
+    unit = Box(-1.0, 1.0, (width,), np.float32)
+    if np.abs(actions).max() <= 1.0 + 2.0 * ACTION_TOLERANCE:
+        return unit
+    low, high = actions.min(axis=0), actions.max(axis=0)
+    constant = np.flatnonzero(low >= high)
+    if constant.size:
+        raise ValueError(
+            f"{where}: no action bounds are known and action dimension {int(constant[0])} never "
+            f"changes (always {low[constant[0]]:.6g}), so none can be guessed. Give action_space= "
+            "or the environment's id (env_id=)."
+        )
+    return Box(low, high, dtype=np.float32)
+
+
+def _vector(values: ArrayLike, key: str, where: str) -> NDArray[Any]:
+    array = numeric(values, key, where)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(
+            f"{where}: '{key}' has shape {array.shape}; expected (rows,), one number per row."
+        )
+    return array
+
+
+def _finite_float32(array: NDArray[Any], key: str, where: str) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        result = array.astype(np.float32)
+    wrong = np.argwhere(~np.isfinite(result))
+    if wrong.size:
+        index = tuple(int(i) for i in wrong[0])
+        place = f"row {index[0]}" + (f" dimension {index[1]}" if len(index) > 1 else "")
+        rows = len(np.unique(wrong[:, 0]))
+        raise ValueError(
+            f"{where}: '{key}' {place} is {array[index]}; expected finite float32 numbers "
+            f"({rows} such rows). Repair or drop these transitions."
+        )
+    return result

@@ -1,0 +1,122 @@
+"""Stacked Gaussian networks: all members of the ensemble are one batched product per layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LOG_2PI = math.log(2.0 * math.pi)
+INITIAL_MAX_LOGVAR, INITIAL_MIN_LOGVAR = 1.0, -6.0
+
+
+class Ensemble(nn.Module):
+    """E networks, each a diagonal Gaussian over targets y given inputs x.
+
+    :param n_members: E, the number of networks.
+    :param input_dim: length of x.
+    :param output_dim: D, length of y.
+    :param hidden_sizes: widths of the hidden layers, swish between them.
+    :param generator: draws the initial weights; ``None`` leaves them at zero (to be loaded).
+
+    The log-variance is softly bounded by learnable limits shared by the members, which keeps the
+    variance finite away from the data.
+    """
+
+    def __init__(
+        self,
+        n_members: int,
+        input_dim: int,
+        output_dim: int,
+        hidden_sizes: Sequence[int],
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_members, self.input_dim, self.output_dim = n_members, input_dim, output_dim
+        self.hidden_sizes = tuple(hidden_sizes)
+        sizes = [input_dim, *hidden_sizes, 2 * output_dim]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+            weight = torch.zeros(n_members, fan_in, fan_out)
+            if generator is not None:
+                std = 1.0 / (2.0 * math.sqrt(fan_in))
+                nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(torch.zeros(n_members, 1, fan_out)))
+        self.max_logvar = nn.Parameter(torch.full((output_dim,), INITIAL_MAX_LOGVAR))
+        self.min_logvar = nn.Parameter(torch.full((output_dim,), INITIAL_MIN_LOGVAR))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each ``(E, B, D)``, of ``x``: ``(E, B, in)``, or ``(B, in)`` for all."""
+        h = x if x.dim() == 3 else x.expand(self.n_members, *x.shape)
+        inplace = not torch.is_grad_enabled()
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            h = torch.baddbmm(bias, h, weight)
+            if i < last:
+                h = F.silu(h, inplace=inplace)
+        mean, logvar = h.chunk(2, dim=-1)
+        logvar = self.max_logvar - F.softplus(self.max_logvar - logvar)
+        logvar = self.min_logvar + F.softplus(logvar - self.min_logvar)
+        return mean, logvar
+
+    def select(self, members: Sequence[int]) -> Ensemble:
+        """A copy holding only the given members, in the given order."""
+        device = self.max_logvar.device
+        chosen = Ensemble(len(members), self.input_dim, self.output_dim, self.hidden_sizes).to(device)
+        index = torch.as_tensor(list(members), device=device)
+        with torch.no_grad():
+            for mine, theirs in zip(chosen.weights, self.weights, strict=True):
+                mine.copy_(theirs[index])
+            for mine, theirs in zip(chosen.biases, self.biases, strict=True):
+                mine.copy_(theirs[index])
+            chosen.max_logvar.copy_(self.max_logvar)
+            chosen.min_logvar.copy_(self.min_logvar)
+        return chosen
+
+
+def gaussian_log_density(y: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """log N(y; mean, diag exp(logvar)), summed over the last dimension."""
+    return -0.5 * ((y - mean).square() * torch.exp(-logvar) + logvar + LOG_2PI).sum(-1)
+
+
+def mixture_log_density(y: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """Log-density of the uniform mixture of the E members, ``(E, B, D)`` to ``(B,)``.
+
+    By logsumexp: an exponential of a log-density summed over many dimensions overflows.
+    """
+    log_p = gaussian_log_density(y, mean, logvar)
+    return torch.logsumexp(log_p, dim=0) - math.log(mean.shape[0])
+
+
+class MemberDraw:
+    """Which member each of B rows uses, arranged so that every member gets one slab of rows.
+
+    The rows are dealt to the members by a random permutation. Each row's member is uniform; the
+    counts are equal, so that the drawn members are evaluated as one ``(E, ceil(B / E), .)``
+    product with nothing thrown away and no count to read back from the device.
+    """
+
+    def __init__(self, n_rows: int, n_members: int, generator: torch.Generator) -> None:
+        self.n_rows, self.n_members = n_rows, n_members
+        self.slab = -(-n_rows // n_members)
+        slots = torch.randperm(
+            self.slab * n_members, generator=generator, device=generator.device
+        )
+        # slots[i]: the place of row i in the slabs; places without a row repeat row 0.
+        self.place = slots[:n_rows]
+        self.row = torch.zeros_like(slots)
+        self.row[self.place] = torch.arange(n_rows, device=slots.device)
+        self.member = self.place // self.slab
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """Rows ``(B, ...)`` into the members' slabs ``(E, slab, ...)``."""
+        return x[self.row].reshape(self.n_members, self.slab, *x.shape[1:])
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Slabs ``(E, slab, ...)`` back into rows ``(B, ...)``."""
+        return x.reshape(self.n_members * self.slab, *x.shape[2:])[self.place]

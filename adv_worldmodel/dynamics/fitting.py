@@ -1,0 +1,273 @@
+"""Maximum-likelihood fit of the ensemble, choice of the elites, and the cache of fits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from adv_worldmodel.data import OfflineDataset
+from adv_worldmodel.device import resolve_device, shared_tensor
+from adv_worldmodel.dynamics.ensemble import Ensemble
+from adv_worldmodel.dynamics.termination import TerminationFunction, make_termination
+from adv_worldmodel.dynamics.world_model import FORMAT_VERSION, RewardFunction, WorldModel
+from adv_worldmodel.seeding import make_generator
+
+LOGVAR_LIMIT_WEIGHT = 0.001
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How the world model is fitted; defaults are the paper's and its authors' code's.
+
+    :param n_networks: networks fitted. :param n_elites: networks kept, the best on the holdout.
+    :param hidden_sizes: widths of the hidden layers.
+    :param learning_rate: Adam's. :param batch_size: transitions per network and step.
+    :param holdout: transitions held out (at most a tenth of the data).
+    :param patience: epochs without improvement before the fit stops.
+    :param improvement: relative fall of a network's holdout error that counts as improvement.
+    :param max_steps: gradient steps at most; ``None`` leaves the end to ``patience``.
+    :param seed: of weights, bootstrap, shuffling and holdout.
+    """
+
+    n_networks: int = 7
+    n_elites: int = 5
+    hidden_sizes: tuple[int, ...] = (200, 200, 200, 200)
+    learning_rate: float = 3e-4
+    batch_size: int = 256
+    holdout: int = 1000
+    patience: int = 10
+    improvement: float = 0.01
+    max_steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_elites <= self.n_networks:
+            raise ValueError(
+                f"n_elites = {self.n_elites} must lie between 1 and n_networks = {self.n_networks}"
+            )
+        for name in ("batch_size", "holdout", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps = {self.max_steps} must be at least 1, or None")
+
+
+def weight_decays(n_layers: int) -> tuple[float, ...]:
+    """L2 weight per layer; for the paper's five layers 2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4."""
+    if n_layers < 3:
+        return (2.5e-5, 1e-4)[-n_layers:]
+    return (2.5e-5, 5e-5, *[7.5e-5] * (n_layers - 3), 1e-4)
+
+
+def make_optimizer(ensemble: Ensemble, learning_rate: float) -> torch.optim.Adam:
+    """Adam on the ensemble, with the layers' L2 terms.
+
+    Adam's coupled ``weight_decay`` adds w W to the gradient: exactly that of w / 2 ||W||^2.
+    """
+    groups = [
+        {"params": [weight], "weight_decay": decay}
+        for weight, decay in zip(ensemble.weights, weight_decays(len(ensemble.weights)), strict=True)
+    ]
+    rest = [*ensemble.biases, ensemble.max_logvar, ensemble.min_logvar]
+    return torch.optim.Adam([*groups, {"params": rest}], lr=learning_rate, fused=True)
+
+
+def supervised_loss(ensemble: Ensemble, mean: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
+    """L_sup of P eq. 9, 2 / D times the negative log-likelihood, and the log-variance limits.
+
+    Sum over members of the mean over rows and dimensions of (y - mu)^2 / sigma^2 + log sigma^2.
+    The L2 terms live in the optimiser (:func:`make_optimizer`).
+    """
+    fit = ((y - mean).square() * torch.exp(-logvar) + logvar).mean(dim=(-2, -1)).sum()
+    limits = ensemble.max_logvar.sum() - ensemble.min_logvar.sum()
+    return fit + LOGVAR_LIMIT_WEIGHT * limits
+
+
+def fit_world_model(
+    dataset: OfflineDataset,
+    settings: FitSettings = FitSettings(),
+    *,
+    termination: str | TerminationFunction | None = None,
+    reward_function: RewardFunction | None = None,
+    device: str | torch.device = "auto",
+    progress: bool = False,
+) -> WorldModel:
+    """Fit the ensemble to a data set by maximum likelihood and keep its elites.
+
+    :param termination: see :func:`make_termination`; ``None`` reads it from the environment.
+    :param reward_function: known reward on raw ``(s, a, s')`` instead of a learned one.
+    :param progress: show a bar.
+    :return: the world model, in which only the ``n_elites`` best networks exist.
+    :raises ValueError: fewer than two transitions, or no known termination.
+    """
+    if len(dataset) < 2:
+        raise ValueError("one transition cannot be fitted and held out: at least 2 are needed")
+    rule = make_termination(termination, dataset.env_id)
+    start = time.perf_counter()
+    device = resolve_device(device)
+    generator = make_generator(settings.seed, "fit")
+    obs_dim, action_dim = dataset.observations.shape[1], dataset.actions.shape[1]
+    ensemble = Ensemble(
+        settings.n_networks,
+        obs_dim + action_dim,
+        obs_dim + (reward_function is None),
+        settings.hidden_sizes,
+        generator,
+    )
+    spaces = (dataset.observation_space, dataset.action_space)
+    model = WorldModel(ensemble, rule, *spaces, reward_function=reward_function).to(device)
+    obs, action, reward, next_obs = (
+        shared_tensor(a, device)
+        for a in (dataset.observations, dataset.actions, dataset.rewards, dataset.next_observations)
+    )
+    model.set_scales(torch.cat([obs, action], -1), model.raw_targets(obs, next_obs, reward))
+    inputs, targets = model.encode(dataset)
+
+    n_holdout = min(settings.holdout, max(1, len(dataset) // 10))
+    rows = torch.randperm(len(dataset), generator=generator).to(device)
+    holdout, train = rows[:n_holdout], rows[n_holdout:]
+    best, best_mse, steps, epochs = _descend(
+        model, inputs, targets, train, holdout, settings, generator, progress
+    )
+
+    elites = torch.argsort(best_mse)[: settings.n_elites].tolist()
+    ensemble.load_state_dict(best)
+    fitted = WorldModel(ensemble.select(elites), rule, *spaces, reward_function=reward_function)
+    fitted.to(device)
+    for name in ("input_mean", "input_std", "target_mean", "target_std"):
+        getattr(fitted, name).copy_(getattr(model, name))
+    fitted.holdout_rows = holdout.clone()
+    fitted.fit_info = {
+        "content_hash": dataset.content_hash,
+        "dataset": dataset.name,
+        "env_id": dataset.env_id,
+        "settings": asdict(settings),
+        "steps": steps,
+        "epochs": epochs,
+        "holdout_mse": best_mse.tolist(),
+        "elites": elites,
+        "holdout_nll": float(fitted.nll(inputs[holdout], targets[holdout])),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    return fitted
+
+
+def _descend(
+    model: WorldModel,
+    inputs: Tensor,
+    targets: Tensor,
+    train: Tensor,
+    holdout: Tensor,
+    settings: FitSettings,
+    generator: torch.Generator,
+    progress: bool,
+) -> tuple[dict[str, Tensor], Tensor, int, int]:
+    """Adam until no network improves; returns each network's best weights and holdout error."""
+    ensemble, n = model.ensemble, len(train)
+    optimizer = make_optimizer(ensemble, settings.learning_rate)
+    bootstrap = torch.randint(n, (settings.n_networks, n), generator=generator).to(inputs.device)
+    best_mse = torch.full((settings.n_networks,), torch.inf, device=inputs.device)
+    reference = best_mse.clone()
+    best = {name: value.clone() for name, value in ensemble.state_dict().items()}
+    steps, epochs, stale = 0, 0, 0
+    bar = tqdm(total=settings.max_steps, desc="fit", unit="step", disable=not progress)
+    while stale < settings.patience and (settings.max_steps is None or steps < settings.max_steps):
+        order = torch.rand((settings.n_networks, n), generator=generator).argsort(dim=1)
+        shuffled = train[bootstrap.gather(1, order.to(inputs.device))]
+        for batch in shuffled.split(settings.batch_size, dim=1):
+            if steps == settings.max_steps:
+                break
+            y = targets[batch]
+            mean, logvar = ensemble(inputs[batch])
+            optimizer.zero_grad()
+            supervised_loss(ensemble, mean, logvar, y).backward()
+            optimizer.step()
+            steps += 1
+            bar.update()
+        epochs += 1
+        with torch.no_grad():
+            mean, _ = ensemble(inputs[holdout])
+            mse = (targets[holdout] - mean).square().mean(dim=(1, 2))
+        improved = mse < best_mse
+        for name, value in ensemble.state_dict().items():
+            if value.dim() == 3:  # per network; the log-variance limits are shared
+                best[name][improved] = value[improved]
+            else:
+                best[name].copy_(value)
+        best_mse = torch.minimum(best_mse, mse)
+        enough = mse < reference * (1.0 - settings.improvement)
+        reference = torch.where(enough, mse, reference)
+        stale = 0 if bool(enough.any()) else stale + 1
+        bar.set_postfix(holdout_mse=f"{float(best_mse.mean()):.4g}")
+    bar.close()
+    if not bool(torch.isfinite(best_mse).all()):
+        raise FloatingPointError(
+            "the fit of the world model diverged: look for outliers in the data, or lower "
+            "fit_learning_rate"
+        )
+    return best, best_mse, steps, epochs
+
+
+def default_cache_dir() -> Path:
+    """``$ADV_WORLDMODEL_CACHE``, else ``$XDG_CACHE_HOME/adv-worldmodel``, else under ``~/.cache``."""
+    if own := os.environ.get("ADV_WORLDMODEL_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adv-worldmodel"
+
+
+def cached_world_model(
+    dataset: OfflineDataset,
+    settings: FitSettings = FitSettings(),
+    *,
+    termination: str | TerminationFunction | None = None,
+    reward_function: RewardFunction | None = None,
+    device: str | torch.device = "auto",
+    progress: bool = False,
+    cache_dir: str | Path | None = None,
+) -> WorldModel:
+    """:func:`fit_world_model`, kept on disk by the data's content hash and the fit's settings.
+
+    Fits with a user's reward function are not kept: nothing tells two functions apart.
+    """
+    if reward_function is not None or callable(termination):
+        return fit_world_model(
+            dataset, settings, termination=termination, reward_function=reward_function,
+            device=device, progress=progress,
+        )  # fmt: skip
+    rule = make_termination(termination, dataset.env_id)
+    key = {
+        "content_hash": dataset.content_hash,
+        "settings": asdict(settings),
+        "termination": dict(rule.spec),
+        "format_version": FORMAT_VERSION,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    folder = cache / f"fit-{digest}"
+    try:
+        return WorldModel.load(folder, device=device)
+    except (FileNotFoundError, ValueError):  # never fitted, or damaged: fit (again)
+        pass
+    model = fit_world_model(
+        dataset, settings, termination=termination, device=device, progress=progress
+    )
+    # Written aside and renamed: another process never sees half a model.
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix="fit-", dir=cache))
+        model.save(aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+    except OSError:  # a read-only or full cache costs the next run a fit, not this one its result
+        pass
+    return model

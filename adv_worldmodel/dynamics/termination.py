@@ -1,0 +1,210 @@
+"""When does an episode end? A function of (s, a, s') for the world model's rollouts.
+
+The ensemble predicts rewards and next states only; whether a predicted state ends the episode
+is known from the task. The rule is read from the real environment where Gymnasium can build it,
+taken from a table by exact name otherwise, or is the user's own function. Rules are data (a
+JSON-able `spec`), so that a saved world model can be loaded without running any code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adv_worldmodel.dynamics.known_tasks import (
+    TASKS,
+    read_environment,
+    spec_of_task,
+    task_of_name,
+)
+
+TerminationFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`f(obs (B, S), action (B, A), next_obs (B, S)) -> bool (B,)`, all raw (not standardised)."""
+
+_REMEDY = "Pass termination='never' or your own function f(obs, action, next_obs) -> bool (B,)."
+
+
+@dataclass(frozen=True)
+class Termination:
+    """Batched end-of-episode rule on raw observations.
+
+    Attributes:
+        spec: JSON-able description, enough for `termination_from_spec`. `kind` is one of
+            `never`; `outside` (ends unless every bound holds: "unhealthy"); `inside` (ends when
+            every bound holds: "goal reached"); `tip_height` (double pendulum); `function`.
+            `origin` says where the rule came from.
+    """
+
+    spec: dict[str, Any]
+    rule: TerminationFunction
+
+    def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        """Which rows end their episode.
+
+        Args:
+            obs: `(B, S)` raw states. action: `(B, A)` raw actions. next_obs: `(B, S)` raw.
+
+        Returns:
+            Bool tensor `(B,)` on the device of `next_obs`.
+
+        Raises:
+            ValueError: a user's function returned something else than bool `(B,)`, or the rule
+                reads a component that the observation does not have.
+        """
+        done = self.rule(obs, action, next_obs)
+        batch = next_obs.shape[0]
+        if not isinstance(done, Tensor) or done.dtype != torch.bool or done.shape != (batch,):
+            found = (
+                f"{done.dtype} {tuple(done.shape)}"
+                if isinstance(done, Tensor)
+                else type(done).__name__
+            )
+            raise ValueError(
+                f"The termination function returned {found}; expected a torch.bool tensor of "
+                f"shape ({batch},), one flag per row."
+            )
+        return done
+
+    def __repr__(self) -> str:
+        return f"Termination({self.spec['kind']}, origin={self.spec.get('origin')!r})"
+
+
+# --------------------------------------------------------------------------------------------
+# Rules: specs and the tensor code they stand for
+
+
+def _within(next_obs: Tensor, bound: Mapping[str, Any]) -> Tensor:
+    """`(B,)`: all components in the bound hold it. NaN is never within."""
+    start, stop = int(bound["start"]), bound["stop"]
+    if next_obs.shape[-1] <= start or (stop is not None and next_obs.shape[-1] < stop):
+        raise ValueError(
+            f"The termination rule reads component {start if stop is None else stop - 1} of the "
+            f"observation, which has only {next_obs.shape[-1]}. The data set's observations are "
+            f"not those of the environment the rule was read from. {_REMEDY}"
+        )
+    part = next_obs[:, start:stop]
+    low = -math.inf if bound["low"] is None else float(bound["low"])
+    high = math.inf if bound["high"] is None else float(bound["high"])
+    held = (low <= part) & (part <= high) if bound["closed"] else (low < part) & (part < high)
+    return torch.all(held, dim=-1)
+
+
+def _all_within(next_obs: Tensor, spec: Mapping[str, Any]) -> Tensor:
+    held = torch.ones(next_obs.shape[0], dtype=torch.bool, device=next_obs.device)
+    if spec.get("finite", False):
+        held = torch.isfinite(next_obs).all(dim=-1)
+    for bound in spec["bounds"]:
+        held = held & _within(next_obs, bound)
+    return held
+
+
+def _tip_height(next_obs: Tensor, spec: Mapping[str, Any]) -> Tensor:
+    """Height of the double pendulum's tip; observation: x, sin(1), sin(2), cos(1), cos(2), ...
+
+    The second angle is relative to the first link, hence cos(1 + 2).
+    """
+    first, second = spec["links"]
+    sin1, sin2, cos1, cos2 = (next_obs[:, i] for i in range(1, 5))
+    height = first * cos1 + second * (cos1 * cos2 - sin1 * sin2)
+    return torch.le(height, float(spec["height"]))
+
+
+def _rule_of(spec: Mapping[str, Any]) -> TerminationFunction:
+    kind = spec.get("kind")
+    if kind == "never":
+        return lambda obs, action, next_obs: torch.zeros(
+            next_obs.shape[0], dtype=torch.bool, device=next_obs.device
+        )
+    if kind == "outside":
+        return lambda obs, action, next_obs: ~_all_within(next_obs, spec)
+    if kind == "inside":
+        return lambda obs, action, next_obs: _all_within(next_obs, spec)
+    if kind == "tip_height":
+        return lambda obs, action, next_obs: _tip_height(next_obs, spec)
+    raise ValueError(
+        f"Unknown termination kind {kind!r}; expected never, outside, inside, tip_height or "
+        "function. The file was written by another version, or is damaged."
+    )
+
+
+def termination_from_spec(
+    spec: Mapping[str, Any], function: TerminationFunction | None = None
+) -> Termination:
+    """Rebuild a `Termination` from its `spec`; runs no code that the spec brings along.
+
+    Args:
+        spec: `Termination.spec`, or what JSON made of it.
+        function: needed for, and only used with, `{"kind": "function"}`.
+
+    Raises:
+        ValueError: unknown or damaged spec, or a function is needed and none was given.
+    """
+    if spec.get("kind") == "function":
+        if function is None:
+            raise ValueError(
+                "This world model was made with the termination function "
+                f"{spec.get('origin')!r}, which is code and was not saved: pass it again as "
+                "termination=f, with f(obs, action, next_obs) -> bool (B,)."
+            )
+        return Termination(dict(spec), function)
+    clean: dict[str, Any] = json.loads(json.dumps(dict(spec)))  # own copy, nothing but data
+    termination = Termination(clean, _rule_of(clean))
+    try:
+        # Wide enough for every rule's components: shows damage now, not in the first rollout.
+        width = 5 + max((b["stop"] or b["start"] + 1 for b in clean.get("bounds", ())), default=0)
+        probe = torch.zeros(1, width)
+        termination(probe, probe, probe)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"Damaged termination spec {clean}: {error!r}.") from error
+    return termination
+
+
+def _automatic(env_id: str | None) -> dict[str, Any]:
+    if env_id is None:
+        raise ValueError(
+            f"The data set names no environment to read the termination from. {_REMEDY}"
+        )
+    spec, reason = read_environment(env_id)
+    if spec is not None:
+        return {**spec, "origin": env_id}
+    task = task_of_name(env_id)
+    # The table stands in for an environment that cannot be built. One that was built and is
+    # not Gymnasium's own is not judged by its name, mazes excepted.
+    if task is not None and (task == "antmaze" or reason.startswith("it cannot be built")):
+        return {**spec_of_task(task), "origin": f"table: {task}"}
+    raise ValueError(f"No termination rule for environment {env_id!r}: {reason}. {_REMEDY}")
+
+
+def make_termination(source: str | TerminationFunction | None, env_id: str | None) -> Termination:
+    """The termination rule of a world model.
+
+    Args:
+        source: None or `"auto"`: read from the real environment `env_id` where Gymnasium can
+            build it, else from a table by exact name. `"never"`. A task's name (`"hopper"`,
+            `"Walker2d-v5"`): the table's rule with the task's default bounds. A function
+            `f(obs, action, next_obs) -> bool (B,)` on raw tensors.
+        env_id: Gymnasium id of the real environment, or None if unknown.
+
+    Raises:
+        ValueError: no rule is known; the message says what to pass instead.
+    """
+    if source is None or source == "auto":
+        return termination_from_spec(_automatic(env_id))
+    if callable(source):
+        name = getattr(source, "__qualname__", type(source).__name__)
+        return Termination({"kind": "function", "origin": name}, source)
+    if source == "never":
+        return termination_from_spec({"kind": "never", "origin": "never"})
+    task = task_of_name(source) if isinstance(source, str) else None
+    if task is None:
+        raise ValueError(
+            f"Unknown termination {source!r}; known: auto, never, antmaze, "
+            f"{', '.join(sorted(TASKS))}. {_REMEDY}"
+        )
+    return termination_from_spec({**spec_of_task(task), "origin": f"table: {task}"})

@@ -1,0 +1,212 @@
+"""The learned dynamics as a Gymnasium vector environment: the one place where stepping is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adv_worldmodel.data import OfflineDataset, load_dataset
+from adv_worldmodel.device import resolve_device, shared_tensor
+from adv_worldmodel.dynamics import FitSettings, WorldModel, cached_world_model
+from adv_worldmodel.dynamics.ensemble import MemberDraw
+from adv_worldmodel.dynamics.termination import TerminationFunction
+from adv_worldmodel.dynamics.world_model import RewardFunction
+from adv_worldmodel.seeding import make_generator
+
+Array = NDArray[Any]
+MEMBER_PER = ("step", "rollout")
+
+
+class Transition(NamedTuple):
+    """One batched step, as tensors on the model's device."""
+
+    next_obs: Tensor  #: (B, S), the true successors, also where an episode ended
+    reward: Tensor  #: (B,)
+    terminated: Tensor  #: (B,), bool
+    truncated: Tensor  #: (B,), bool: the horizon was reached
+
+
+class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
+    """Rollouts of a world model from data-set states, ``num_envs`` at once.
+
+    :param dataset: an :class:`OfflineDataset`, or an id or a path (:func:`load_dataset`).
+    :param num_envs: rollouts side by side.
+    :param world_model: a fitted model or the folder of a saved one. By default one is fitted to
+        the data, with a progress bar, and kept in a cache.
+    :param horizon: k, steps after which an episode is truncated.
+    :param max_episode_steps: what :func:`gymnasium.make_vec` calls the horizon.
+    :param fit: settings of the fit made where ``world_model`` is not given.
+    :param termination: see :func:`make_termination`. :param reward_function: known reward.
+    :param member_per: each row draws its network anew each ``"step"``, or keeps one for the
+        ``"rollout"`` of ``horizon`` steps (the paper's text; its authors' code draws each step).
+    :param device: ``"auto"`` takes a GPU where there is one.
+    :param seed: of everything drawn here, until :meth:`reset` is given another.
+    :param progress: show the fit's bar.
+
+    Observations and actions are raw float32. Episodes start in data-set states, end by the model's
+    termination or after ``horizon`` steps, and restart within the same step
+    (``AutoresetMode.SAME_STEP``, true successors in ``info["final_obs"]``).
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "render_modes": [],
+    }
+
+    def __init__(
+        self,
+        dataset: Any,
+        num_envs: int = 1,
+        *,
+        world_model: WorldModel | str | Path | None = None,
+        horizon: int = 5,
+        max_episode_steps: int | None = None,
+        fit: FitSettings | None = None,
+        termination: str | TerminationFunction | None = None,
+        reward_function: RewardFunction | None = None,
+        member_per: Literal["step", "rollout"] = "step",
+        device: str | torch.device = "auto",
+        seed: int | None = None,
+        progress: bool = True,
+        render_mode: str | None = None,
+    ) -> None:
+        horizon = max_episode_steps if max_episode_steps is not None else horizon
+        if num_envs < 1 or horizon < 1:
+            raise ValueError(f"num_envs = {num_envs} and horizon = {horizon} must be at least 1")
+        if member_per not in MEMBER_PER:
+            raise ValueError(f"member_per = {member_per!r} is neither 'step' nor 'rollout'")
+        if render_mode is not None:
+            raise ValueError(
+                f"render_mode = {render_mode!r}: a world model draws no pictures; render the "
+                "policy in the real environment"
+            )
+        self.dataset: OfflineDataset = load_dataset(dataset)
+        device = resolve_device(device)
+        functions = {"termination": termination, "reward_function": reward_function}
+        if world_model is None:
+            settings = fit or FitSettings()
+            world_model = cached_world_model(
+                self.dataset, settings, device=device, progress=progress, **functions  # type: ignore[arg-type]
+            )
+        elif not isinstance(world_model, WorldModel):
+            if isinstance(termination, str):
+                functions["termination"] = None
+            world_model = WorldModel.load(world_model, device=device, **functions)  # type: ignore[arg-type]
+        for mine, theirs, what in (
+            (world_model.obs_dim, self.dataset.observations.shape[1], "observations"),
+            (world_model.action_dim, self.dataset.actions.shape[1], "actions"),
+        ):
+            if mine != theirs:
+                raise ValueError(
+                    f"the world model was fitted on {what} of length {mine}, {self.dataset.name} "
+                    f"has length {theirs}: give the model of this data set"
+                )
+        self.world_model = world_model
+        self.num_envs, self.horizon, self.member_per = num_envs, horizon, member_per
+        self.single_observation_space = self.dataset.observation_space
+        self.single_action_space = self.dataset.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.device = world_model.device
+        self.start_states = shared_tensor(self.dataset.observations, self.device)
+        self.seed(seed)
+        self.reset_all()
+
+    # --- tensors: what RAMBO and the other faces use -------------------------------------------
+
+    def seed(self, seed: int | None) -> None:
+        """Start the random stream anew; ``None`` takes entropy from the operating system."""
+        self.generator = make_generator(seed, "env", self.device)
+
+    def _draw_starts(self) -> Tensor:
+        n = len(self.start_states)
+        rows = torch.randint(n, (self.num_envs,), generator=self.generator, device=self.device)
+        return self.start_states[rows]
+
+    def reset_all(self) -> Tensor:
+        """Put every row into a data-set state; returns the states ``(B, S)``."""
+        self.obs = self._draw_starts()
+        self.elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        self._members: MemberDraw | None = None
+        self._steps = 0
+        return self.obs
+
+    def advance(self, action: Tensor) -> Transition:
+        """One step of every row with raw actions ``(B, A)``; ended rows are left to be restarted."""
+        if self.member_per == "step" or self._steps % self.horizon == 0:
+            n, generator = self.world_model.n_members, self.generator
+            self._members = MemberDraw(self.num_envs, n, generator)
+        self._steps += 1
+        next_obs, reward, terminated = self.world_model.step(
+            self.obs, action, generator=self.generator, members=self._members
+        )
+        self.elapsed = self.elapsed + 1
+        self.obs = next_obs
+        return Transition(next_obs, reward, terminated, self.elapsed >= self.horizon)
+
+    def restart(self, done: Tensor) -> Tensor:
+        """Restart the rows where ``done`` ``(B,)``; returns all present states ``(B, S)``."""
+        self.obs = torch.where(done.unsqueeze(-1), self._draw_starts(), self.obs)
+        self.elapsed = torch.where(done, 0, self.elapsed)
+        return self.obs
+
+    def action_tensor(self, actions: Any) -> Tensor:
+        """Check a batch of actions and put it on the device.
+
+        :raises ValueError: wrong shape, or not finite.
+        """
+        array = np.asarray(actions, dtype=np.float32)
+        shape = (self.num_envs, *self.single_action_space.shape)  # type: ignore[misc]
+        if array.shape != shape:
+            raise ValueError(f"actions have shape {array.shape}, expected {shape}")
+        if not np.isfinite(array).all():
+            row = int(np.argwhere(~np.isfinite(array))[0, 0])
+            raise ValueError(f"the action of environment {row} is not finite: {array[row]}")
+        return torch.as_tensor(array, device=self.device)
+
+    # --- Gymnasium's VectorEnv ------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Draw new start states, ``(B, S)``; see :meth:`gymnasium.vector.VectorEnv.reset`."""
+        if seed is not None:
+            super().reset(seed=seed)
+            self.seed(seed)
+        return self.reset_all().cpu().numpy().copy(), {}
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Step every row; rows that end are restarted, their successors in ``info["final_obs"]``."""
+        out = self.advance(self.action_tensor(actions))
+        done = out.terminated | out.truncated
+        obs = self.restart(done).cpu().numpy().copy()
+        info: dict[str, Any] = {}
+        mask = done.cpu().numpy()
+        if mask.any():
+            final = np.full(self.num_envs, None, dtype=object)
+            ended = out.next_obs.cpu().numpy()
+            for i in np.flatnonzero(mask):
+                final[i] = ended[i].copy()
+            info = {"final_obs": final, "_final_obs": mask.copy()}
+        reward = out.reward.double().cpu().numpy()
+        return obs, reward, out.terminated.cpu().numpy(), out.truncated.cpu().numpy(), info
+
+
+def register() -> None:
+    """Make ``AdvWorldModel-v0`` known to :func:`gymnasium.make` and :func:`gymnasium.make_vec`."""
+    if "AdvWorldModel-v0" not in gym.registry:
+        gym.register(
+            id="AdvWorldModel-v0",
+            entry_point="adv_worldmodel.envs.single:AdvWorldModelEnv",
+            vector_entry_point="adv_worldmodel.envs.vector:AdvWorldModelVectorEnv",
+            # ends by its own horizon: gym.make would wrap a second limit around it
+            max_episode_steps=None,
+        )

@@ -1,0 +1,175 @@
+"""Replay of real and model transitions mixed in a fixed proportion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
+
+from adv_worldmodel.data import OfflineDataset
+from adv_worldmodel.device import shared_tensor
+from adv_worldmodel.seeding import make_generator
+
+
+class Batch(NamedTuple):
+    """Transitions of one update; actions scaled to [-1, 1]."""
+
+    obs: Tensor  #: (B, S)
+    action: Tensor  #: (B, A)
+    reward: Tensor  #: (B,)
+    next_obs: Tensor  #: (B, S)
+    continues: Tensor  #: (B,), 0 where the transition terminated, else 1
+
+
+class MixedReplayBuffer(ReplayBuffer):
+    """Recent model transitions beside a fixed data set, both on the device.
+
+    Every batch of B holds exactly ``round(real_ratio * B)`` rows of data, the rest are model rows
+    (P, algorithm 1). A row is packed as [s, a, r, s', continues], so that a batch is two gathers.
+
+    :param buffer_size: model transitions kept, the oldest leave first.
+    :param dataset: the real transitions; ``None`` for a buffer that will never be sampled.
+    :param real_ratio: f, share of real rows.
+    :param seed: of the index draws.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        *,
+        dataset: OfflineDataset | None = None,
+        real_ratio: float = 0.5,
+        seed: int | None = None,
+    ) -> None:
+        # ReplayBuffer's own constructor would allocate the same rows again, on the host
+        BaseBuffer.__init__(
+            self, buffer_size, observation_space, action_space, device, n_envs=n_envs
+        )
+        if not 0.0 <= real_ratio <= 1.0:
+            raise ValueError(f"real_ratio = {real_ratio} must lie between 0 and 1")
+        self.real_ratio = real_ratio
+        self.optimize_memory_usage = False
+        self.handle_timeout_termination = True
+        self.buffer_size = max(buffer_size // n_envs, 1) * n_envs
+        self._low = torch.as_tensor(action_space.low, dtype=torch.float32, device=self.device)
+        self._high = torch.as_tensor(action_space.high, dtype=torch.float32, device=self.device)
+        self.generator = make_generator(seed, "replay", self.device)
+        self.obs_dim, self.width = self.obs_shape[0], 2 * self.obs_shape[0] + self.action_dim + 2  # type: ignore[index, misc]
+        self.synthetic: Tensor | None = None  # allocated by the first row
+        self.real: Tensor | None = None if dataset is None else self._pack_dataset(dataset)
+
+    def scale_action(self, action: Tensor) -> Tensor:
+        """Raw actions to [-1, 1], as SB3's off-policy algorithms store them."""
+        return 2.0 * (action - self._low) / (self._high - self._low) - 1.0
+
+    def unscale_action(self, scaled: Tensor) -> Tensor:
+        """Actions in [-1, 1] to raw ones."""
+        return self._low + 0.5 * (scaled + 1.0) * (self._high - self._low)
+
+    def _pack_dataset(self, dataset: OfflineDataset) -> Tensor:
+        real = torch.empty((len(dataset), self.width), device=self.device)
+        batch = self._unpack(real)
+        batch.obs.copy_(shared_tensor(dataset.observations, self.device))
+        batch.action.copy_(self.scale_action(shared_tensor(dataset.actions, self.device)))
+        batch.reward.copy_(shared_tensor(dataset.rewards, self.device))
+        batch.next_obs.copy_(shared_tensor(dataset.next_observations, self.device))
+        batch.continues.copy_(torch.as_tensor(~dataset.terminations))
+        return real
+
+    def _unpack(self, rows: Tensor) -> Batch:
+        """Views into packed rows."""
+        s, a = self.obs_dim, self.action_dim
+        return Batch(
+            rows[..., :s],
+            rows[..., s : s + a],
+            rows[..., s + a],
+            rows[..., s + a + 1 : 2 * s + a + 1],
+            rows[..., -1],
+        )
+
+    def size(self) -> int:
+        """Model transitions held."""
+        return self.buffer_size if self.full else self.pos
+
+    def extend(
+        self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor, terminated: Tensor
+    ) -> None:
+        """Append one model step of ``n_envs`` rows; actions scaled to [-1, 1]."""
+        if self.synthetic is None:
+            self.synthetic = torch.zeros((self.buffer_size, self.width), device=self.device)
+        rows = self._unpack(self.synthetic[self.pos : self.pos + self.n_envs])
+        rows.obs.copy_(obs)
+        rows.action.copy_(action)
+        rows.reward.copy_(reward)
+        rows.next_obs.copy_(next_obs)
+        rows.continues.copy_(~terminated)
+        self.pos += self.n_envs
+        if self.pos >= self.buffer_size:
+            self.full, self.pos = True, 0
+
+    def add(
+        self,
+        obs: NDArray[Any],
+        next_obs: NDArray[Any],
+        action: NDArray[Any],
+        reward: NDArray[Any],
+        done: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """SB3's form of :meth:`extend`; rows cut by the horizon are no terminations."""
+        cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        terminated = np.asarray(done, dtype=bool) & ~cut
+        tensors = (
+            torch.as_tensor(x, device=self.device) for x in (obs, action, reward, next_obs, terminated)
+        )
+        self.extend(*tensors)
+
+    def n_real(self, batch_size: int) -> int:
+        """Real rows in a batch."""
+        return round(self.real_ratio * batch_size)
+
+    def batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
+        """``n_batches`` mixed batches, real rows first; all indices are drawn at once.
+
+        :raises ValueError: there are no rows of a kind that a batch needs.
+        """
+        n_real = self.n_real(batch_size)
+        counts = ((self.real, n_real), (self.synthetic, batch_size - n_real))
+        parts: list[tuple[Tensor, Tensor]] = []
+        for store, count in counts:
+            if count == 0:
+                continue
+            held = 0 if store is None else (len(store) if store is self.real else self.size())
+            if store is None or held == 0:
+                raise ValueError(
+                    f"a batch needs {count} of {batch_size} rows from "
+                    f"{'the data set' if store is self.real else 'model rollouts'}, none is held"
+                )
+            shape = (n_batches, count)
+            index = torch.randint(held, shape, generator=self.generator, device=self.device)
+            parts.append((store, index))
+        for i in range(n_batches):
+            yield self._unpack(torch.cat([store[index[i]] for store, index in parts]))
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """One mixed batch in SB3's form."""
+        batch = next(self.batches(1, batch_size))
+        return ReplayBufferSamples(
+            batch.obs,
+            batch.action,
+            batch.next_obs,
+            1.0 - batch.continues.unsqueeze(-1),
+            batch.reward.unsqueeze(-1),
+        )

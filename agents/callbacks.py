@@ -1,0 +1,108 @@
+"""The adversary as an SB3 callback: before each rollout it turns the world model against the agent."""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.vec_env import VecEnv
+
+from adv_worldmodel.data import OfflineDataset
+from adv_worldmodel.dynamics import Adversary, AdversarySettings, WorldModel
+from adv_worldmodel.dynamics.adversary import Score
+from agents.values import policy_and_value
+
+
+class RamboCallback(BaseCallback):
+    """Adversarial updates of the world model before each rollout but the first (P algorithm 1).
+
+    Works with any SB3 algorithm for which :func:`agents.values.policy_and_value` knows V and Q:
+    RAMBO, SAC, TD3, TQC, CrossQ, PPO. Pass it to ``learn`` itself or in a list: callbacks inside
+    another (``EvalCallback(callback_on_new_best=...)``, ``EveryNTimesteps``) hear of no rollouts.
+
+    :param adversary_weight: lambda of P eq. 9; 0 leaves the model as it is.
+    :param adversary_updates: updates before each rollout.
+    :param score: ``"mixture"``, ``"member"`` or ``"pathwise"``.
+    :param learning_rate: Adam's. :param batch_size: rows of data and of model rollouts per update.
+    :param continue_fit: with weight 0, go on fitting the model to the data.
+    :param seed: of the adversary's draws; default the algorithm's.
+    """
+
+    def __init__(
+        self,
+        adversary_weight: float = 3e-4,
+        adversary_updates: int = 1000,
+        *,
+        score: Score = "mixture",
+        learning_rate: float = 3e-4,
+        batch_size: int = 256,
+        continue_fit: bool = False,
+        seed: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        if adversary_updates < 0:
+            raise ValueError(f"adversary_updates = {adversary_updates} must not be negative")
+        self.settings = AdversarySettings(
+            weight=adversary_weight,
+            score=score,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            continue_fit=continue_fit,
+        )
+        self.adversary_updates = adversary_updates
+        self.seed = seed
+        self.adversary: Adversary | None = None
+        #: seconds spent in adversarial updates so far
+        self.seconds = 0.0
+
+    def _init_callback(self) -> None:
+        parent = self.parent
+        while isinstance(parent, CallbackList):
+            parent = parent.parent
+        if parent is not None:
+            raise ValueError(
+                f"RamboCallback inside {type(parent).__name__} would never run: pass it to learn() "
+                "itself, alone or in a list"
+            )
+        env = cast(VecEnv, self.training_env)
+        try:
+            models = cast("list[WorldModel]", env.get_attr("world_model"))
+            dataset = cast(OfflineDataset, env.get_attr("dataset", 0)[0])
+            horizon = int(env.get_attr("horizon", 0)[0])
+        except AttributeError as e:
+            raise ValueError(
+                "RamboCallback needs a world model to change: train in "
+                "adv_worldmodel.make_sb3_env(dataset, ...)"
+            ) from e
+        if any(model is not models[0] for model in models):
+            raise ValueError(
+                "the environments hold different world models: use make_sb3_env(dataset, n_envs=...)"
+                ", whose rows share one, or pass the same world_model= to each"
+            )
+        if self.adversary is None or self.adversary.model is not models[0]:
+            self.adversary = Adversary(
+                models[0],
+                dataset,
+                self.settings,
+                horizon=horizon,
+                gamma=float(self.model.gamma),  # type: ignore[attr-defined]
+                seed=self.model.seed if self.seed is None else self.seed,
+            )
+
+    def _on_rollout_start(self) -> None:
+        assert self.adversary is not None
+        if self.model._n_updates == 0:  # type: ignore[attr-defined]
+            return  # the critic has learnt nothing yet that could be lowered
+        start = time.perf_counter()
+        self.model.policy.set_training_mode(False)
+        policy, value = policy_and_value(self.model)
+        for name, mean in self.adversary.run(self.adversary_updates, policy, value).items():
+            self.logger.record(f"adversary/{name}", mean)
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        self.logger.record("time/adversary_s", seconds)
+
+    def _on_step(self) -> bool:
+        return True

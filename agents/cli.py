@@ -1,0 +1,181 @@
+"""The command line: `adv-worldmodel train | evaluate | data`.
+
+Exit codes: 0 done, 1 the run failed (a divergence; bugs show their traceback), 2 bad input (one
+line on stderr that says what to do), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NoReturn
+
+# torch and Stable-Baselines3 take seconds to import: only the handlers do, so that --help is quick.
+from agents.data_commands import add_data_parser
+
+PROG = "adv-worldmodel"
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{PROG}: error: {message} (see '{self.prog} --help')", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return the exit code."""
+    try:
+        args = _parser().parse_args(argv)
+        if args.command == "data":  # reads and writes data sets, no more: what fails is input
+            with user_input():
+                return int(args.func(args))
+        return int(args.func(args))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print(f"{PROG}: interrupted", file=sys.stderr)
+        return 130
+
+
+@contextmanager
+def user_input() -> Iterator[None]:
+    """Turn the errors that the user's input causes into one line on stderr and exit code 2.
+
+    Wrap only the reading and checking of input: a ValueError from further inside is a bug, and its
+    traceback is needed.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"{PROG}: error: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROG,
+        description="Offline reinforcement learning in an adversarial world model (RAMBO).",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROG} {_version()}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+
+    train = commands.add_parser(
+        "train",
+        help="train a policy on a data set",
+        description="Fit the world model, train RAMBO in it, evaluate in the real environment. "
+        "Everything is kept in a run folder, whose path is the last line printed.",
+    )
+    train.add_argument("config", metavar="CONFIG", help="a shipped name or the path of a YAML file")
+    train.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="settings to change, for example seed=1 rollout.horizon=2 out=FOLDER",
+    )
+    train.set_defaults(func=_train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="evaluate the policy of a run in the real environment",
+        description="Run the deterministic policy of a run folder in the real environment; "
+        "print its return and, where reference returns are known, its score.",
+    )
+    evaluate.add_argument("run", metavar="RUN", help="a folder that 'train' printed")
+    evaluate.add_argument("--episodes", metavar="N", type=_positive, default=10)
+    evaluate.add_argument(
+        "--env", metavar="ID", help="another environment; 'module:ID' imports module first"
+    )
+    evaluate.add_argument("--seed", metavar="N", type=int, default=0)
+    evaluate.add_argument("--render", metavar="FILE", help="write one episode as .mp4 or .gif")
+    evaluate.set_defaults(func=_evaluate)
+
+    add_data_parser(commands)
+    return parser
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return number
+
+
+def _version() -> str:
+    try:
+        return version("adv-worldmodel")
+    except PackageNotFoundError:  # a checkout that is not installed
+        from adv_worldmodel import __version__
+
+        return __version__
+
+
+def _train(args: argparse.Namespace) -> int:
+    from agents.config import load_config
+    from agents.divergence import DivergenceError
+    from agents.experiment import prepare, run
+
+    with user_input():
+        prepared = prepare(load_config(args.config, args.overrides))
+    try:
+        with _terminated_as_interrupted():
+            run(prepared)
+    except (DivergenceError, FloatingPointError) as error:
+        print(f"{PROG}: the run failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM (a scheduler's stop) end the run as Ctrl-C does, with its files written."""
+    if threading.current_thread() is not threading.main_thread():  # signals are not ours to set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from adv_worldmodel.data.scores import normalised_score
+    from agents.evaluation import evaluate, render
+    from agents.real_env import check_spaces, make_real_env
+    from agents.run_folder import RunFolder
+
+    with user_input():
+        folder = RunFolder(Path(args.run))
+        env_id = args.env or folder.read_result()["env_id"]
+        policy = folder.load_policy()
+        env = make_real_env(env_id)
+        check_spaces(policy, env, env_id)
+        env.close()
+    evaluation = evaluate(policy, env_id, episodes=args.episodes, seed=args.seed)
+    mean, std = evaluation.return_mean, evaluation.return_std
+    print(f"environment  {env_id}")
+    print(f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes")
+    print(f"length       {evaluation.length_mean:.1f}")
+    score = normalised_score(env_id, mean)
+    if score is not None:
+        print(f"score        {score.value:.1f}, {score.reference}")
+    if args.render is not None:
+        try:
+            with user_input():
+                print(f"film         {render(policy, env_id, args.render, seed=args.seed)}")
+        except RuntimeError as error:  # nothing draws on this machine
+            print(f"{PROG}: error: {error}", file=sys.stderr)
+            return 2
+    return 0

@@ -1,0 +1,46 @@
+"""Behaviour cloning: maximum likelihood of the data's actions under the squashed Gaussian actor."""
+
+from __future__ import annotations
+
+import torch
+from stable_baselines3.sac.policies import Actor
+from torch import Tensor
+from tqdm import tqdm
+
+from agents.updates import squashed_log_density
+
+#: Actions are clipped to this inside (-1, 1): the density of tanh has no value on the bound.
+LARGEST_ACTION = 1.0 - 1e-4
+
+
+def clone_behaviour(
+    actor: Actor,
+    obs: Tensor,
+    actions: Tensor,
+    generator: torch.Generator,
+    *,
+    epochs: int = 50,
+    learning_rate: float = 1e-4,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> float:
+    """Fit the actor to the data (P C.4), with an optimiser of its own.
+
+    :param obs: raw states ``(N, S)``. :param actions: scaled to [-1, 1], ``(N, A)``.
+    :return: mean negative log-likelihood of the last epoch (nats per transition).
+    """
+    optimizer = torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True)
+    u = torch.atanh(actions.clamp(-LARGEST_ACTION, LARGEST_ACTION))
+    mean_loss = torch.zeros((), device=obs.device)
+    for _ in tqdm(range(epochs), desc="clone", unit="epoch", disable=not progress):
+        order = torch.randperm(len(obs), generator=generator, device=obs.device)
+        total = torch.zeros((), device=obs.device)
+        for rows in order.split(batch_size):
+            mean, log_std, _ = actor.get_action_dist_params(obs[rows])
+            loss = -squashed_log_density(u[rows], mean, log_std).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(rows)
+        mean_loss = total / len(obs)
+    return float(mean_loss)

@@ -1,0 +1,132 @@
+"""RAMBO's networks: SB3's SAC policy with standardised states and stacked critics."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.sac.policies import SACPolicy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Standardise(BaseFeaturesExtractor):
+    """Fixed standardisation of raw states, so that a saved policy runs in the real environment.
+
+    :param mean: of the data's states, length S. :param std: likewise; zeros count as one.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, observation_space: spaces.Box, mean: list[float], std: list[float]) -> None:
+        super().__init__(observation_space, features_dim=observation_space.shape[0])
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor([s if s > 0 else 1.0 for s in std]))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Raw states ``(B, S)`` to standardised ones."""
+        return (observations - self.mean) / self.std
+
+
+class StackedCritic(BaseModel):
+    """All Q-networks of SAC as one batched product per layer.
+
+    :param n_critics: C. :param net_arch: widths of the hidden layers, ReLU between them.
+    :param layer_norm: normalise each hidden layer before its ReLU (bounds how far Q extrapolates).
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        normalize_images: bool = False,
+        n_critics: int = 2,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+        )
+        self.n_critics, self.layer_norm = n_critics, layer_norm
+        sizes = [features_dim + get_action_dim(action_space), *net_arch, 1]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        self.gains = nn.ParameterList()
+        self.shifts = nn.ParameterList()
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+            bound = 1.0 / math.sqrt(fan_in)  # nn.Linear's initialisation, as in SB3
+            weight = torch.empty(n_critics, fan_in, fan_out).uniform_(-bound, bound)
+            bias = torch.empty(n_critics, 1, fan_out).uniform_(-bound, bound)
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(bias))
+            if layer_norm and fan_out > 1:
+                self.gains.append(nn.Parameter(torch.ones(n_critics, 1, fan_out)))
+                self.shifts.append(nn.Parameter(torch.zeros(n_critics, 1, fan_out)))
+
+    def q_values(self, obs: Tensor, actions: Tensor, *, frozen: bool = False) -> Tensor:
+        """Q of every critic, ``(C, B)``, of raw states and actions scaled to [-1, 1].
+
+        :param frozen: no gradient for the critics' own parameters, only for the arguments.
+        """
+        features = self.extract_features(obs, self.features_extractor)
+        h = torch.cat([features, actions], dim=1).expand(self.n_critics, -1, -1)
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if frozen:
+                weight, bias = weight.detach(), bias.detach()
+            h = torch.baddbmm(bias, h, weight)
+            if i == last:
+                break
+            if self.layer_norm:
+                gain, shift = self.gains[i], self.shifts[i]
+                if frozen:
+                    gain, shift = gain.detach(), shift.detach()
+                h = F.layer_norm(h, h.shape[-1:]) * gain + shift
+            h = torch.relu(h)
+        return h.squeeze(-1)
+
+    def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
+        """SB3's form: one ``(B, 1)`` per critic."""
+        return tuple(q.unsqueeze(-1) for q in self.q_values(obs, actions))
+
+
+class RAMBOPolicy(SACPolicy):
+    """SB3's ``SACPolicy`` with :class:`StackedCritic`.
+
+    :param layer_norm: in the critics; the other arguments are SB3's.
+    """
+
+    critic: StackedCritic  # type: ignore[assignment]
+    critic_target: StackedCritic  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any) -> None:
+        self.layer_norm = layer_norm
+        super().__init__(*args, **kwargs)
+
+    def make_critic(  # type: ignore[override]
+        self, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> StackedCritic:
+        """Build the critics from the policy's settings."""
+        settings = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        kept = ("net_arch", "features_extractor", "features_dim", "n_critics")
+        spaces_ = (self.observation_space, self.action_space)
+        critic = StackedCritic(
+            *spaces_,  # type: ignore[arg-type]
+            layer_norm=self.layer_norm,
+            **{name: settings[name] for name in kept},
+        )
+        return critic.to(self.device)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "layer_norm": self.layer_norm}

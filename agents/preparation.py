@@ -1,0 +1,148 @@
+"""Everything of an experiment that can fail on the user's input, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from adv_worldmodel.data import OfflineDataset, load_dataset
+from adv_worldmodel.data.scores import evaluation_env
+from adv_worldmodel.device import resolve_device
+from adv_worldmodel.dynamics import FitSettings, make_termination
+from adv_worldmodel.dynamics.termination import TerminationFunction
+from agents.real_env import check_spaces, make_real_env
+from agents.run_folder import check_new_folder
+
+if TYPE_CHECKING:
+    from agents.config import TrainConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """A checked experiment: nothing in it depends on the user's input being right any more.
+
+    Attributes:
+        config: as the user gave it.
+        dataset: read, with the reward offset added.
+        termination: what `fit_world_model` takes.
+        fit: settings of the maximum-likelihood fit, with the run's seed.
+        device: where the networks live.
+        env_id: the real environment in which the policy is evaluated.
+        env_note: why it is that one, where it is not simply the one behind the data.
+        seconds: that all of this took.
+    """
+
+    config: TrainConfig
+    dataset: OfflineDataset
+    termination: str | TerminationFunction
+    fit: FitSettings
+    device: torch.device
+    env_id: str
+    env_note: str | None
+    seconds: float
+
+    @property
+    def resolved_config(self) -> TrainConfig:
+        """The configuration that reruns this experiment from any folder, into a new run folder."""
+        source = Path(self.config.dataset).expanduser()
+        dataset = str(source.resolve()) if source.suffix and source.is_file() else self.config.dataset
+        return dataclasses.replace(self.config, dataset=dataset, out=None)
+
+
+def prepare(config: TrainConfig) -> Preparation:
+    """Read and check all that `config` names.
+
+    Raises:
+        ValueError, FileNotFoundError: the data set cannot be read, no termination rule is known,
+            the real environment cannot be built or has other spaces, the device is not there, or
+            the run folder cannot be made. The message says what to do.
+    """
+    started = time.perf_counter()
+    check_new_folder(config.out)
+    device = _usable_device(config.device)
+    dataset = load_dataset(
+        config.dataset, reward_offset=config.data.reward_offset, env_id=config.data.env_id
+    )
+    if len(dataset) < 2:
+        raise ValueError(
+            f"{config.dataset} has {len(dataset)} transition: at least 2 are needed, one to fit "
+            "the world model and one to hold out"
+        )
+    termination = _termination(config.model.termination)
+    make_termination(termination, dataset.env_id)
+    env_id, env_note = _real_env(config, dataset)
+    env = make_real_env(env_id)
+    try:
+        check_spaces(dataset, env, env_id)
+    finally:
+        env.close()
+    model = config.model
+    fit = FitSettings(
+        n_networks=model.n_networks,
+        n_elites=model.n_elites,
+        hidden_sizes=model.hidden_sizes,
+        learning_rate=model.fit_learning_rate,
+        batch_size=model.fit_batch_size,
+        holdout=model.holdout,
+        patience=model.patience,
+        max_steps=model.max_steps,
+        seed=config.seed,
+    )
+    seconds = time.perf_counter() - started
+    return Preparation(config, dataset, termination, fit, device, env_id, env_note, seconds)
+
+
+def _usable_device(name: str) -> torch.device:
+    device = resolve_device(name)
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing backend
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"device = {name!r} cannot be used here ({reason}): set device=auto or device=cpu"
+        ) from error
+    return device
+
+
+def _termination(name: str) -> str | TerminationFunction:
+    """Return the function of `module:function`, any other name as it is."""
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        return name
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"model.termination = {name!r} cannot be imported ({error}): give module:function of "
+            "a module that Python finds, for example by PYTHONPATH=."
+        ) from error
+    if not callable(function):
+        raise ValueError(
+            f"model.termination = {name!r} is a {type(function).__name__}, expected a function "
+            "f(obs, action, next_obs) -> bool"
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def _real_env(config: TrainConfig, dataset: OfflineDataset) -> tuple[str, str | None]:
+    """Where the policy is evaluated, and why there if that needs a word."""
+    named, of_data = config.evaluation.env_id, dataset.env_id
+    if named is not None:
+        differs = of_data is not None and named != of_data
+        return named, f"the data come from {of_data}" if differs else None
+    of_d4rl, note = None, None
+    if config.dataset.startswith("d4rl:"):
+        of_d4rl, note = evaluation_env(config.dataset)
+    if of_data is None:
+        reason = f" ({note})" if note else ""
+        raise ValueError(
+            f"{config.dataset} names no environment to evaluate the policy in{reason}: set "
+            "evaluation.env_id=ID (a Gymnasium id, or module:ID)"
+        )
+    return of_data, note if of_data == of_d4rl else None

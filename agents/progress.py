@@ -1,0 +1,178 @@
+"""What a user sees of a running experiment: metrics per iteration, time by phase, a progress bar."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter
+from tqdm import tqdm
+
+
+class MetricsHistory(KVWriter):
+    """A Stable-Baselines3 logger output that keeps every dumped number in memory, by key."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def write(
+        self,
+        key_values: dict[str, Any],
+        key_excluded: dict[str, tuple[str, ...]],
+        step: int = 0,
+    ) -> None:
+        """Append the scalars of one dump."""
+        self.rows.append(
+            {key: float(value) for key, value in key_values.items() if np.isscalar(value)}
+        )
+
+    def close(self) -> None:
+        """Keep the rows: there is no file to close."""
+
+    def series(self, key: str) -> list[float]:
+        """Return the values of `key` in the order of the dumps that had it."""
+        return [row[key] for row in self.rows if key in row]
+
+
+class PhaseClock:
+    """Wall-clock seconds by phase; a phase may come again and adds up.
+
+    Args:
+        before: phases that were over when the clock was made.
+    """
+
+    def __init__(self, before: Mapping[str, float] | None = None) -> None:
+        self.seconds: dict[str, float] = dict(before or {})
+        now = time.perf_counter()
+        self._started, self._last = now - sum(self.seconds.values()), now
+
+    def lap(self, name: str | None) -> None:
+        """Count the time since the last lap as `name` (None: as no phase)."""
+        now = time.perf_counter()
+        if name is not None:
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of the block as `name`, also when it raises."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+
+    def report(self) -> dict[str, float]:
+        """Return the seconds by phase, rounded to ms, and `total`, what lies between included."""
+        seconds = {name: round(value, 3) for name, value in self.seconds.items()}
+        return {**seconds, "total": round(time.perf_counter() - self._started, 3)}
+
+
+class LapCallback(BaseCallback):
+    """Tell a `PhaseClock` that the time until this callback's place in the list was `phase`.
+
+    Between two callbacks of one list there is no hook: the seconds that the callbacks before this
+    one took at a rollout's start (and at training's end) are those since the last lap. With
+    `rollout=True` the end of the rollout closes a lap "rollout" as well.
+    """
+
+    def __init__(self, clock: PhaseClock, phase: str, *, rollout: bool = False) -> None:
+        super().__init__()
+        self._clock = clock
+        self._phase = phase
+        self._rollout = rollout
+
+    def _on_training_start(self) -> None:
+        self._clock.lap(None)
+
+    def _on_rollout_start(self) -> None:
+        self._clock.lap(self._phase)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self._rollout:
+            self._clock.lap("rollout")
+
+    def _on_training_end(self) -> None:
+        self._clock.lap(self._phase)
+
+
+class ProgressCallback(BaseCallback):
+    """Show how many iterations are done, the time left and the current return.
+
+    On a terminal that is a bar on stderr; elsewhere (a log file, a CI) one plain line every
+    `line_every` seconds and one at the end.
+
+    Args:
+        total: iterations of the whole run.
+        finished: returns the number of iterations that are done.
+        note: returns a short text shown beside the bar, for example the last evaluation.
+        line_every: seconds between two plain lines.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        finished: Callable[[], int],
+        note: Callable[[], str],
+        *,
+        line_every: float = 15.0,
+    ) -> None:
+        super().__init__()
+        self._total = total
+        self._finished = finished
+        self._note = note
+        self._line_every = line_every
+        self._bar: tqdm[Any] | None = None
+        self._started = self._last_line = time.monotonic()
+
+    def _on_training_start(self) -> None:
+        self._started = self._last_line = time.monotonic()
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=self._total, desc="RAMBO", unit="it", file=sys.stderr)
+
+    def _on_rollout_start(self) -> None:
+        self._show(last=False)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self._show(last=True)
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal on a fresh line; also after an interrupt. May be called twice."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show(self, *, last: bool) -> None:
+        done, note = self._finished(), self._note()
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.n = done
+            self._bar.refresh()
+            return
+        now = time.monotonic()
+        if not last and (done == 0 or now - self._last_line < self._line_every):
+            return
+        self._last_line = now
+        left = (now - self._started) / max(done, 1) * (self._total - done)
+        when = "done" if done >= self._total else f"{duration(left)} left"
+        print(f"iteration {done}/{self._total}, {when}, {note}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Return `seconds` as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

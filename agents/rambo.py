@@ -1,0 +1,307 @@
+"""RAMBO's agent: SB3's SAC with mixed replay, three learning rates and rollouts on the device."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar
+
+import torch
+from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import BasePolicy
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, TrainFreq
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
+from adv_worldmodel.seeding import make_generator
+from agents.buffers import MixedReplayBuffer
+from agents.cloning import clone_behaviour
+from agents.policies import RAMBOPolicy, Standardise
+from agents.updates import METRICS, SACParts, sac_update
+from agents.values import SquashedPolicy
+
+ROLLOUT_POLICIES = ("current", "random")
+#: Batches whose noise is drawn together; bounds memory, changes nothing else.
+NOISE_BLOCK = 256
+
+
+class RAMBO(SAC):
+    """SAC in an adversarial world model (Rigter et al. 2022, algorithm 1).
+
+    One iteration of ``learn``: ``n_envs`` rollouts of k = ``env.horizon`` steps from data-set
+    states into the replay buffer, then ``gradient_steps`` updates on batches of which a share
+    ``real_ratio`` is data. :class:`agents.RamboCallback` adds the adversary; without it this is
+    model-based policy optimisation on a fixed model.
+
+    :param policy: ``"MlpPolicy"`` or a :class:`RAMBOPolicy` class.
+    :param env: from :func:`adv_worldmodel.make_sb3_env`.
+    :param learning_rate: of the critics.
+    :param actor_learning_rate: of the actor.
+    :param entropy_learning_rate: of the entropy coefficient.
+    :param real_ratio: f, share of data in a batch (exactly ``round(f * batch_size)`` rows).
+    :param retain_iterations: iterations of rollouts that the buffer holds.
+    :param rollout_policy: who acts in the rollouts: ``"current"``, or ``"random"`` for uniform
+        actions.
+    :param gradient_steps: updates per iteration.
+    :param policy_kwargs: SB3's, and ``layer_norm`` for the critics. States are standardised
+        with the data's statistics unless a features extractor is given.
+
+    The other arguments are SAC's. ``learn`` counts synthetic transitions, as SB3 does:
+    ``total_timesteps = iterations * model.timesteps_per_iteration``. Its ``log_interval`` has no
+    effect: metrics are written once per iteration.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": RAMBOPolicy}
+    policy: RAMBOPolicy
+    replay_buffer: MixedReplayBuffer | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[RAMBOPolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        learning_rate: float = 3e-4,
+        *,
+        actor_learning_rate: float = 1e-4,
+        entropy_learning_rate: float = 1e-4,
+        real_ratio: float = 0.5,
+        retain_iterations: int = 5,
+        rollout_policy: str = "current",
+        gradient_steps: int = 1000,
+        batch_size: int = 256,
+        gamma: float = 0.99,
+        tau: float = 0.005,
+        ent_coef: str | float = "auto",
+        target_entropy: str | float = "auto",
+        policy_kwargs: dict[str, Any] | None = None,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if rollout_policy not in ROLLOUT_POLICIES:
+            raise ValueError(f"rollout_policy = {rollout_policy!r} is not 'current' or 'random'")
+        if retain_iterations < 1 or gradient_steps < 1 or batch_size < 1:
+            raise ValueError("retain_iterations, gradient_steps and batch_size must be at least 1")
+        if not 0.0 <= real_ratio <= 1.0:
+            raise ValueError(f"real_ratio = {real_ratio} must lie between 0 and 1")
+        self.actor_learning_rate = actor_learning_rate
+        self.entropy_learning_rate = entropy_learning_rate
+        self.real_ratio, self.retain_iterations = real_ratio, retain_iterations
+        self.rollout_policy = rollout_policy
+        #: finished iterations (rollout and updates)
+        self.iteration = 0
+        policy_kwargs = dict(policy_kwargs or {})
+        policy_kwargs.setdefault("optimizer_kwargs", {"fused": True})
+        if _init_setup_model:
+            env = _as_world(env)
+            if device == "auto":
+                device = env.world.device
+            elif torch.device(device).type != env.world.device.type:
+                raise ValueError(
+                    f"the agent is asked for on {device}, its world model is on {env.world.device}: "
+                    "give both the same device"
+                )
+            if "features_extractor_class" not in policy_kwargs:
+                states = env.dataset.observations.astype("float64")
+                policy_kwargs["features_extractor_class"] = Standardise
+                policy_kwargs["features_extractor_kwargs"] = {
+                    "mean": states.mean(0).tolist(),
+                    "std": states.std(0).tolist(),
+                }
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]  # None while loading for prediction
+            learning_rate,
+            learning_starts=0,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
+            gradient_steps=gradient_steps,
+            ent_coef=ent_coef,
+            target_entropy=target_entropy,
+            policy_kwargs=policy_kwargs,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    @property
+    def timesteps_per_iteration(self) -> int:
+        """Synthetic transitions of one iteration: ``n_envs`` times the horizon."""
+        env = _as_world(self.env)
+        return env.num_envs * env.horizon
+
+    def _setup_model(self) -> None:
+        self.replay_buffer_class = MixedReplayBuffer
+        self._attach_data()
+        super()._setup_model()
+        self._generator = make_generator(self.seed, "agent", self.device)
+        if self.ent_coef_optimizer is not None:
+            self.ent_coef_optimizer.param_groups[0]["lr"] = self.entropy_learning_rate
+        self.actor.optimizer.param_groups[0]["lr"] = self.actor_learning_rate
+
+    def _attach_data(self) -> None:
+        """Size the schedule and the buffer by the environment, and put its data on the device."""
+        dataset = None
+        if isinstance(self.env, AdvWorldModelVecEnv):
+            dataset = self.env.dataset
+            self.train_freq = (self.env.horizon, "step")
+            self.buffer_size = self.retain_iterations * self.timesteps_per_iteration
+        self.replay_buffer = MixedReplayBuffer(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,  # type: ignore[arg-type]
+            self.device,
+            self.n_envs,
+            dataset=dataset,
+            real_ratio=self.real_ratio,
+            seed=self.seed,
+        )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on in another world model of the same spaces; synthetic rows are dropped."""
+        super().set_env(env, force_reset)
+        self._attach_data()
+        self._convert_train_freq()
+
+    def clone(
+        self,
+        epochs: int = 50,
+        learning_rate: float = 1e-4,
+        batch_size: int = 256,
+        progress: bool = False,
+    ) -> float:
+        """Clone the data's behaviour into the actor before training (P C.4).
+
+        :return: mean negative log-likelihood of the data's actions in the last epoch.
+        """
+        buffer = self.replay_buffer
+        if buffer is None or buffer.real is None:
+            raise ValueError("cloning needs the data: give env=make_sb3_env(dataset, ...)")
+        data = buffer._unpack(buffer.real)
+        self.policy.set_training_mode(True)
+        return clone_behaviour(
+            self.actor, data.obs, data.action, self._generator,
+            epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _rollout_action(self, policy: SquashedPolicy, obs: Tensor) -> Tensor:
+        """Raw actions of the rollout policy, ``(n_envs, A)``."""
+        if self.rollout_policy == "current":
+            return policy.sample(obs, self._generator)
+        shape = (len(obs), *self.action_space.shape)  # type: ignore[misc]
+        uniform = torch.rand(shape, generator=self._generator, device=self.device)
+        return policy.bounds.unscale(2.0 * uniform - 1.0)
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """k steps of every row from fresh data-set states, on the device from end to end.
+
+        SB3's loop with SB3's callbacks, once per batched step; its own moves each row through
+        lists and dictionaries on the host.
+        """
+        world, buffer = _as_world(env).world, self.replay_buffer
+        if buffer is None:
+            raise ValueError("the replay buffer is missing: give env=make_sb3_env(dataset, ...)")
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()  # the adversary changes the model here
+        start = time.perf_counter()
+        policy = SquashedPolicy(self)
+        obs = world.reset_all()  # terminations have put the rows out of step
+        total_reward = torch.zeros((), device=self.device)
+        ended = torch.zeros((), device=self.device)
+        n_steps, steps = train_freq.frequency, 0
+        while steps < n_steps:
+            actions = self._rollout_action(policy, obs)
+            transition = world.advance(actions)
+            rewards, dones = transition.reward, transition.terminated | transition.truncated
+            buffer.extend(
+                obs,
+                policy.bounds.scale(actions),
+                rewards,
+                transition.next_obs,
+                transition.terminated,
+            )
+            new_obs = obs = world.restart(dones)
+            total_reward += rewards.sum()
+            steps += 1
+            if steps < n_steps:
+                ended += dones.sum()
+            self.num_timesteps += env.num_envs
+            callback.update_locals(
+                {"self": self, "env": env, "new_obs": new_obs, "rewards": rewards, "dones": dones}
+            )
+            if not callback.on_step():
+                return RolloutReturn(steps * env.num_envs, 0, continue_training=False)
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        n_rows = steps * env.num_envs
+        self.logger.record("model/reward_mean", float(total_reward) / n_rows)
+        self.logger.record("model/rollout_length", n_rows / (env.num_envs + float(ended)))
+        self.logger.record("time/rollout_s", time.perf_counter() - start)
+        callback.on_rollout_end()
+        return RolloutReturn(n_rows, int(ended), continue_training=True)
+
+    def train(self, gradient_steps: int, batch_size: int = 256) -> None:
+        """``gradient_steps`` SAC updates on mixed batches, then one row of metrics."""
+        if self.replay_buffer is None:
+            raise ValueError("the replay buffer is missing: give env=make_sb3_env(dataset, ...)")
+        start = time.perf_counter()
+        self.policy.set_training_mode(True)
+        parts = SACParts(
+            self.actor,
+            self.policy.critic,
+            self.policy.critic_target,
+            self.log_ent_coef,
+            torch.zeros(1, device=self.device) if self.log_ent_coef is not None else self.ent_coef_tensor,
+            self.ent_coef_optimizer,
+            self.gamma,
+            self.tau,
+            float(self.target_entropy),
+        )
+        sums = torch.zeros(len(METRICS), device=self.device)
+        noise = torch.empty(0)
+        action_dim = self.replay_buffer.action_dim
+        for i, batch in enumerate(self.replay_buffer.batches(gradient_steps, batch_size)):
+            if i % NOISE_BLOCK == 0:
+                shape = (min(NOISE_BLOCK, gradient_steps - i), 2, batch_size, action_dim)
+                noise = torch.randn(shape, generator=self._generator, device=self.device)
+            now, then = noise[i % NOISE_BLOCK]
+            sums += sac_update(parts, batch, now, then)
+        means = (sums / gradient_steps).tolist()  # the one wait for the device
+        self._n_updates += gradient_steps
+        self.iteration += 1
+        seconds = time.perf_counter() - start
+        for name, mean in zip(METRICS, means, strict=True):
+            self.logger.record(f"train/{name}", mean)
+        self.logger.record("train/n_updates", self._n_updates)
+        self.logger.record("time/iteration", self.iteration)
+        self.logger.record("time/updates_s", seconds)
+        self.logger.record("time/updates_per_second", gradient_steps / seconds)
+        self.logger.dump(step=self.iteration)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_generator"]
+
+
+def _as_world(env: Any) -> AdvWorldModelVecEnv:
+    if isinstance(env, AdvWorldModelVecEnv):
+        return env
+    found = "no environment" if env is None else type(env).__name__
+    raise ValueError(
+        f"RAMBO trains in adv_worldmodel.make_sb3_env(dataset, n_envs=..., horizon=...), got {found}"
+    )

@@ -1,0 +1,198 @@
+"""The folder that one run writes: its file names, atomic writes, and reading it back.
+
+A run folder holds::
+
+    config.yaml          the resolved configuration; `adv-worldmodel train RUN/config.yaml` reruns it
+    evaluations.csv      one row per evaluation in the real environment
+    progress.csv         one row of metrics per iteration
+    tensorboard/         the same metrics as TensorBoard events
+    world_model/         the model after the maximum-likelihood fit
+    adversarial_model/   the model at the end of training
+    policy.zip           the agent, for `RAMBO.load`
+    learning_curve.png   return against iteration
+    result.json          what the run amounts to; `status` says whether it finished
+
+Whatever is not appended to row by row is written aside and moved into place, so that a run that
+stops at any moment leaves no half-written file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.rambo import RAMBO
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths inside the run folder `path`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations.csv"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def world_model(self) -> Path:
+        return self.path / "world_model"
+
+    @property
+    def adversarial_model(self) -> Path:
+        return self.path / "adversarial_model"
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy.zip"
+
+    @property
+    def learning_curve(self) -> Path:
+        return self.path / "learning_curve.png"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    def read_result(self) -> dict[str, Any]:
+        """Return the content of `result.json`.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, or no run in it.
+            ValueError: if the file is not the JSON object that a run writes.
+        """
+        if not self.path.is_dir():
+            raise FileNotFoundError(
+                f"no run folder at {self.path}: give a folder that 'adv-worldmodel train' printed"
+            )
+        if not self.result.is_file():
+            raise FileNotFoundError(
+                f"{self.path} is not a run folder (it holds no result.json): give a folder that "
+                "'adv-worldmodel train' printed"
+            )
+        try:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.result} is not valid JSON ({error}): train again") from error
+        if not isinstance(result, dict):
+            raise ValueError(
+                f"{self.result} holds a {type(result).__name__}, expected an object: train again"
+            )
+        return result
+
+    def load_policy(self, device: str = "auto") -> RAMBO:
+        """Load the agent, for prediction. Its file holds pickles: open only runs you trust.
+
+        Raises:
+            FileNotFoundError: the run was stopped before there was an agent.
+            ValueError: the file is damaged or of another version.
+        """
+        from agents.rambo import RAMBO
+
+        if not self.policy.is_file():
+            raise FileNotFoundError(
+                f"{self.path} holds no policy.zip: the run stopped before there was a policy; "
+                f"train again with 'adv-worldmodel train {self.config}'"
+            )
+        try:
+            return RAMBO.load(self.policy, device=device)
+        except Exception as error:  # unpickling what is damaged raises whatever it likes
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{self.policy} cannot be read ({reason}): train again") from error
+
+
+def check_new_folder(out: str | None) -> None:
+    """Raise ValueError unless `new_run_folder` can make its folder; writes nothing."""
+    path = Path("runs" if out is None else out)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: give out=FOLDER that does not exist yet")
+    if out is not None and path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"out={out} is not empty: give a folder that does not exist yet")
+    parent = path.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ValueError(f"{path} lies below the file {parent}: give another out=FOLDER")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{parent} is not writable: give out=FOLDER that is")
+
+
+def new_run_folder(out: str | None, name: str, seed: int) -> RunFolder:
+    """Make the folder of a run: `out`, or `runs/<name>-<seed>-<date-time>` of the current one."""
+    if out is not None:
+        path = Path(out)
+        path.mkdir(parents=True, exist_ok=True)
+        return RunFolder(path)
+    stem = f"{name}-{seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    for attempt in range(1, 1000):
+        path = Path("runs") / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # another run started within the same second
+            continue
+        return RunFolder(path)
+    raise FileExistsError(f"runs/{stem}-* are all taken: give out=FOLDER")
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """Yield a path to write a file or folder to, which becomes `target` if the block succeeds.
+
+    The path keeps the suffix of `target` (Stable-Baselines3 and matplotlib look at it).
+    """
+    aside = target.with_name(f".{os.getpid()}-{target.name}")
+    try:
+        yield aside
+        if target.is_dir():  # os.replace does not replace a folder that is not empty
+            shutil.rmtree(target)
+        os.replace(aside, target)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write `text` to `target`, wholly or not at all."""
+    with written_aside(target) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as JSON; numbers that JSON lacks (NaN, infinity) become null."""
+    write_text(target, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with mappings, sequences and NumPy numbers as what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy and torch, scalars and arrays
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,102 @@
+"""One SAC update on a batch, as functions of tensors (Haarnoja et al. 2018, as in SB3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from stable_baselines3.sac.policies import Actor
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.buffers import Batch
+from agents.policies import StackedCritic
+
+LOG_2PI = math.log(2.0 * math.pi)
+LOG_2 = math.log(2.0)
+#: Order of the sums that :func:`sac_update` returns.
+METRICS = ("actor_loss", "critic_loss", "ent_coef_loss", "alpha", "q_mean", "entropy")
+
+
+def squashed_log_density(u: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """log pi(tanh u) of the squashed Gaussian, ``(B,)``.
+
+    log(1 - tanh^2 u) in the form that neither overflows nor needs an epsilon.
+    """
+    gaussian = -0.5 * (((u - mean) * torch.exp(-log_std)).square() + 2.0 * log_std + LOG_2PI)
+    return (gaussian - 2.0 * (LOG_2 - u - F.softplus(-2.0 * u))).sum(-1)
+
+
+def sample_action(actor: Actor, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Reparametrised actions in [-1, 1], ``(B, A)``, and their log-densities ``(B,)``."""
+    mean, log_std, _ = actor.get_action_dist_params(obs)
+    u = mean + noise * log_std.exp()
+    return torch.tanh(u), squashed_log_density(u, mean, log_std)
+
+
+@dataclass
+class SACParts:
+    """What one update reads and changes."""
+
+    actor: Actor
+    critic: StackedCritic
+    critic_target: StackedCritic
+    log_alpha: Tensor | None  #: learned log entropy coefficient, or None where it is fixed
+    fixed_alpha: Tensor  #: the fixed coefficient
+    entropy_optimizer: torch.optim.Optimizer | None
+    gamma: float
+    tau: float
+    target_entropy: float
+
+    def __post_init__(self) -> None:
+        self.online = list(self.critic.parameters())
+        self.target = list(self.critic_target.parameters())
+        self.actor_parameters = list(self.actor.parameters())
+
+
+def sac_update(parts: SACParts, batch: Batch, noise: Tensor, next_noise: Tensor) -> Tensor:
+    """Entropy coefficient, critics, actor, then target networks: SB3's order.
+
+    :param noise: standard normal ``(B, A)`` for the actions at s, :param next_noise: at s'.
+    :return: the values named in :data:`METRICS`, on the device.
+    """
+    action, log_prob = sample_action(parts.actor, batch.obs, noise)
+    alpha = parts.fixed_alpha if parts.log_alpha is None else parts.log_alpha.detach().exp()
+    entropy_loss = torch.zeros_like(alpha)
+    if parts.log_alpha is not None and parts.entropy_optimizer is not None:
+        gap = (log_prob.detach() + parts.target_entropy).mean()
+        entropy_loss = -parts.log_alpha * gap
+        parts.entropy_optimizer.zero_grad()
+        entropy_loss.sum().backward()
+        parts.entropy_optimizer.step()
+
+    with torch.no_grad():
+        next_action, next_log_prob = sample_action(parts.actor, batch.next_obs, next_noise)
+        next_q = parts.critic_target.q_values(batch.next_obs, next_action).amin(0)
+        soft_value = next_q - alpha * next_log_prob
+        target = batch.reward + parts.gamma * batch.continues * soft_value
+    q = parts.critic.q_values(batch.obs, batch.action)
+    critic_loss = 0.5 * (q - target).square().mean(dim=1).sum()
+    parts.critic.optimizer.zero_grad()
+    critic_loss.backward()
+    parts.critic.optimizer.step()
+
+    q_pi = parts.critic.q_values(batch.obs, action, frozen=True).amin(0)
+    actor_loss = (alpha * log_prob - q_pi).mean()
+    parts.actor.optimizer.zero_grad()
+    actor_loss.backward()
+    parts.actor.optimizer.step()
+
+    with torch.no_grad():
+        torch._foreach_lerp_(parts.target, parts.online, parts.tau)
+    return torch.stack(
+        [
+            actor_loss.detach(),
+            critic_loss.detach(),
+            entropy_loss.detach().sum(),
+            alpha.sum(),
+            q.detach().mean(),
+            -log_prob.detach().mean(),
+        ]
+    )

@@ -1,0 +1,152 @@
+"""Policy and value function of an SB3 algorithm, as the adversary sees them.
+
+On raw observations and raw actions. V(s) = min_j Q_j(s, mean action) with the online critics and
+no entropy term; PPO has no Q, its V(s) serves as the baseline too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from torch import Tensor
+
+from adv_worldmodel.protocols import Policy, ValueFunction
+from agents.policies import StackedCritic
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+
+class _Bounds:
+    """Raw actions to and from [-1, 1]."""
+
+    def __init__(self, space: Box, device: torch.device) -> None:
+        self.low = torch.as_tensor(np.asarray(space.low), dtype=torch.float32, device=device)
+        self.high = torch.as_tensor(np.asarray(space.high), dtype=torch.float32, device=device)
+
+    def scale(self, action: Tensor) -> Tensor:
+        return 2.0 * (action - self.low) / (self.high - self.low) - 1.0
+
+    def unscale(self, scaled: Tensor) -> Tensor:
+        return self.low + 0.5 * (scaled + 1.0) * (self.high - self.low)
+
+
+class SquashedPolicy:
+    """Tanh-Gaussian actor of SAC, TQC, CrossQ and RAMBO."""
+
+    def __init__(self, model: Any) -> None:
+        self.actor = model.policy.actor
+        self.bounds = _Bounds(model.action_space, model.device)
+
+    def mean_action(self, obs: Tensor) -> Tensor:
+        """tanh(mu(s)), scaled ``(B, A)``."""
+        mean, _, _ = self.actor.get_action_dist_params(obs)
+        return torch.tanh(mean)
+
+    @torch.no_grad()
+    def sample(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """One raw action per row."""
+        mean, log_std, _ = self.actor.get_action_dist_params(obs)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return self.bounds.unscale(torch.tanh(mean + noise * log_std.exp()))
+
+
+class DeterministicPolicy:
+    """Actor of TD3 and DDPG; exploration noise is no part of the policy."""
+
+    def __init__(self, model: Any) -> None:
+        self.actor = model.policy.actor
+        self.bounds = _Bounds(model.action_space, model.device)
+
+    def mean_action(self, obs: Tensor) -> Tensor:
+        """The action, scaled ``(B, A)``."""
+        scaled: Tensor = self.actor(obs)
+        return scaled
+
+    @torch.no_grad()
+    def sample(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """The raw action of each row."""
+        return self.bounds.unscale(self.mean_action(obs))
+
+
+class OnPolicyPolicy:
+    """Gaussian actor of PPO and A2C, clipped to the action space as SB3 does."""
+
+    def __init__(self, model: Any) -> None:
+        self.policy = model.policy
+        self.bounds = _Bounds(model.action_space, model.device)
+
+    @torch.no_grad()
+    def sample(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """One raw action per row."""
+        gaussian = self.policy.get_distribution(obs).distribution
+        mean, std = gaussian.mean, gaussian.stddev
+        action = mean + std * torch.randn(mean.shape, generator=generator, device=mean.device)
+        if self.policy.squash_output:
+            return self.bounds.unscale(torch.tanh(action))
+        return torch.clamp(action, self.bounds.low, self.bounds.high)
+
+
+class CriticValue:
+    """V and Q of an algorithm with Q-networks."""
+
+    def __init__(self, model: Any, policy: SquashedPolicy | DeterministicPolicy) -> None:
+        self.critic, self.policy, self.bounds = model.policy.critic, policy, policy.bounds
+        # TQC: quantiles per network, of which it drops the highest
+        self.dropped = getattr(model, "top_quantiles_to_drop_per_net", 0)
+
+    def _lowest(self, obs: Tensor, scaled: Tensor) -> Tensor:
+        if isinstance(self.critic, StackedCritic):
+            return self.critic.q_values(obs, scaled).amin(0)
+        q = self.critic(obs, scaled)
+        if isinstance(q, tuple):
+            return torch.cat(q, dim=1).amin(1)
+        quantiles = q.flatten(1).sort(dim=1).values
+        return quantiles[:, : quantiles.shape[1] - self.dropped * q.shape[1]].mean(1)
+
+    def v(self, obs: Tensor) -> Tensor:
+        """min_j Q_j(s, mean action), ``(B,)``."""
+        return self._lowest(obs, self.policy.mean_action(obs))
+
+    def q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """min_j Q_j(s, a), ``(B,)``."""
+        return self._lowest(obs, self.bounds.scale(action))
+
+
+class StateValue:
+    """V of an on-policy algorithm, which is its own baseline."""
+
+    def __init__(self, model: Any) -> None:
+        self.policy = model.policy
+
+    def v(self, obs: Tensor) -> Tensor:
+        """V(s), ``(B,)``."""
+        value: Tensor = self.policy.predict_values(obs)
+        return value.squeeze(-1)
+
+    def q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """V(s): the algorithm has no Q."""
+        return self.v(obs)
+
+
+def policy_and_value(model: BaseAlgorithm) -> tuple[Policy, ValueFunction]:
+    """Policy and value function of SAC, TD3, TQC, CrossQ, PPO and their subclasses.
+
+    They read the networks at each call, so that they stay true while the algorithm learns.
+
+    :raises ValueError: the algorithm has neither critics nor a state value.
+    """
+    policy = model.policy
+    if hasattr(policy, "critic") and hasattr(policy, "actor"):
+        squashed = hasattr(policy.actor, "get_action_dist_params")
+        actor = SquashedPolicy(model) if squashed else DeterministicPolicy(model)
+        return actor, CriticValue(model, actor)
+    if hasattr(policy, "predict_values"):
+        return OnPolicyPolicy(model), StateValue(model)
+    raise ValueError(
+        f"{type(model).__name__} has no value function that an adversary could lower; "
+        "use SAC, TD3, TQC, CrossQ, PPO or RAMBO"
+    )

@@ -1,0 +1,156 @@
+"""OfflineDataset: what it accepts, what it refuses and how it says so."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete, Space
+
+from adv_worldmodel.data import OfflineDataset
+
+
+def arrays(**changes: Any) -> dict[str, Any]:
+    """Two episodes on a line: 0 -> 1 -> 2 (terminated) and 5 -> 6 (cut), rewards 1, 2, 4."""
+    columns: dict[str, Any] = {
+        "observations": np.array([[0.0], [1.0], [5.0]]),
+        "actions": np.array([[0.5], [-0.5], [1.0]]),
+        "rewards": np.array([1.0, 2.0, 4.0]),
+        "next_observations": np.array([[1.0], [2.0], [6.0]]),
+        "terminations": np.array([False, True, False]),
+        "truncations": np.array([False, False, True]),
+    }
+    return columns | changes
+
+
+def test_arrays_are_float32_copies_that_cannot_be_written() -> None:
+    source = arrays()
+    dataset = OfflineDataset.from_arrays(**source)
+    assert dataset.observations.dtype == np.float32
+    assert dataset.terminations.dtype == np.bool_
+    source["observations"][0, 0] = 9.0
+    assert dataset.observations[0, 0] == 0.0
+    with pytest.raises(ValueError, match="read-only"):
+        dataset.actions[0, 0] = 0.0
+
+
+def test_float32_input_stays_writable_for_its_owner() -> None:
+    source = arrays(observations=np.zeros((3, 1), np.float32))
+    OfflineDataset.from_arrays(**source)
+    source["observations"][0, 0] = 1.0
+
+
+def test_returns_and_lengths_by_hand() -> None:
+    dataset = OfflineDataset.from_arrays(**arrays())
+    np.testing.assert_array_equal(dataset.episode_returns(), [3.0, 4.0])
+    np.testing.assert_array_equal(dataset.episode_lengths(), [2, 1])
+    assert dataset.behaviour_return == 3.5
+    assert len(dataset) == 3
+
+
+def test_unclosed_last_episode_counts_only_if_it_is_the_only_one() -> None:
+    open_end = OfflineDataset.from_arrays(**arrays(truncations=np.zeros(3, bool)))
+    np.testing.assert_array_equal(open_end.episode_returns(), [3.0])
+    never = arrays(truncations=np.zeros(3, bool), terminations=np.zeros(3, bool))
+    np.testing.assert_array_equal(OfflineDataset.from_arrays(**never).episode_returns(), [7.0])
+
+
+def test_time_outs_are_inferred_where_a_successor_is_not_the_next_row() -> None:
+    columns = arrays(terminations=np.zeros(3, bool))
+    del columns["truncations"]
+    dataset = OfflineDataset.from_arrays(**columns)
+    np.testing.assert_array_equal(dataset.truncations, [False, True, True])
+    assert not dataset.terminations.any()
+
+
+def test_reward_offset_moves_rewards_but_not_returns() -> None:
+    dataset = OfflineDataset.from_arrays(**arrays()).with_reward_offset(-1.0)
+    np.testing.assert_array_equal(dataset.rewards, [0.0, 1.0, 3.0])
+    np.testing.assert_array_equal(dataset.episode_returns(), [3.0, 4.0])
+    with pytest.raises(ValueError, match="reward_offset is nan"):
+        dataset.with_reward_offset(float("nan"))
+
+
+def test_bounds_are_the_unit_box_or_else_the_range_of_the_data() -> None:
+    inside = OfflineDataset.from_arrays(**arrays())
+    assert inside.action_space == Box(-1.0, 1.0, (1,), np.float32)
+    assert not inside.observation_space.is_bounded()
+    wide = OfflineDataset.from_arrays(**arrays(actions=[[-3.0], [0.0], [2.0]]))
+    assert wide.action_space == Box(np.float32([-3.0]), np.float32([2.0]), dtype=np.float32)
+    with pytest.raises(ValueError, match="dimension 0 never changes"):
+        OfflineDataset.from_arrays(**arrays(actions=[[3.0], [3.0], [3.0]]))
+
+
+def test_float_error_at_a_bound_is_clipped() -> None:
+    dataset = OfflineDataset.from_arrays(**arrays(actions=[[1.000001], [0.0], [-1.000001]]))
+    np.testing.assert_array_equal(dataset.actions[:, 0], [1.0, 0.0, -1.0])
+    assert dataset.action_space.contains(dataset.actions[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observations": [[0.0], [np.nan], [5.0]]}, "'observations' row 1 dimension 0 is nan"),
+        ({"rewards": [1.0, 2.0, np.inf]}, "'rewards' row 2 is inf"),
+        ({"rewards": [1.0, 1e300, 2.0]}, "'rewards' row 1 is 1e.300"),
+        ({"rewards": [1.0, 2.0]}, "'rewards' has 2 rows but 'observations' has 3"),
+        ({"next_observations": [[1.0, 2.0]] * 3}, "has 2 dimensions per row but 'observations'"),
+        ({"observations": [0.0, 1.0, 5.0]}, r"'observations' has shape \(3,\).*reshape\(-1, 1\)"),
+        ({"actions": np.zeros((3, 2, 2))}, r"'actions' has shape \(3, 2, 2\).*Flatten"),
+        ({"rewards": np.zeros((3, 2))}, r"'rewards' has shape \(3, 2\)"),
+        ({"terminations": [0, 2, 0]}, "'terminations' row 1 is 2; expected true or false"),
+        ({"actions": [["a"], ["b"], ["c"]]}, "'actions' has dtype <U1; expected numbers"),
+        ({"rewards": [[1.0], [2.0, 3.0], [4.0]]}, "'rewards' is not a rectangular array"),
+        (
+            {"actions": [[0.0], [2.5], [0.0]], "action_space": Box(-2, 2, (1,))},
+            r"'actions' row 1 dimension 0 is 2.5, outside the bounds \[-2, 2\]",
+        ),
+        ({"action_space": Box(-1, 1, (2,))}, "'actions' has 1 dimensions.*action space.* has 2"),
+        ({"observation_space": Box(-1, 1, (3,))}, "the observation space' has 3"),
+        ({"action_space": Discrete(3)}, "action space is Discrete; expected a flat Box"),
+        ({"observation_space": Dict({"a": Box(0, 1)})}, "observation space is Dict.*Flatten"),
+        ({"observation_space": Box(0, 1, (2, 2))}, r"observation space has shape \(2, 2\)"),
+        ({"action_space": Box(-np.inf, np.inf, (1,))}, "infinite bounds"),
+        ({"action_space": Box(1.0, 1.0, (1,))}, "without room"),
+    ],
+)
+def test_refusals_name_key_row_and_remedy(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s)my data: .*{message}"):
+        OfflineDataset.from_arrays(**arrays(**changes), name="my data")
+
+
+def test_an_empty_data_set_is_refused() -> None:
+    empty = {key: array[:0] for key, array in arrays().items()}
+    with pytest.raises(ValueError, match="the data set is empty"):
+        OfflineDataset.from_arrays(**empty)
+
+
+def test_the_class_itself_checks_as_well() -> None:
+    box = Box(-1.0, 1.0, (1,), np.float32)
+    spaces: dict[str, Space[Any]] = {"observation_space": box, "action_space": box}
+    with pytest.raises(ValueError, match="'actions' row 0 dimension 0 is 7"):
+        OfflineDataset(**arrays(actions=[[7.0], [0.0], [0.0]]), **spaces)  # type: ignore[arg-type]
+
+
+def test_content_hash_knows_content_and_not_names() -> None:
+    dataset = OfflineDataset.from_arrays(**arrays(), name="one")
+    same = OfflineDataset.from_arrays(**arrays(), name="two", env_id="Pendulum-v1")
+    assert dataset.content_hash == same.content_hash
+    assert len(dataset.content_hash) == 64
+    others = [
+        OfflineDataset.from_arrays(**arrays(**{key: array + 1}))
+        for key, array in arrays().items()
+        if key not in ("actions", "terminations", "truncations")
+    ]
+    others.append(OfflineDataset.from_arrays(**arrays(truncations=[True, False, True])))
+    others.append(OfflineDataset.from_arrays(**arrays(), action_space=Box(-2, 2, (1,))))
+    hashes = {other.content_hash for other in others} | {dataset.content_hash}
+    assert len(hashes) == len(others) + 1
+
+
+def test_deepcopy_is_the_data_set_itself_and_repr_is_short() -> None:
+    dataset = OfflineDataset.from_arrays(**arrays(), name="line")
+    assert copy.deepcopy({"dataset": dataset})["dataset"] is dataset
+    assert repr(dataset) == "OfflineDataset('line', 3 transitions)"

@@ -1,0 +1,207 @@
+"""HDF5 and .npz files: D4RL's layout with and without its optional keys, and broken files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from adv_worldmodel.data import load_dataset
+
+# Three episodes on a line: 0 1 2 (terminal at its last row), 10 11 12 (time-out) and 20 21 (the
+# file ends); the true successors are one further.
+OBSERVATIONS = np.array([[0.0], [1], [2], [10], [11], [12], [20], [21]], np.float32)
+COLUMNS: dict[str, Any] = {
+    "observations": OBSERVATIONS,
+    "actions": np.linspace(-0.9, 0.9, 8, dtype=np.float32)[:, None],
+    "rewards": np.arange(8, dtype=np.float32),
+    "next_observations": OBSERVATIONS + 1,
+    "terminals": np.array([0, 0, 1, 0, 0, 0, 0, 0], bool),
+    "timeouts": np.array([0, 0, 0, 0, 0, 1, 0, 0], bool),
+}
+
+
+def write(path: Path, env_id: str | None = None, **changes: Any) -> Path:
+    """COLUMNS with `changes` (None: left out) as HDF5 or .npz."""
+    columns = {key: array for key, array in (COLUMNS | changes).items() if array is not None}
+    if path.suffix == ".npz":
+        np.savez(path, **columns, **({"env_id": env_id} if env_id else {}))  # type: ignore[arg-type]
+        return path
+    with h5py.File(path, "w") as file:
+        for key, array in columns.items():
+            file[key] = array
+        if env_id:
+            file.attrs["env_id"] = env_id
+    return path
+
+
+@pytest.mark.parametrize("name", ["set.hdf5", "set.h5", "set.npz"])
+def test_a_whole_file_comes_back_as_written(tmp_path: Path, name: str) -> None:
+    dataset = load_dataset(write(tmp_path / name))
+    for attribute, key in (
+        ("observations", "observations"),
+        ("actions", "actions"),
+        ("rewards", "rewards"),
+        ("next_observations", "next_observations"),
+        ("terminations", "terminals"),
+    ):
+        np.testing.assert_array_equal(getattr(dataset, attribute), COLUMNS[key])
+    # the last row of a file closes its episode
+    np.testing.assert_array_equal(np.flatnonzero(dataset.truncations), [5, 7])
+    np.testing.assert_array_equal(dataset.episode_lengths(), [3, 3, 2])
+    assert dataset.env_id is None
+
+
+def test_minaris_names_and_float64_and_column_vectors_are_read(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "set.npz",
+        observations=OBSERVATIONS.astype(np.float64),
+        rewards=np.arange(8.0)[:, None],
+        terminals=None,
+        timeouts=None,
+        terminations=COLUMNS["terminals"].astype(np.uint8),
+        truncations=COLUMNS["timeouts"].astype(np.float32),
+    )
+    assert (
+        load_dataset(str(path)).content_hash
+        == load_dataset(write(tmp_path / "set.hdf5")).content_hash
+    )
+
+
+def test_time_outs_are_inferred_from_gaps(tmp_path: Path) -> None:
+    dataset = load_dataset(write(tmp_path / "set.hdf5", timeouts=None))
+    np.testing.assert_array_equal(np.flatnonzero(dataset.truncations), [5, 7])
+    np.testing.assert_array_equal(np.flatnonzero(dataset.terminations), [2])
+
+
+def test_no_successor_is_taken_from_the_next_episode(tmp_path: Path) -> None:
+    """D4RL issue 145: without next_observations the last row of each episode has none."""
+    dataset = load_dataset(write(tmp_path / "set.hdf5", next_observations=None))
+    np.testing.assert_array_equal(dataset.observations[:, 0], [0, 1, 10, 11, 20])
+    np.testing.assert_array_equal(dataset.next_observations[:, 0], [1, 2, 11, 12, 21])
+    np.testing.assert_array_equal(dataset.rewards, [0, 1, 3, 4, 6])
+    # what is now an episode's last row did not terminate: its value goes on
+    assert not dataset.terminations.any()
+    np.testing.assert_array_equal(dataset.truncations, [False, True, False, True, True])
+
+
+def test_without_both_only_terminals_and_the_end_are_known(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.npz", next_observations=None, timeouts=None)
+    dataset = load_dataset(path)
+    np.testing.assert_array_equal(dataset.observations[:, 0], [0, 1, 10, 11, 12, 20])
+
+
+def test_rows_that_all_end_their_episode_have_no_successor(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.npz", next_observations=None, timeouts=np.ones(8, bool))
+    with pytest.raises(ValueError, match="Add next_observations"):
+        load_dataset(path)
+
+
+def test_the_environment_that_a_file_names_gives_the_bounds(tmp_path: Path) -> None:
+    pendulum = {
+        "observations": np.zeros((8, 3), np.float32),
+        "next_observations": np.zeros((8, 3), np.float32),
+    }
+    for name in ("set.hdf5", "set.npz"):
+        dataset = load_dataset(write(tmp_path / name, env_id="Pendulum-v1", **pendulum))
+        assert dataset.env_id == "Pendulum-v1"
+        assert dataset.action_space.high == 2.0
+    # one that cannot be built here is kept as a name; the bounds are then those of the data
+    dataset = load_dataset(write(tmp_path / "other.npz", env_id="Elsewhere-v0"))
+    assert dataset.env_id == "Elsewhere-v0"
+    assert dataset.action_space.high == 1.0
+    with pytest.raises(ValueError, match="'observations' has 1 dimensions per row, but Pendulum"):
+        load_dataset(write(tmp_path / "wrong.npz", env_id="Pendulum-v1"))
+
+
+def test_a_file_cannot_make_us_import_a_module(tmp_path: Path) -> None:
+    assert load_dataset(write(tmp_path / "set.npz", env_id="antigravity:X-v0")).env_id is None
+
+
+def test_env_id_and_reward_offset_of_the_caller(tmp_path: Path) -> None:
+    wide = {key: np.zeros((8, 3), np.float32) for key in ("observations", "next_observations")}
+    path = write(tmp_path / "set.npz", **wide)
+    dataset = load_dataset(path, env_id="Pendulum-v1", reward_offset=-1.0)
+    assert (dataset.env_id, dataset.action_space.high) == ("Pendulum-v1", 2.0)
+    np.testing.assert_array_equal(dataset.rewards, np.arange(8) - 1.0)
+    with pytest.raises(ValueError, match=r"'Pendulm-v1' cannot be built.*Near ids: Pendulum-v1"):
+        load_dataset(path, env_id="Pendulm-v1")
+
+
+@pytest.mark.parametrize("name", ["set.hdf5", "set.npz"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"actions": None}, "key 'actions' is missing; found: next_observations, observations"),
+        ({"terminals": None}, "key 'terminals' or 'terminations' is missing"),
+        ({"rewards": None, "reward": np.zeros(8)}, "Rename 'reward'"),
+        ({"rewards": np.zeros(7)}, "'rewards' has 7 rows but 'observations' has 8"),
+        ({"timeouts": np.zeros(9)}, "'timeouts' has 9 rows"),
+        ({"timeouts": np.full(8, 3)}, "'timeouts' row 0 is 3"),
+        ({"observations": np.zeros((8, 2, 2))}, r"'observations' has shape \(8, 2, 2\)"),
+        ({"next_observations": np.zeros((8, 2))}, "'next_observations' has 2 dimensions"),
+        ({"actions": np.eye(8)[:, :1] * np.nan}, "'actions' row 0 dimension 0 is nan"),
+        ({key: COLUMNS[key][:0] for key in COLUMNS}, "the data set is empty"),
+    ],
+)
+def test_wrong_content_names_file_and_key(
+    tmp_path: Path, name: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        load_dataset(write(tmp_path / name, **changes))
+
+
+@pytest.mark.parametrize("name", ["set.hdf5", "set.npz"])
+def test_truncated_and_foreign_files(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"not a data file", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: cannot be read.*truncated or of another"):
+            load_dataset(path)
+
+
+def test_a_damaged_compressed_column_is_no_crash(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez_compressed(path, **COLUMNS)
+    damaged = bytearray(path.read_bytes())
+    damaged[60:200] = bytes(140)
+    path.write_bytes(bytes(damaged))
+    with pytest.raises(ValueError, match="cannot be read as npz"):
+        load_dataset(path)
+
+
+def test_pickles_in_an_npz_are_not_opened(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.npz", rewards=np.array([object()] * 8))
+    with pytest.raises(ValueError, match="cannot be read as npz"):
+        load_dataset(path)
+
+
+def test_missing_files_folders_and_other_types(tmp_path: Path) -> None:
+    write(tmp_path / "set.hdf5")
+    with pytest.raises(FileNotFoundError, match=r"sat.hdf5 does not exist.*set.hdf5"):
+        load_dataset(tmp_path / "sat.hdf5")
+    with pytest.raises(FileNotFoundError, match="nor does the folder"):
+        load_dataset(tmp_path / "no" / "set.hdf5")
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        load_dataset(tmp_path)
+    other = tmp_path / "set.csv"
+    other.write_text("1,2")
+    with pytest.raises(ValueError, match=r"unknown file type '.csv'"):
+        load_dataset(str(other))
+
+
+def test_minaris_own_file_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "main_data.hdf5"
+    with h5py.File(path, "w") as file:
+        file.create_group("episode_0")
+    with pytest.raises(ValueError, match="Minari's own storage"):
+        load_dataset(path)
+
+
+def test_other_objects_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"A dict is no data set.*from_arrays"):
+        load_dataset({})  # type: ignore[arg-type]

@@ -1,0 +1,157 @@
+"""The termination rules agree with the real environments, step by step."""
+
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from adv_worldmodel.building import make_quietly
+from adv_worldmodel.dynamics.termination import make_termination, termination_from_spec
+
+
+def perturbed_steps(env_id: str, scale: float, steps: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Next observations `(n, S)` and true terminations `(n,)` from states around the start."""
+    env = make_quietly(env_id)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    base = env.unwrapped
+    rng = np.random.default_rng(0)
+    observations, terminations = [], []
+    for _ in range(steps):
+        spread = scale * rng.uniform()
+        qpos = base.init_qpos + spread * rng.normal(size=base.model.nq)
+        qvel = base.init_qvel + spread * rng.normal(size=base.model.nv)
+        env.reset()
+        base.set_state(qpos, qvel)
+        observation, _, terminated, _, _ = env.step(env.action_space.sample())
+        observations.append(observation)
+        terminations.append(terminated)
+    env.close()
+    return np.array(observations), np.array(terminations)
+
+
+def flags(env_id: str, observations: np.ndarray) -> np.ndarray:
+    obs = torch.as_tensor(observations)
+    return make_termination("auto", env_id)(obs, obs, obs).numpy()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "scale"),
+    [
+        ("Hopper-v5", 0.4),
+        ("Walker2d-v5", 1.0),
+        ("Ant-v5", 0.5),
+        ("Humanoid-v5", 0.5),
+        ("InvertedPendulum-v5", 0.3),
+        ("HalfCheetah-v5", 1.0),
+    ],
+)
+def test_agrees_with_the_real_environment(env_id: str, scale: float) -> None:
+    observations, terminations = perturbed_steps(env_id, scale)
+    np.testing.assert_array_equal(flags(env_id, observations), terminations)
+    if env_id != "HalfCheetah-v5":
+        assert 20 < terminations.sum() < 380  # both outcomes were tried
+
+
+def test_double_pendulum_agrees_with_the_real_environment() -> None:
+    # MuJoCo's tip position lags the observed angles by one of the step's five substeps, so
+    # that the two may differ only where the tip is at the very limit.
+    observations, terminations = perturbed_steps("InvertedDoublePendulum-v5", 0.8, steps=1000)
+    wrong = flags("InvertedDoublePendulum-v5", observations) != terminations
+    angles = np.arctan2(observations[:, 1:3], observations[:, 3:5])
+    tip = 0.6 * np.cos(angles[:, 0]) + 0.6 * np.cos(angles.sum(axis=1))
+    assert 50 < terminations.sum() < 950
+    assert wrong.mean() < 0.02
+    assert np.all(np.abs(tip[wrong] - 1.0) < 0.1)
+
+
+def test_mountain_car_ends_at_the_goal() -> None:
+    next_obs = torch.tensor([[0.44, 0.05], [0.46, 0.05], [0.46, -0.01]])
+    done = make_termination(None, "MountainCarContinuous-v0")(next_obs, next_obs, next_obs)
+    assert done.tolist() == [False, True, False]
+
+
+def test_bounds_are_those_of_the_environment_that_was_named() -> None:
+    gym.register(
+        id="LowHopper-v0",
+        entry_point="gymnasium.envs.mujoco.hopper_v5:HopperEnv",
+        kwargs={
+            "healthy_z_range": (0.3, float("inf")),
+            "exclude_current_positions_from_observation": False,
+        },
+    )
+    try:
+        termination = make_termination(None, "LowHopper-v0")
+    finally:
+        del gym.registry["LowHopper-v0"]
+    next_obs = torch.zeros(3, 12)
+    next_obs[:, 1] = torch.tensor([0.2, 0.5, 0.5])  # z comes second where x is observed
+    next_obs[:, 0] = 1000.0  # x is free
+    next_obs[2, 2] = 0.3  # angle
+    assert termination(next_obs, next_obs, next_obs).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["AntMaze_UMaze-v5", "antmaze-large-play-v0", "antmaze"])
+def test_an_ant_in_a_maze_is_not_an_ant(name: str) -> None:
+    assert make_termination(name, None).spec["kind"] == "never"
+
+
+def test_ant_by_name_ends_below_and_above_its_range() -> None:
+    next_obs = torch.zeros(4, 27)
+    next_obs[:, 0] = torch.tensor([0.19, 0.21, 1.0, 1.01])
+    done = make_termination("ant", None)(next_obs, next_obs, next_obs)
+    assert done.tolist() == [True, False, False, True]
+
+
+def test_an_environment_that_cannot_be_built_is_looked_up_by_exact_name() -> None:
+    assert make_termination(None, "Hopper-v2").spec["bounds"][0]["low"] == 0.7
+    with pytest.raises(ValueError, match=r"SuperHopper-v2.*termination='never'"):
+        make_termination(None, "SuperHopper-v2")
+
+
+def test_an_unknown_environment_or_none_names_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"CartPoleEnv.*termination='never'"):
+        make_termination("auto", "CartPole-v1")
+    with pytest.raises(ValueError, match=r"names no environment.*termination='never'"):
+        make_termination(None, None)
+    with pytest.raises(ValueError, match=r"'hoper'; known: .*hopper"):
+        make_termination("hoper", None)
+
+
+@pytest.mark.parametrize(
+    "name", ["hopper", "inverteddoublependulum", "mountaincarcontinuous", "never"]
+)
+def test_a_spec_survives_json(name: str) -> None:
+    termination = make_termination(name, None)
+    text = json.dumps(termination.spec, allow_nan=False)
+    rebuilt = termination_from_spec(json.loads(text))
+    next_obs = 0.5 * torch.randn(500, 11, generator=torch.Generator().manual_seed(0)) + 0.6
+    want = termination(next_obs, next_obs, next_obs)
+    assert torch.equal(rebuilt(next_obs, next_obs, next_obs), want)
+    assert rebuilt.spec == termination.spec
+
+
+def test_a_function_is_used_and_asked_for_again() -> None:
+    def high(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
+        return next_obs[:, 0] > 1
+
+    termination = make_termination(high, None)
+    next_obs = torch.tensor([[0.0], [2.0]], requires_grad=True)
+    assert termination(next_obs, next_obs, next_obs).tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"high.*pass it again"):
+        termination_from_spec(termination.spec)
+    assert termination_from_spec(termination.spec, high).rule is high
+
+
+def test_wrong_results_and_widths_are_reported() -> None:
+    obs = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match=r"torch.float32 \(3, 1\).*shape \(3,\)"):
+        make_termination(lambda s, a, n: n[:, :1], None)(obs, obs, obs)
+    with pytest.raises(ValueError, match=r"component 1 of the observation, which has only 1"):
+        make_termination("walker2d", None)(obs[:, :1], obs, obs[:, :1])
+    with pytest.raises(ValueError, match=r"Unknown termination kind 'exec'"):
+        termination_from_spec({"kind": "exec", "code": "1"})
+    with pytest.raises(ValueError, match=r"Damaged"):
+        termination_from_spec({"kind": "outside"})

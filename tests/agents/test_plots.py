@@ -1,0 +1,57 @@
+"""Plots: files come out, and they show the numbers that went in."""
+
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+
+from agents.evaluation import EvaluationRow
+from agents.plots import _stack, compare_curves, plot_learning_curve
+
+
+def rows(*returns: float, every: int = 1) -> list[EvaluationRow]:
+    return [
+        {
+            "iteration": every * i,
+            "return_mean": value,
+            "return_std": 1.0,
+            "length_mean": 10.0,
+            "score": None,
+        }
+        for i, value in enumerate(returns, start=1)
+    ]
+
+
+def test_a_learning_curve_is_a_png_that_depends_on_the_data_only(tmp_path: Path) -> None:
+    first = plot_learning_curve(
+        rows(1, 2, 3), tmp_path / "a.png", behaviour_return=2.5, cloning_return=None, title="a"
+    )
+    again = plot_learning_curve(rows(1, 2, 3), tmp_path / "b.png", behaviour_return=2.5, title="a")
+    other = plot_learning_curve(rows(1, 2, 4), tmp_path / "c.png", behaviour_return=2.5, title="a")
+    assert imageio.imread(first).shape[:2] == (600, 960)
+    assert first.read_bytes() == again.read_bytes() != other.read_bytes()
+
+
+def test_a_group_is_stacked_over_common_iterations() -> None:
+    iterations, returns = _stack("g", [rows(1, 2, 3, 4), rows(20, 40, every=2)])
+    assert iterations.tolist() == [2, 4]
+    np.testing.assert_array_equal(returns, [[2, 4], [20, 40]])
+
+
+def test_groups_are_read_from_run_folders(tmp_path: Path) -> None:
+    (tmp_path / "evaluations.csv").write_text(
+        "iteration,return_mean,return_std,length_mean,score\n1,2.0,0.0,5.0,\n2,3.0,0.0,5.0,\n"
+    )
+    path = compare_curves({"a": [tmp_path, rows(1, 2)], "b": [rows(3)]}, tmp_path / "c.png")
+    assert imageio.imread(path).ndim == 3
+
+
+def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no evaluation yet"):
+        plot_learning_curve([], tmp_path / "a.png")
+    with pytest.raises(ValueError, match="'g' have no evaluated iteration in common"):
+        compare_curves({"g": [rows(1), rows(1, every=2)]}, tmp_path / "a.png")
+    with pytest.raises(ValueError, match="No groups"):
+        compare_curves({}, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())

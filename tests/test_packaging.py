@@ -1,0 +1,37 @@
+"""pyproject.toml names each folder and each kind of file that has to be in the wheel."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+    "setuptools"
+]
+
+
+def test_every_package_folder_is_listed() -> None:
+    folders = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for package in ("adv_worldmodel", "agents")
+        for path in (ROOT / package).rglob("*.py")
+    }
+    listed = set(SETUPTOOLS["packages"])
+    assert folders <= listed
+    assert listed - folders == {"agents.configs"}  # configs/, where there is no Python
+
+
+def test_every_data_file_matches_a_listed_pattern() -> None:
+    places = {
+        "adv_worldmodel": ROOT / "adv_worldmodel",
+        "adv_worldmodel.data.builtin": ROOT / "adv_worldmodel" / "data" / "builtin",
+        "agents": ROOT / "agents",
+        "agents.configs": ROOT / "configs",
+    }
+    for package, folder in places.items():
+        patterns = SETUPTOOLS["package-data"][package]
+        for path in folder.iterdir():
+            if path.is_file() and path.suffix != ".py":
+                assert any(path.match(pattern) for pattern in patterns), path
+        assert any(folder.glob(patterns[0])), package

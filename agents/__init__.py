@@ -1,4 +1,4 @@
-"""Agents for adversarial world models: RAMBO and the callback that makes any SB3 algorithm adversarial."""
+"""RAMBO, and the callback that makes any SB3 algorithm adversarial in a world model."""
 
 from __future__ import annotations
 

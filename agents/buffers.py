@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
@@ -66,7 +67,8 @@ class MixedReplayBuffer(ReplayBuffer):
         self._low = torch.as_tensor(action_space.low, dtype=torch.float32, device=self.device)
         self._high = torch.as_tensor(action_space.high, dtype=torch.float32, device=self.device)
         self.generator = make_generator(seed, "replay", self.device)
-        self.obs_dim, self.width = self.obs_shape[0], 2 * self.obs_shape[0] + self.action_dim + 2  # type: ignore[index, misc]
+        self.obs_dim = get_flattened_obs_dim(observation_space)
+        self.width = 2 * self.obs_dim + self.action_dim + 2
         self.synthetic: Tensor | None = None  # allocated by the first row
         self.real: Tensor | None = None if dataset is None else self._pack_dataset(dataset)
 

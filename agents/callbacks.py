@@ -6,7 +6,6 @@ import time
 from typing import cast
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.vec_env import VecEnv
 
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings, WorldModel
@@ -66,7 +65,7 @@ class RamboCallback(BaseCallback):
                 f"RamboCallback inside {type(parent).__name__} would never run: pass it to learn() "
                 "itself, alone or in a list"
             )
-        env = cast(VecEnv, self.training_env)
+        env = self.training_env
         try:
             models = cast("list[WorldModel]", env.get_attr("world_model"))
             dataset = cast(OfflineDataset, env.get_attr("dataset", 0)[0])
@@ -93,7 +92,7 @@ class RamboCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         assert self.adversary is not None
-        if self.model._n_updates == 0:  # type: ignore[attr-defined]
+        if self.model._n_updates == 0:
             return  # the critic has learnt nothing yet that could be lowered
         start = time.perf_counter()
         self.model.policy.set_training_mode(False)

@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,6 +27,16 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"{PROG}: error: {message} (see '{self.prog} --help')", file=sys.stderr)
         raise SystemExit(2)
+
+
+class _VersionAction(argparse.Action):
+    """Prints the version; finding it may import the package, so only when it is asked for."""
+
+    def __call__(self, *_: object) -> NoReturn:
+        from adv_worldmodel import __version__
+
+        print(f"{PROG} {__version__}")
+        raise SystemExit(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,8 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROG,
         description="Offline reinforcement learning in an adversarial world model (RAMBO).",
     )
-    parser.add_argument("--version", action="version", version=f"{PROG} {_version()}")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version")
+    commands: argparse._SubParsersAction[argparse.ArgumentParser]  # _Parser, by inheritance
+    commands = parser.add_subparsers(  # type: ignore[assignment]
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
 
     train = commands.add_parser(
         "train",
@@ -79,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides",
         metavar="key=value",
         nargs="*",
+        default=[],
         help="settings to change, for example seed=1 rollout.horizon=2 out=FOLDER",
     )
     train.set_defaults(func=_train)
@@ -110,15 +123,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return number
-
-
-def _version() -> str:
-    try:
-        return version("adv-worldmodel")
-    except PackageNotFoundError:  # a checkout that is not installed
-        from adv_worldmodel import __version__
-
-        return __version__
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -163,6 +167,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         env = make_real_env(env_id)
         check_spaces(policy, env, env_id)
         env.close()
+        if args.render is not None:
+            try:
+                film = render(policy, env_id, args.render, seed=args.seed)
+            except RuntimeError as error:  # nothing draws on this machine; the message has remedies
+                raise ValueError(str(error)) from error
     evaluation = evaluate(policy, env_id, episodes=args.episodes, seed=args.seed)
     mean, std = evaluation.return_mean, evaluation.return_std
     print(f"environment  {env_id}")
@@ -172,10 +181,5 @@ def _evaluate(args: argparse.Namespace) -> int:
     if score is not None:
         print(f"score        {score.value:.1f}, {score.reference}")
     if args.render is not None:
-        try:
-            with user_input():
-                print(f"film         {render(policy, env_id, args.render, seed=args.seed)}")
-        except RuntimeError as error:  # nothing draws on this machine
-            print(f"{PROG}: error: {error}", file=sys.stderr)
-            return 2
+        print(f"film         {film}")
     return 0

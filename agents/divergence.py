@@ -28,8 +28,9 @@ def value_limit(dataset: OfflineDataset, gamma: float, alpha: float = 1.0) -> fl
     """
     if gamma >= 1:
         return math.inf
-    entropy = alpha * dataset.actions.shape[1] * math.log(2)
-    return 2 * (float(abs(dataset.rewards).max()) + entropy) / (1 - gamma)
+    largest = float(abs(dataset.rewards).max())
+    entropy = alpha * int(dataset.actions.shape[1]) * math.log(2)
+    return 2 * (largest + entropy) / (1 - gamma)
 
 
 class DivergenceCallback(BaseCallback):

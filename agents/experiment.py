@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,10 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoard
 
 from adv_worldmodel import (
     WorldModel,
-    __version__,
     cached_world_model,
     fit_world_model,
     make_sb3_env,
 )
-from adv_worldmodel.data.scores import normalised_score
 from agents.callbacks import RamboCallback
 from agents.config import TrainConfig, dump_config
 from agents.divergence import DivergenceCallback, DivergenceError
@@ -31,13 +26,10 @@ from agents.plots import plot_learning_curve
 from agents.preparation import Preparation, prepare
 from agents.progress import LapCallback, MetricsHistory, PhaseClock, ProgressCallback
 from agents.rambo import RAMBO
+from agents.results import q_summary, return_summary, returns_table, versions
 from agents.run_folder import RunFolder, new_run_folder, write_json, write_text, written_aside
 
 __all__ = ["Preparation", "prepare", "run", "train"]
-
-PACKAGES = ("torch", "stable-baselines3", "gymnasium", "mujoco", "minari", "numpy")
-#: P B.5: Q_var is the variance of the mean Q over this many last iterations.
-Q_VAR_ITERATIONS = 100
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> Path:
@@ -270,13 +262,6 @@ class _Experiment:
         """Write `result.json` as things stand and return its content."""
         config, prepared = self.config, self.prepared
         rows = self.evaluation.history if self.evaluation is not None else []
-        last = rows[-config.evaluation.last :]
-        return_mean = _mean([row["return_mean"] for row in last])
-        q_means = self.history.series("train/q_mean")
-        score = None if return_mean is None else normalised_score(prepared.env_id, return_mean)
-        ceiling = None
-        if config.agent.gamma < 1:
-            ceiling = float(self.dataset.rewards.max()) / (1 - config.agent.gamma)
         result = {
             "status": status,
             "error": error,
@@ -288,17 +273,15 @@ class _Experiment:
             "iterations": self.agent.iteration if self.agent is not None else 0,
             "behaviour_return": self.dataset.behaviour_return,
             "cloning_return": self.cloning_return,
-            "return_mean": return_mean,
-            "return_std": _mean([row["return_std"] for row in last]),
-            "evaluations_used": len(last),
-            "score": None if score is None else score.value,
-            "score_reference": None if score is None else score.reference,
-            "q_avg": q_means[-1] if q_means else None,
-            "q_var": statistics.pvariance(q_means[-Q_VAR_ITERATIONS:]) if q_means else None,
-            "q_ceiling": ceiling,
+            **return_summary(rows, config.evaluation.last, prepared.env_id),
+            **q_summary(
+                self.history.series("train/q_mean"),
+                float(self.dataset.rewards.max()),
+                config.agent.gamma,
+            ),
             "fit": {} if self.world_model is None else self.world_model.fit_info,
             "wall_s": self.clock.report(),
-            "versions": _versions(),
+            "versions": versions(),
         }
         write_json(self.folder.result, result)
         return result
@@ -308,35 +291,6 @@ class _Experiment:
         if self.logger is not None:
             self.logger.close()
         self.evaluator.close()
-
-
-def returns_table(result: dict[str, Any]) -> list[str]:
-    """Lines that set the returns (and scores) of the data, its clone and RAMBO side by side."""
-    returns = {
-        "behaviour": result["behaviour_return"],
-        "clone": result["cloning_return"],
-        "RAMBO": result["return_mean"],
-    }
-    scored = result["score"] is not None
-    lines = [f"{'':12} {'return':>10}" + (f" {'score':>8}" if scored else "")]
-    for name, value in returns.items():
-        if value is None:
-            continue
-        score = normalised_score(result["env_id"], value)
-        lines.append(f"{name:12} {value:10.1f}" + (f" {score.value:8.1f}" if score else ""))
-    if scored:
-        lines.append(f"score: {result['score_reference']}")
-    return lines
-
-
-def _mean(values: list[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return statistics.fmean(numbers) if numbers else None
-
-
-def _versions() -> dict[str, str]:
-    packages = {package: version(package) for package in PACKAGES}
-    return {"python": platform.python_version(), "adv-worldmodel": __version__, **packages}
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class StackedCritic(BaseModel):
 
         :param frozen: no gradient for the critics' own parameters, only for the arguments.
         """
-        features = self.extract_features(obs, self.features_extractor)
+        features = self.extract_features(obs, self.features_extractor)  # type: ignore[arg-type]
         h = torch.cat([features, actions], dim=1).expand(self.n_critics, -1, -1)
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):

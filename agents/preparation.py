@@ -7,9 +7,10 @@ import importlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from gymnasium.spaces import Box, Space
 
 from adv_worldmodel.data import OfflineDataset, load_dataset
 from adv_worldmodel.data.scores import evaluation_env
@@ -51,7 +52,9 @@ class Preparation:
     def resolved_config(self) -> TrainConfig:
         """The configuration that reruns this experiment from any folder, into a new run folder."""
         source = Path(self.config.dataset).expanduser()
-        dataset = str(source.resolve()) if source.suffix and source.is_file() else self.config.dataset
+        dataset = (
+            str(source.resolve()) if source.suffix and source.is_file() else self.config.dataset
+        )
         return dataclasses.replace(self.config, dataset=dataset, out=None)
 
 
@@ -66,22 +69,11 @@ def prepare(config: TrainConfig) -> Preparation:
     started = time.perf_counter()
     check_new_folder(config.out)
     device = _usable_device(config.device)
-    dataset = load_dataset(
-        config.dataset, reward_offset=config.data.reward_offset, env_id=config.data.env_id
-    )
-    if len(dataset) < 2:
-        raise ValueError(
-            f"{config.dataset} has {len(dataset)} transition: at least 2 are needed, one to fit "
-            "the world model and one to hold out"
-        )
+    dataset = _dataset(config)
+    env_id, env_note = _real_env(config, dataset)
+    _check_env(config, dataset, env_id)
     termination = _termination(config.model.termination)
     make_termination(termination, dataset.env_id)
-    env_id, env_note = _real_env(config, dataset)
-    env = make_real_env(env_id)
-    try:
-        check_spaces(dataset, env, env_id)
-    finally:
-        env.close()
     model = config.model
     fit = FitSettings(
         n_networks=model.n_networks,
@@ -96,6 +88,45 @@ def prepare(config: TrainConfig) -> Preparation:
     )
     seconds = time.perf_counter() - started
     return Preparation(config, dataset, termination, fit, device, env_id, env_note, seconds)
+
+
+def _dataset(config: TrainConfig) -> OfflineDataset:
+    offset, env_id = config.data.reward_offset, config.data.env_id
+    dataset = load_dataset(config.dataset, reward_offset=offset, env_id=env_id)
+    if dataset.env_id is None and config.evaluation.env_id is not None:
+        # Data that do not say where they come from: bounds and termination are that one's.
+        env_id = config.evaluation.env_id
+        dataset = load_dataset(config.dataset, reward_offset=offset, env_id=env_id)
+    if len(dataset) < 2:
+        raise ValueError(
+            f"{config.dataset} has {len(dataset)} transition: at least 2 are needed, one to fit "
+            "the world model and one to hold out"
+        )
+    return dataset
+
+
+def _check_env(config: TrainConfig, dataset: OfflineDataset, env_id: str) -> None:
+    """Build the real environment once, and compare its spaces with those of the data."""
+    env = make_real_env(env_id)
+    try:
+        check_spaces(dataset, env, env_id)
+    except ValueError as error:
+        raise ValueError(
+            f"{config.dataset} cannot be evaluated in {env_id}: its observations are "
+            f"{_in_words(dataset.observation_space)}, its actions "
+            f"{_in_words(dataset.action_space)}; the environment's are "
+            f"{_in_words(env.observation_space)} and {_in_words(env.action_space)}. "
+            "Set data.env_id or evaluation.env_id to the environment that the data come from"
+        ) from error
+    finally:
+        env.close()
+
+
+def _in_words(space: Space[Any]) -> str:
+    if isinstance(space, Box):
+        bounds = f"{space.low.min():g} to {space.high.max():g}"
+        return f"{space.shape[0] if space.shape else 1}-dimensional within {bounds}"
+    return f"a {type(space).__name__}"
 
 
 def _usable_device(name: str) -> torch.device:
@@ -142,7 +173,7 @@ def _real_env(config: TrainConfig, dataset: OfflineDataset) -> tuple[str, str | 
     if of_data is None:
         reason = f" ({note})" if note else ""
         raise ValueError(
-            f"{config.dataset} names no environment to evaluate the policy in{reason}: set "
-            "evaluation.env_id=ID (a Gymnasium id, or module:ID)"
+            f"{config.dataset} does not say which environment to evaluate the policy in{reason}: "
+            "set data.env_id=ID (a Gymnasium id, or module:ID)"
         )
     return of_data, note if of_data == of_d4rl else None

@@ -1,4 +1,4 @@
-"""What a user sees of a running experiment: metrics per iteration, time by phase, a progress bar."""
+"""What a user sees of a running experiment: metrics, time by phase, a progress bar."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class MetricsHistory(KVWriter):
         step: int = 0,
     ) -> None:
         """Append the scalars of one dump."""
+        numbers = (int, float, np.number)
         self.rows.append(
-            {key: float(value) for key, value in key_values.items() if np.isscalar(value)}
+            {key: float(value) for key, value in key_values.items() if isinstance(value, numbers)}
         )
 
     def close(self) -> None:

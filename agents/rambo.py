@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from stable_baselines3 import SAC
-from stable_baselines3.common.base_class import BasePolicy
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -56,7 +56,7 @@ class RAMBO(SAC):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": RAMBOPolicy}
     policy: RAMBOPolicy
-    replay_buffer: MixedReplayBuffer | None  # type: ignore[assignment]
+    replay_buffer: MixedReplayBuffer | None
 
     def __init__(
         self,
@@ -295,7 +295,9 @@ class RAMBO(SAC):
         self.logger.dump(step=self.iteration)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_generator"]
+        # the last observations are data-set states, n_envs of them
+        states = ["_last_obs", "_last_original_obs", "_last_episode_starts"]
+        return [*super()._excluded_save_params(), "_generator", *states]
 
 
 def _as_world(env: Any) -> AdvWorldModelVecEnv:

@@ -2,7 +2,7 @@
 
 A run folder holds::
 
-    config.yaml          the resolved configuration; `adv-worldmodel train RUN/config.yaml` reruns it
+    config.yaml          the resolved configuration, which reruns the run
     evaluations.csv      one row per evaluation in the real environment
     progress.csv         one row of metrics per iteration
     tensorboard/         the same metrics as TensorBoard events
@@ -164,9 +164,9 @@ def written_aside(target: Path) -> Iterator[Path]:
     aside = target.with_name(f".{os.getpid()}-{target.name}")
     try:
         yield aside
-        if target.is_dir():  # os.replace does not replace a folder that is not empty
+        if target.is_dir():  # a folder that is not empty cannot be replaced
             shutil.rmtree(target)
-        os.replace(aside, target)
+        aside.replace(target)
     finally:
         if aside.is_dir():
             shutil.rmtree(aside)

@@ -50,8 +50,8 @@ class SACParts:
     target_entropy: float
 
     def __post_init__(self) -> None:
-        self.online = list(self.critic.parameters())
-        self.target = list(self.critic_target.parameters())
+        self.online: list[Tensor] = list(self.critic.parameters())
+        self.target: list[Tensor] = list(self.critic_target.parameters())
         self.actor_parameters = list(self.actor.parameters())
 
 

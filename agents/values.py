@@ -104,7 +104,7 @@ class CriticValue:
         q = self.critic(obs, scaled)
         if isinstance(q, tuple):
             return torch.cat(q, dim=1).amin(1)
-        quantiles = q.flatten(1).sort(dim=1).values
+        quantiles: Tensor = q.flatten(1).sort(dim=1).values
         return quantiles[:, : quantiles.shape[1] - self.dropped * q.shape[1]].mean(1)
 
     def v(self, obs: Tensor) -> Tensor:

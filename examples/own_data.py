@@ -5,6 +5,7 @@ import numpy as np
 
 from adv_worldmodel import FitSettings, OfflineDataset, make_sb3_env
 from agents import RAMBO, RamboCallback
+from agents.evaluation import evaluate
 
 # Stands in for your recordings: 25 episodes of random torques on a pendulum.
 env = gym.make("Pendulum-v1")
@@ -21,7 +22,7 @@ for episode in range(25):
 arrays = [np.array(column, dtype=np.float32) for column in zip(*rows, strict=True)]
 data = OfflineDataset.from_arrays(*arrays, action_space=env.action_space, env_id="Pendulum-v1")
 world = make_sb3_env(data, 500, horizon=5, fit=FitSettings(hidden_sizes=(64, 64)), seed=0)
-model = RAMBO("MlpPolicy", world, gradient_steps=300, seed=0)
-model.learn(10 * model.timesteps_per_iteration, callback=RamboCallback(adversary_updates=50))
+model = RAMBO("MlpPolicy", world, gradient_steps=400, seed=0)
+model.learn(20 * model.timesteps_per_iteration, callback=RamboCallback(adversary_updates=50))
 model.save("own_data_policy")
-print("learned torque, hanging down:", model.predict(np.array([-1.0, 0.0, 0.5], np.float32))[0])
+print(f"data {data.behaviour_return:.0f}, RAMBO {evaluate(model, 'Pendulum-v1').return_mean:.0f}")

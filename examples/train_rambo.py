@@ -1,6 +1,6 @@
 """Train RAMBO as a configuration says: the `adv-worldmodel train` command, as a script.
 
-    python examples/train_rambo.py --config pendulum-random seed=1 iterations=5
+For example: python examples/train_rambo.py --config pendulum-random seed=1 iterations=5
 """
 
 import argparse

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.spaces import Box, Space
 
+from adv_worldmodel.building import make_quietly
 from adv_worldmodel.data.validation import flat_box
 
 
@@ -60,10 +60,7 @@ def check_fit(env_id: str, observation_dim: int, action_dim: int, where: str) ->
 
 @lru_cache(maxsize=64)
 def _spaces(env_id: str) -> tuple[Space[Any], Space[Any]]:
-    with warnings.catch_warnings():
-        # Older versions of an environment are asked for on purpose (D4RL's -v2 sets).
-        warnings.simplefilter("ignore")
-        env = gym.make(env_id)
+    env = make_quietly(env_id)
     try:
         return env.observation_space, env.action_space
     finally:

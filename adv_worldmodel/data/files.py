@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,46 +59,43 @@ def _missing(path: Path) -> str:
     return f"{path} does not exist. {listed} Check the path."
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ValueError(
-        f"{path}: cannot be read as {path.suffix[1:]} ({reason}; {path.stat().st_size} bytes). "
-        "It is truncated or of another kind: copy or download it again."
-    )
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Any failure to read `path` as a ValueError; damaged files raise all kinds."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path}: cannot be read as {path.suffix[1:]} ({reason}; {path.stat().st_size} bytes). "
+            "It is truncated or of another kind: copy or download it again."
+        ) from None
 
 
 def _read_hdf5(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
-    try:
-        with h5py.File(path, "r") as file:
-            if any(key.startswith("episode_") for key in file):
-                raise ValueError(
-                    f"{path}: holds one group per episode, Minari's own storage. Load it by its "
-                    "Minari id (minari:ID, with MINARI_DATASETS_PATH set to the ids' folder)."
-                )
-            present = [key for key in file if isinstance(file[key], h5py.Dataset)]
-            keys = wanted_keys(present, str(path)).values()
-            arrays = {key: np.asarray(file[key][()]) for key in keys}
-            stated = file.attrs.get("env_id")
-    except (OSError, RuntimeError, KeyError) as error:  # h5py's for damaged files
-        raise _unreadable(path, error) from None
-    if isinstance(stated, bytes):
-        stated = stated.decode("utf-8", "replace")
+    with _reading(path), h5py.File(path, "r") as file:
+        names = [key for key in file if isinstance(key, str)]  # bytes where a file is damaged
+        present = [key for key in names if isinstance(file[key], h5py.Dataset)]
+        of_minari = not present and any(key.startswith("episode_") for key in names)
+        stated = file.attrs.get("env_id")
+        if isinstance(stated, bytes):
+            stated = stated.decode()
+    if of_minari:
+        raise ValueError(
+            f"{path}: holds one group per episode, Minari's own storage. Load it by its "
+            "Minari id (minari:ID, with MINARI_DATASETS_PATH set to the ids' folder)."
+        )
+    keys = wanted_keys(present, str(path)).values()
+    with _reading(path), h5py.File(path, "r") as file:
+        arrays = {key: np.asarray(file[key][()]) for key in keys}
     return arrays, stated if isinstance(stated, str) and stated else None
 
 
 def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise ValueError("a single array, not an archive")
-            stored = file.files
-            keys = [*wanted_keys(stored, str(path)).values()]
-            arrays = {key: file[key] for key in keys}
-            stated = str(file["env_id"]) if "env_id" in stored else None
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _unreadable(path, error) from None
-    except ValueError as error:
-        if "is missing; found" in str(error):
-            raise
-        raise _unreadable(path, error) from None
+    with _reading(path), np.load(path, allow_pickle=False) as file:
+        present = list(file.files)
+        stated = str(file["env_id"]) if "env_id" in present else None
+    keys = wanted_keys(present, str(path)).values()
+    with _reading(path), np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in keys}
     return arrays, stated

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,27 +80,21 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
     observation_space = validation.flat_box(dataset.observation_space, "observation", where)
     action_space = validation.flat_box(dataset.action_space, "action", where)
     parts: list[tuple[Any, ...]] = []
-    try:
-        for episode in dataset.iterate_episodes():
-            label = f"{where}: episode {episode.id}"
-            observations = validation.numeric(episode.observations, "observations", label)
-            actions = validation.numeric(episode.actions, "actions", label)
-            if len(observations) != len(actions) + 1:
-                raise ValueError(
-                    f"{label}: 'observations' has {len(observations)} rows for {len(actions)} "
-                    "actions; expected one more than actions."
-                )
-            terminations = np.array(episode.terminations)
-            truncations = np.array(episode.truncations)
-            if len(truncations) and len(terminations):
-                truncations[-1] |= not terminations[-1]
-            states, successors = observations[:-1], observations[1:]
-            parts.append((states, actions, episode.rewards, successors, terminations, truncations))
-    except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"{where}: an episode cannot be read ({_first_line(error)}). The files are truncated: "
-            "delete the data set and fetch or make it again."
-        ) from None
+    for episode in _episodes(dataset, where):
+        label = f"{where}: episode {episode.id}"
+        observations = validation.numeric(episode.observations, "observations", label)
+        actions = validation.numeric(episode.actions, "actions", label)
+        if len(observations) != len(actions) + 1:
+            raise ValueError(
+                f"{label}: 'observations' has {len(observations)} rows for {len(actions)} "
+                "actions; expected one more than actions."
+            )
+        terminations = np.array(episode.terminations)
+        truncations = np.array(episode.truncations)
+        if len(truncations) and len(terminations):
+            truncations[-1] |= not terminations[-1]
+        states, successors = observations[:-1], observations[1:]
+        parts.append((states, actions, episode.rewards, successors, terminations, truncations))
     if not parts:
         raise ValueError(f"{where}: the data set is empty (no episodes); expected at least 1.")
     if env_id is None and dataset.env_spec is not None:
@@ -173,6 +168,21 @@ def to_minari(
             description=description or f"Converted from {dataset.name}.",
             data_format="hdf5",
         )
+
+
+def _episodes(dataset: MinariDataset, where: str) -> Iterator[Any]:
+    iterator = dataset.iterate_episodes()
+    while True:
+        try:
+            episode = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:  # storage formats raise their own kinds
+            raise ValueError(
+                f"{where}: an episode cannot be read ({_first_line(error)}). The files are "
+                "truncated: delete the data set and fetch or make it again."
+            ) from None
+        yield episode
 
 
 def _usable(env_id: str, observation_dim: int, action_dim: int) -> str | None:

@@ -114,7 +114,8 @@ def model_gradient(
     advantage = outcome
     if settings.baseline:
         with torch.no_grad():
-            advantage = outcome - value.q(obs, action)
+            baseline = value.q(obs, action)
+        advantage = outcome - baseline  # outside: the pathwise outcome carries the gradient
     weight = advantage
     if settings.normalise:
         std, centre = torch.std_mean(advantage.detach(), correction=0)
@@ -193,6 +194,7 @@ class Adversary:
         :return: means over the updates of ``objective`` (the normalised L_adv), ``advantage_mean``
             and ``advantage_std`` (before normalisation, in units of reward), ``supervised_loss``;
             after them ``holdout_nll``, the mixture's on held-out data (nats per transition).
+            With weight 0 there is no adversary and none of its first three.
         """
         sums = torch.zeros(4, device=self.model.device)
         if self.active and n_updates > 0:
@@ -204,6 +206,8 @@ class Adversary:
         means = (sums / max(n_updates, 1)).tolist()
         names = ("objective", "advantage_mean", "advantage_std", "supervised_loss")
         metrics = dict(zip(names, means, strict=True)) if self.active else {}
+        if self.settings.weight == 0:
+            metrics = {name: metrics[name] for name in names[3:] if name in metrics}
         metrics["holdout_nll"] = float(self.holdout_nll())
         return metrics
 

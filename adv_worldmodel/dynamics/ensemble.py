@@ -107,11 +107,29 @@ class MemberDraw:
         slots = torch.randperm(
             self.slab * n_members, generator=generator, device=generator.device
         )
+        self._deal(slots)
+
+    def _deal(self, slots: Tensor) -> None:
         # slots[i]: the place of row i in the slabs; places without a row repeat row 0.
-        self.place = slots[:n_rows]
+        self.slots, self.place = slots, slots[: self.n_rows]
         self.row = torch.zeros_like(slots)
-        self.row[self.place] = torch.arange(n_rows, device=slots.device)
+        self.row[self.place] = torch.arange(self.n_rows, device=slots.device)
         self.member = self.place // self.slab
+
+    def redeal(self, rows: Tensor, generator: torch.Generator) -> None:
+        """Deal the rows where ``rows`` ``(B,)`` is true anew; the others keep their member.
+
+        They get each other's places and those that hold no row: the counts stay equal.
+        """
+        free = torch.ones(len(self.slots), dtype=torch.bool, device=rows.device)
+        free[: self.n_rows] = rows
+        key = torch.rand(len(free), generator=generator, device=rows.device)
+        # both orders put the free places first and leave the others where they were
+        in_order = torch.argsort((~free).int(), stable=True)
+        shuffled = torch.argsort(torch.where(free, key, 2.0), stable=True)
+        slots = self.slots.clone()
+        slots[in_order] = self.slots[shuffled]
+        self._deal(slots)
 
     def scatter(self, x: Tensor) -> Tensor:
         """Rows ``(B, ...)`` into the members' slabs ``(E, slab, ...)``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +76,7 @@ def make_optimizer(ensemble: Ensemble, learning_rate: float) -> torch.optim.Adam
 
     Adam's coupled ``weight_decay`` adds w W to the gradient: exactly that of w / 2 ||W||^2.
     """
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [weight], "weight_decay": decay}
         for weight, decay in zip(ensemble.weights, weight_decays(len(ensemble.weights)), strict=True)
     ]
@@ -261,13 +263,15 @@ def cached_world_model(
     model = fit_world_model(
         dataset, settings, termination=termination, device=device, progress=progress
     )
-    # Written aside and renamed: another process never sees half a model.
-    try:
+    # Written aside and renamed: another process never sees half a model. A read-only or full
+    # cache costs the next run a fit, not this one its result.
+    with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix="fit-", dir=cache))
-        model.save(aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(aside, folder)
-    except OSError:  # a read-only or full cache costs the next run a fit, not this one its result
-        pass
+        aside = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
+        try:
+            model.save(aside)
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.replace(folder)  # fails where another process was quicker: its fit is as good
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return model

@@ -26,8 +26,17 @@ from adv_worldmodel.dynamics.termination import (
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 FORMAT_VERSION = 1
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
-#: Below this a dimension counts as constant, and is divided by one instead.
+#: Below this a dimension counts as constant.
 SMALLEST_STD = 1e-6
+#: What reading a damaged file raises, ValueErrors with a message of their own aside.
+DAMAGE = (
+    AttributeError,
+    KeyError,
+    TypeError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    SafetensorError,
+)
 
 
 class WorldModel(nn.Module):
@@ -120,14 +129,18 @@ class WorldModel(nn.Module):
         return (self.raw_targets(obs, next_obs, reward) - self.target_mean) / self.target_std
 
     def set_scales(self, inputs: Tensor, targets: Tensor) -> None:
-        """Take mean and standard deviation from raw inputs ``(N, S + A)`` and targets ``(N, D)``."""
-        for rows, mean, std in (
-            (inputs, self.input_mean, self.input_std),
-            (targets, self.target_mean, self.target_std),
+        """Take mean and standard deviation from raw inputs ``(N, S + A)`` and targets ``(N, D)``.
+
+        A constant input is divided by one: it may vary outside the data. A constant target is
+        measured in units so small that the predicted noise vanishes.
+        """
+        for rows, mean, std, unit in (
+            (inputs, self.input_mean, self.input_std, 1.0),
+            (targets, self.target_mean, self.target_std, SMALLEST_STD),
         ):
             deviation, centre = torch.std_mean(rows.double(), dim=0, correction=0)
             mean.copy_(centre)
-            std.copy_(torch.where(deviation < SMALLEST_STD, 1.0, deviation))
+            std.copy_(torch.where(deviation < SMALLEST_STD, unit, deviation))
 
     def outcome(self, obs: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Raw next state ``(B, S)`` and reward ``(B,)`` of standardised targets ``(B, D)``."""
@@ -262,21 +275,22 @@ class WorldModel(nn.Module):
             action_space = Box(
                 tensors["action_low"].numpy(), tensors["action_high"].numpy(), dtype=np.float32
             )
-            spec = description["termination"]
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as e:
+            rule = termination_from_spec(description["termination"], termination)
+            fit_info, holdout_rows = description["fit_info"], tensors["holdout_rows"]
+        except DAMAGE as e:
             raise ValueError(f"{folder} is damaged ({type(e).__name__}: {e}); fit the model again") from e
         model = cls(
             ensemble,
-            termination_from_spec(spec, termination),
+            rule,
             obs_space,
             action_space,
             reward_function=reward_function if known_reward else None,
         )
-        model.holdout_rows = tensors["holdout_rows"]
+        model.holdout_rows = holdout_rows
         try:
             model.load_state_dict(tensors)
         except RuntimeError as e:
             first = str(e).splitlines()[-1].strip()
             raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its model.json: {first}") from e
-        model.fit_info = description["fit_info"]
+        model.fit_info = fit_info
         return model.to(resolve_device(device))

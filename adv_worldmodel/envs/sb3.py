@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from adv_worldmodel.dynamics import WorldModel
 from adv_worldmodel.envs.vector import AdvWorldModelVectorEnv
 
 Array = NDArray[Any]
-Indices = int | Sequence[int] | None
+Indices = int | Iterable[int] | None
 
 
 class AdvWorldModelVecEnv(VecEnv):
@@ -103,7 +103,7 @@ class AdvWorldModelVecEnv(VecEnv):
         result = getattr(self.world, method_name)(*method_args, **method_kwargs)
         return [result] * len(self._rows(indices))
 
-    def env_is_wrapped(self, wrapper_class: type[Wrapper], indices: Indices = None) -> list[bool]:  # type: ignore[type-arg, override]
+    def env_is_wrapped(self, wrapper_class: type[Wrapper], indices: Indices = None) -> list[bool]:
         """No row is wrapped by a Gymnasium wrapper."""
         return [False] * len(self._rows(indices))
 

@@ -28,6 +28,7 @@ class AdvWorldModelEnv(gym.Env[Array, Array]):
         self._envs = AdvWorldModelVectorEnv(dataset, num_envs=1, **kwargs)
         self.observation_space = self._envs.single_observation_space
         self.action_space = self._envs.single_action_space
+        self._restarted = False
 
     @property
     def dataset(self) -> OfflineDataset:
@@ -49,13 +50,20 @@ class AdvWorldModelEnv(gym.Env[Array, Array]):
     ) -> tuple[Array, dict[str, Any]]:
         """Start an episode in a data-set state, drawn by ``seed`` where it is given."""
         super().reset(seed=seed)
-        obs, info = self._envs.reset(seed=seed)
-        return obs[0], info
+        # An episode that has ended was restarted within its last step, as in the other faces:
+        # equal seeds give all three the same episodes.
+        if not self._restarted or seed is not None:
+            self._envs.reset(seed=seed)
+        self._restarted = False
+        return self._envs.obs[0].cpu().numpy().copy(), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Sample (s', r) from the model; truncated after ``horizon`` steps."""
         batch = self._envs.action_tensor(np.asarray(action)[None])
         out = self._envs.advance(batch)
+        done = out.terminated | out.truncated
+        self._envs.restart(done)
+        self._restarted = bool(done[0])
         obs = out.next_obs[0].cpu().numpy().copy()
         return obs, float(out.reward[0]), bool(out.terminated[0]), bool(out.truncated[0]), {}
 
@@ -68,3 +76,4 @@ class AdvWorldModelEnv(gym.Env[Array, Array]):
             )
         self._envs.reset_all()
         self._envs.obs = state[None]
+        self._restarted = False

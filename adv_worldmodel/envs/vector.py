@@ -46,7 +46,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     :param fit: settings of the fit made where ``world_model`` is not given.
     :param termination: see :func:`make_termination`. :param reward_function: known reward.
     :param member_per: each row draws its network anew each ``"step"``, or keeps one for the
-        ``"rollout"`` of ``horizon`` steps (the paper's text; its authors' code draws each step).
+        ``"rollout"`` until it ends (the paper's text; its authors' code draws each step).
     :param device: ``"auto"`` takes a GPU where there is one.
     :param seed: of everything drawn here, until :meth:`reset` is given another.
     :param progress: show the fit's bar.
@@ -136,15 +136,13 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         self.obs = self._draw_starts()
         self.elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._members: MemberDraw | None = None
-        self._steps = 0
         return self.obs
 
     def advance(self, action: Tensor) -> Transition:
         """One step of every row with raw actions ``(B, A)``; ended rows are left to be restarted."""
-        if self.member_per == "step" or self._steps % self.horizon == 0:
+        if self.member_per == "step" or self._members is None:
             n, generator = self.world_model.n_members, self.generator
             self._members = MemberDraw(self.num_envs, n, generator)
-        self._steps += 1
         next_obs, reward, terminated = self.world_model.step(
             self.obs, action, generator=self.generator, members=self._members
         )
@@ -156,6 +154,8 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         """Restart the rows where ``done`` ``(B,)``; returns all present states ``(B, S)``."""
         self.obs = torch.where(done.unsqueeze(-1), self._draw_starts(), self.obs)
         self.elapsed = torch.where(done, 0, self.elapsed)
+        if self.member_per == "rollout" and self._members is not None:
+            self._members.redeal(done, self.generator)
         return self.obs
 
     def action_tensor(self, actions: Any) -> Tensor:

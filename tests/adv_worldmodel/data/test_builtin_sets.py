@@ -68,10 +68,14 @@ def test_a_small_set_is_remade_equal() -> None:
 
 
 def test_pack_refuses_what_it_cannot_hold() -> None:
-    columns = {"actions": np.zeros((2, 1)), "rewards": np.zeros(2), "terminations": np.zeros(2)}
     states = np.array([[0.0], [1.0]])
     gap = OfflineDataset.from_arrays(
-        states, next_observations=states + 5, truncations=[False, True], **columns
+        observations=states,
+        actions=np.zeros((2, 1)),
+        rewards=np.zeros(2),
+        next_observations=states + 5,
+        terminations=np.zeros(2),
+        truncations=[False, True],
     )
     with pytest.raises(ValueError, match="a successor is not the next row"):
         builtin.pack(gap)

@@ -78,7 +78,7 @@ def test_bounds_are_the_unit_box_or_else_the_range_of_the_data() -> None:
     assert inside.action_space == Box(-1.0, 1.0, (1,), np.float32)
     assert not inside.observation_space.is_bounded()
     wide = OfflineDataset.from_arrays(**arrays(actions=[[-3.0], [0.0], [2.0]]))
-    assert wide.action_space == Box(np.float32([-3.0]), np.float32([2.0]), dtype=np.float32)
+    assert wide.action_space == Box(-3.0, 2.0, (1,), np.float32)
     with pytest.raises(ValueError, match="dimension 0 never changes"):
         OfflineDataset.from_arrays(**arrays(actions=[[3.0], [3.0], [3.0]]))
 

@@ -104,6 +104,7 @@ def test_an_existing_or_malformed_id_is_not_written() -> None:
             to_minari(line(), wrong)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_float64_and_unclosed_episodes() -> None:
     box = Box(-10.0, 10.0, (1,), np.float64)
     made = make(

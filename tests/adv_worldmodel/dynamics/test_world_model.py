@@ -1,0 +1,339 @@
+"""Raw units in and out, the split, and a folder that brings everything back but code."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from torch import Tensor
+
+from adv_worldmodel import OfflineDataset
+from adv_worldmodel.dynamics.ensemble import Ensemble, MemberDraw
+from adv_worldmodel.dynamics.termination import TerminationFunction, make_termination
+from adv_worldmodel.dynamics.world_model import RewardFunction, WorldModel
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noiseless(
+    outputs: list[list[float]],
+    *,
+    termination: str | TerminationFunction = "never",
+    reward_function: RewardFunction | None = None,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> WorldModel:
+    """One state, one action; member m predicts the standardised ``outputs[m]`` everywhere."""
+    n_targets = len(outputs[0])
+    ensemble = Ensemble(len(outputs), 2, n_targets, ())  # zero weights
+    with torch.no_grad():
+        ensemble.max_logvar.fill_(-60.0)
+        ensemble.min_logvar.fill_(-61.0)
+        ensemble.biases[0][:, 0, :n_targets] = torch.tensor(outputs)
+    return WorldModel(
+        ensemble,
+        make_termination(termination, None),
+        Box(low, high, (1,), np.float32),
+        Box(-1.0, 1.0, (1,), np.float32),
+        reward_function=reward_function,
+    )
+
+
+def random_model(**kwargs: Any) -> WorldModel:
+    """Three random members with noise over two states and one action."""
+    n_targets = 2 if "reward_function" in kwargs else 3
+    ensemble = Ensemble(3, 3, n_targets, (8,), generator())
+    rule = make_termination(kwargs.pop("termination", "never"), None)
+    low = np.array([-1.5, -np.inf], np.float32)
+    spaces = Box(low, np.full(2, np.inf, np.float32)), Box(-2.0, 2.0, (1,), np.float32)
+    model = WorldModel(ensemble, rule, *spaces, **kwargs)
+    model.set_scales(
+        torch.randn(20, 3, generator=generator(1)),
+        5.0 * torch.randn(20, n_targets, generator=generator(2)),
+    )
+    return model
+
+
+def dataset(n: int = 30) -> OfflineDataset:
+    rng = np.random.default_rng(0)
+    obs, action = rng.normal(size=(n, 1)), rng.uniform(-1, 1, (n, 1))
+    return OfflineDataset.from_arrays(obs, action, obs[:, 0], obs + action, np.zeros(n, bool))
+
+
+# ------------------------------------------------------------------------------- units
+
+
+def test_outcome_is_raw_and_targets_undo_it() -> None:
+    model = noiseless([[0.0, 0.0]])
+    model.target_mean.copy_(torch.tensor([10.0, 1.0]))
+    model.target_std.copy_(torch.tensor([2.0, 0.5]))
+    obs, action = torch.tensor([[3.0], [-1.0]]), torch.zeros(2, 1)
+    y = torch.tensor([[1.0, 2.0], [0.0, -4.0]])
+    next_obs, reward = model.outcome(obs, action, y)
+    assert reward.tolist() == [12.0, 10.0]  # 10 + 2 y_0
+    assert next_obs[:, 0].tolist() == [5.0, -2.0]  # s + 1 + y_1 / 2
+    torch.testing.assert_close(model.targets(obs, next_obs, reward), y)
+
+
+def test_scales_are_those_of_the_data() -> None:
+    model = noiseless([[0.0, 0.0]])
+    inputs = torch.tensor([[0.0, 7.0], [2.0, 7.0]])
+    targets = torch.tensor([[-3.0, 5.0], [3.0, 5.0]])
+    model.set_scales(inputs, targets)
+    assert model.input_mean.tolist() == [1.0, 7.0]
+    assert model.input_std.tolist() == [1.0, 1.0]  # a constant is not divided by zero
+    x = model.inputs(torch.tensor([[2.0]]), torch.tensor([[7.5]]))
+    assert x.tolist() == [[1.0, 0.5]]
+    assert model.target_mean.tolist() == [0.0, 5.0]
+    assert float(model.target_std[0]) == 3.0
+    assert 0.0 < float(model.target_std[1]) <= 1e-6
+
+
+def test_predicted_states_are_clipped_to_the_space() -> None:
+    model = noiseless([[0.0, 2.0]], low=-1.0, high=1.5)
+    obs = torch.tensor([[-0.9], [0.9]])
+    next_obs, _, _ = model.step(obs, torch.zeros(2, 1), generator=generator())
+    torch.testing.assert_close(next_obs, torch.tensor([[1.1], [1.5]]))
+
+
+def test_actions_outside_the_space_are_clipped() -> None:
+    model = random_model()
+    obs = torch.zeros(4, 2)
+    far, bound = (
+        model.step(obs, torch.full((4, 1), a), generator=generator(3)) for a in (50.0, 2.0)
+    )
+    assert torch.equal(far[0], bound[0])
+
+
+def test_known_reward_sees_raw_transitions() -> None:
+    seen: list[Tensor] = []
+
+    def reward_function(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        seen.extend((obs, action, next_obs))
+        return next_obs[:, 0] - 10.0 * action[:, 0]
+
+    model = noiseless([[2.0]], reward_function=reward_function)
+    model.target_std.fill_(3.0)
+    obs, action = torch.tensor([[100.0]]), torch.tensor([[0.5]])
+    _, reward, _ = model.step(obs, action, generator=generator())
+    assert reward.tolist() == [106.0 - 5.0]
+    assert [float(x) for x in seen] == [100.0, 0.5, 106.0]
+
+
+def test_termination_sees_raw_transitions() -> None:
+    model = noiseless([[0.0, 1.0]], termination=lambda obs, action, next_obs: next_obs[:, 0] > 5)
+    obs = torch.tensor([[3.5], [4.5]])
+    _, _, terminated = model.step(obs, torch.zeros(2, 1), generator=generator())
+    assert terminated.tolist() == [False, True]
+
+
+def test_targets_that_do_not_match_the_environment_are_refused() -> None:
+    ensemble = Ensemble(2, 2, 1, ())
+    spaces = Box(-1.0, 1.0, (1,), np.float32), Box(-1.0, 1.0, (1,), np.float32)
+    with pytest.raises(ValueError, match="predicts 1 targets, this environment needs 2"):
+        WorldModel(ensemble, make_termination("never", None), *spaces)
+
+
+# ------------------------------------------------------------------------------- sampling
+
+
+def test_each_row_comes_from_one_member() -> None:
+    # Member m gives reward m and s' = s + 10 m: never the one with the other.
+    model = noiseless([[0.0, 0.0], [1.0, 10.0], [2.0, 20.0]])
+    obs = torch.zeros(30, 1)
+    next_obs, reward, _ = model.step(obs, obs, generator=generator())
+    torch.testing.assert_close(next_obs[:, 0], 10.0 * reward)
+    assert sorted(reward.round().int().tolist()) == [0] * 10 + [1] * 10 + [2] * 10
+
+
+def test_given_members_are_kept_over_steps() -> None:
+    model = noiseless([[0.0, 0.0], [1.0, 10.0], [2.0, 20.0]])
+    g = generator()
+    draw = MemberDraw(30, 3, g)
+    obs = torch.zeros(30, 1)
+    for _ in range(4):
+        obs, reward, _ = model.step(obs, torch.zeros(30, 1), generator=g, members=draw)
+        assert torch.equal(reward.round().long(), draw.member)
+    torch.testing.assert_close(obs[:, 0], 40.0 * draw.member)
+
+
+def test_samples_have_the_predicted_moments() -> None:
+    model = random_model()
+    model.obs_low.fill_(-torch.inf)
+    n = 60_000
+    obs, action = torch.tensor([[0.3, -0.2]]), torch.tensor([[0.7]])
+    next_obs, reward, _ = model.step(obs.expand(n, 2), action.expand(n, 1), generator=generator())
+    samples = torch.cat([reward[:, None], next_obs - obs], dim=1)
+    with torch.no_grad():
+        mean, logvar = (m[:, 0] for m in model.ensemble(model.inputs(obs, action)))
+    mean = mean * model.target_std + model.target_mean
+    variance = logvar.exp() * model.target_std**2
+    centre = mean.mean(0)
+    spread = (variance + (mean - centre) ** 2).mean(0)  # law of total variance
+    error = 4.0 * (spread / n).sqrt()
+    assert bool(((samples.mean(0) - centre).abs() < error).all())
+    torch.testing.assert_close(samples.var(0), spread, rtol=4.0 * math.sqrt(2.0 / n), atol=0.0)
+
+
+def test_equal_generators_give_equal_steps() -> None:
+    model = random_model()
+    obs, action = torch.zeros(5, 2), torch.zeros(5, 1)
+    first, second, other = (model.step(obs, action, generator=generator(s)) for s in (1, 1, 2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_nll_by_hand() -> None:
+    # Two members of variance 1, means 0 and 2, target 1: both at distance 1 in one dimension.
+    ensemble = Ensemble(2, 2, 1, ())
+    with torch.no_grad():
+        ensemble.max_logvar.fill_(40.0)
+        ensemble.min_logvar.fill_(-40.0)
+        ensemble.biases[0][:, 0, 0] = torch.tensor([0.0, 2.0])
+    spaces = Box(-9.0, 9.0, (1,), np.float32), Box(-1.0, 1.0, (1,), np.float32)
+    model = WorldModel(
+        ensemble, make_termination("never", None), *spaces, reward_function=lambda s, a, t: s[:, 0]
+    )
+    found = float(model.nll(torch.zeros(3, 2), torch.ones(3, 1)))
+    assert found == pytest.approx(0.5 + 0.5 * math.log(2.0 * math.pi), abs=1e-5)
+
+
+# ------------------------------------------------------------------------------- split
+
+
+def test_split_of_the_fitted_data_is_the_fits() -> None:
+    data, model = dataset(), noiseless([[0.0, 0.0]])
+    model.fit_info = {"content_hash": data.content_hash}
+    model.holdout_rows = torch.tensor([7, 3])
+    train, holdout = model.split(data)
+    assert holdout.tolist() == [7, 3]
+    assert train.tolist() == [i for i in range(30) if i not in (3, 7)]
+
+
+def test_split_of_other_data_holds_out_the_last_tenth() -> None:
+    model = noiseless([[0.0, 0.0]])
+    model.holdout_rows = torch.tensor([7, 3])
+    train, holdout = model.split(dataset())
+    assert holdout.tolist() == [27, 28, 29]
+    assert train.tolist() == list(range(27))
+
+
+# ------------------------------------------------------------------------------- files
+
+
+def same_steps(first: WorldModel, second: WorldModel) -> bool:
+    obs, action = torch.randn(9, 2, generator=generator(5)), torch.zeros(9, 1)
+    pairs = zip(
+        first.step(obs, action, generator=generator(6)),
+        second.step(obs, action, generator=generator(6)),
+        strict=True,
+    )
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_saved_model_comes_back_equal(tmp_path: Path) -> None:
+    model = random_model()
+    model.fit_info = {"steps": 3, "holdout_mse": [0.1, 0.2]}
+    model.holdout_rows = torch.tensor([4, 2])
+    model.save(tmp_path / "new" / "folder")
+    loaded = WorldModel.load(tmp_path / "new" / "folder", device="cpu")
+    assert same_steps(model, loaded)
+    assert loaded.fit_info == model.fit_info
+    assert loaded.holdout_rows.tolist() == [4, 2]
+    assert loaded.observation_space == model.observation_space
+    assert loaded.action_space == model.action_space
+    assert dict(loaded.termination.spec) == dict(model.termination.spec)
+
+
+def test_folder_holds_weights_and_json_alone(tmp_path: Path) -> None:
+    random_model().save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+    assert json.loads((tmp_path / "model.json").read_text())["format"] == "adv-worldmodel"
+
+
+def test_rule_read_from_a_table_comes_back(tmp_path: Path) -> None:
+    ensemble = Ensemble(1, 11 + 3, 12, (), generator())
+    spaces = Box(-np.inf, np.inf, (11,), np.float32), Box(-1.0, 1.0, (3,), np.float32)
+    WorldModel(ensemble, make_termination("hopper", None), *spaces).save(tmp_path)
+    rule = WorldModel.load(tmp_path, device="cpu").termination
+    obs = torch.zeros(2, 11)
+    obs[:, 0] = torch.tensor([1.2, 0.6])  # healthy above 0.7
+    assert rule(obs, obs[:, :3], obs).tolist() == [False, True]
+
+
+def test_functions_must_be_handed_in_again(tmp_path: Path) -> None:
+    def rule(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        return next_obs[:, 0] > 0
+
+    def reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        return next_obs[:, 1]
+
+    model = random_model(termination=rule, reward_function=reward)
+    model.save(tmp_path)
+    with pytest.raises(ValueError, match="pass reward_function="):
+        WorldModel.load(tmp_path, device="cpu", termination=rule)
+    with pytest.raises(ValueError, match="pass it again as termination=f"):
+        WorldModel.load(tmp_path, device="cpu", reward_function=reward)
+    loaded = WorldModel.load(tmp_path, device="cpu", termination=rule, reward_function=reward)
+    assert same_steps(model, loaded)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    random_model().save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+        WorldModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+@pytest.mark.parametrize("kept", [0, 1, 100])
+def test_truncated_file_is_damaged(tmp_path: Path, name: str, kept: int) -> None:
+    random_model().save(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"is damaged .* fit the model again"):
+        WorldModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["hidden_sizes", "termination", "fit_info", "n_members"])
+def test_lost_entry_is_damage(tmp_path: Path, key: str) -> None:
+    random_model().save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    del description[key]
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="is damaged"):
+        WorldModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["hidden_sizes", "termination", "n_members", "observation_dim"])
+def test_entry_of_another_type_is_damage(tmp_path: Path, key: str) -> None:
+    random_model().save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**description, key: None}))
+    with pytest.raises(ValueError, match="is damaged"):
+        WorldModel.load(tmp_path)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    random_model().save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    description["hidden_sizes"] = [9]
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"does not fit its model.json"):
+        WorldModel.load(tmp_path)
+
+
+def test_newer_version_asks_for_a_newer_library(tmp_path: Path) -> None:
+    random_model().save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    description["format_version"] = 99
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"format version 99.*install a newer adv-worldmodel"):
+        WorldModel.load(tmp_path)

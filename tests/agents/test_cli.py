@@ -1,0 +1,199 @@
+"""The command line: what it prints, and that bad input is one line and exit code 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import adv_worldmodel
+from agents import experiment
+from agents.cli import main
+from agents.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = (
+    "iterations=1",
+    "n_threads=1",
+    "model.hidden_sizes=[16, 16]",
+    "model.n_networks=2",
+    "model.n_elites=2",
+    "model.max_steps=10",
+    "model.cache=false",
+    "rollout.starts=16",
+    "agent.updates=5",
+    "agent.hidden_sizes=[16, 16]",
+    "cloning.epochs=0",
+    "adversary.updates=1",
+    "evaluation.episodes=1",
+)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "pendulum-random", *TINY, f"out={out}"]) == 0
+    return out
+
+
+def test_the_last_line_of_train_is_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "pendulum-random", *TINY, f"out={out}"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == str(out)
+    assert "iteration 1/1, done" in captured.err  # a plain line where there is no terminal
+
+
+def test_evaluate_repeats_the_evaluation_of_the_run(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run_folder), "--episodes", "1"]) == 0
+    expected = RunFolder(run_folder).read_result()["return_mean"]
+    assert f"{expected:.1f} +- 0.0 over 1 episodes" in capsys.readouterr().out
+
+
+def test_evaluate_imports_the_module_of_an_environment(
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "slower_pendulum.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('SlowerPendulum-v0', max_episode_steps=30,\n"
+        "    entry_point='gymnasium.envs.classic_control.pendulum:PendulumEnv')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env = "slower_pendulum:SlowerPendulum-v0"
+    assert main(["evaluate", str(run_folder), "--episodes", "2", "--env", env]) == 0
+    assert "length       30.0" in capsys.readouterr().out
+
+
+def test_evaluate_films_an_episode(run_folder: Path, tmp_path: Path) -> None:
+    film = tmp_path / "film.gif"
+    assert main(["evaluate", str(run_folder), "--episodes", "1", "--render", str(film)]) == 0
+    assert film.read_bytes().startswith(b"GIF89a")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "CONFIG"),
+        (["train", "no-such-config"], "no-such-config"),
+        (["train", "pendulum-random", "sede=1"], "nearest known: seed"),
+        (["train", "pendulum-random", "seed=x"], "seed = 'x'"),
+        (["train", "pendulum-random", "dataset=penulum-random"], "pendulum-random"),
+        (["train", "pendulum-random", "evaluation.env_id=Pendulum-v9"], "Pendulum-v1"),
+        (["train", "pendulum-random", "device=cuda:99"], "device=cpu"),
+        (["train", "hopper-medium"], "D4RL_DATASET_DIR"),
+        (["evaluate", "no-such-run"], "no run folder"),
+        (["evaluate", "."], "no result.json"),
+        (["evaluate", "x", "--episodes", "0"], "at least 1"),
+        (["data", "info", "no-such-set"], "no-such-set"),
+        (["fly"], "invalid choice"),
+        ([], "COMMAND"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "none"))
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("adv-worldmodel: error: ")
+    assert message in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_occupied_out_folder_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "file").touch()
+    assert main(["train", "pendulum-random", f"out={tmp_path}"]) == 2
+    assert main(["train", "pendulum-random", f"out={tmp_path / 'mine.txt'}"]) == 2
+    assert main(["train", "pendulum-random", f"out={tmp_path / 'mine.txt' / 'run'}"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine.txt"]
+
+
+def test_a_damaged_run_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "result.json").write_text('{"env_id": "Pend')
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "not valid JSON" in capsys.readouterr().err
+    (tmp_path / "result.json").write_text('{"env_id": "Pendulum-v1"}')
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "no policy.zip" in capsys.readouterr().err
+    (tmp_path / "policy.zip").write_bytes(b"no zip")
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "policy.zip cannot be read" in capsys.readouterr().err
+
+
+def raising(error: BaseException) -> Any:
+    def fit(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fit
+
+
+def test_a_bug_in_training_is_not_taken_for_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "fit_world_model", raising(ValueError("a bug")))
+    with pytest.raises(ValueError, match="a bug"):
+        main(["train", "pendulum-random", *TINY, f"out={tmp_path / 'run'}"])
+
+
+def test_an_interrupted_training_exits_with_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(experiment, "fit_world_model", raising(KeyboardInterrupt()))
+    assert main(["train", "pendulum-random", *TINY, f"out={tmp_path / 'run'}"]) == 130
+    assert capsys.readouterr().err == "adv-worldmodel: interrupted\n"
+
+
+def test_a_diverged_training_exits_with_1_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(experiment, "fit_world_model", raising(FloatingPointError("went to NaN")))
+    assert main(["train", "pendulum-random", *TINY, f"out={tmp_path / 'run'}"]) == 1
+    assert capsys.readouterr().err == "adv-worldmodel: the run failed: went to NaN\n"
+    assert RunFolder(tmp_path / "run").read_result()["status"] == "diverged"
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"adv-worldmodel {adv_worldmodel.__version__}\n"
+    assert main(["--help"]) == 0
+    assert "evaluate" in capsys.readouterr().out
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, agents.cli as cli; cli.main(['--help']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_console_script_is_this_main() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"adv-worldmodel": "agents.cli:main"}
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "agents", "train"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("adv-worldmodel: error: ")

@@ -1,0 +1,144 @@
+"""RAMBO's networks against plain ``nn.Sequential`` ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from torch import nn
+
+from agents.policies import RAMBOPolicy, StackedCritic, Standardise
+
+OBS_SPACE = Box(-np.inf, np.inf, (3,), np.float32)
+ACTION_SPACE = Box(-1.0, 1.0, (2,), np.float32)
+
+
+def extractor() -> Standardise:
+    return Standardise(OBS_SPACE, [1.0, 2.0, 3.0], [2.0, 0.0, 0.5])
+
+
+def make_critic(layer_norm: bool = False, n_critics: int = 2) -> StackedCritic:
+    torch.manual_seed(0)
+    return StackedCritic(
+        OBS_SPACE, ACTION_SPACE, [8, 6], extractor(), 3, n_critics=n_critics, layer_norm=layer_norm
+    )
+
+
+def batch(n: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    obs = torch.randn(n, 3, generator=generator)
+    return obs, 2 * torch.rand(n, 2, generator=generator) - 1
+
+
+def as_sequential(critic: StackedCritic, c: int) -> nn.Sequential:
+    """Critic c layer by layer, in torch's own modules."""
+    layers: list[nn.Module] = []
+    for i, (weight, bias) in enumerate(zip(critic.weights, critic.biases, strict=True)):
+        linear = nn.Linear(weight.shape[1], weight.shape[2])
+        linear.weight.data, linear.bias.data = weight[c].T.detach(), bias[c, 0].detach()
+        layers.append(linear)
+        if i == len(critic.weights) - 1:
+            break
+        if critic.layer_norm:
+            norm = nn.LayerNorm(weight.shape[2])
+            norm.weight.data = critic.gains[i][c, 0].detach()
+            norm.bias.data = critic.shifts[i][c, 0].detach()
+            layers.append(norm)
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+def test_standardisation_by_hand() -> None:
+    raw = torch.tensor([[3.0, 5.0, 2.0]])
+    # a component that never changes is only shifted
+    assert torch.equal(extractor()(raw), torch.tensor([[1.0, 3.0, -2.0]]))
+    assert list(extractor().parameters()) == []
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_stacked_critics_are_as_many_single_ones(layer_norm: bool) -> None:
+    critic = make_critic(layer_norm, n_critics=3)
+    if layer_norm:
+        with torch.no_grad():  # away from ones and zeros
+            for parameter in (*critic.gains, *critic.shifts):
+                parameter.add_(torch.rand_like(parameter))
+    obs, action = batch()
+    features = torch.cat([extractor()(obs), action], dim=1)
+    q = critic.q_values(obs, action)
+    assert q.shape == (3, 5)
+    for c in range(3):
+        torch.testing.assert_close(q[c], as_sequential(critic, c)(features).squeeze(-1))
+    assert not torch.allclose(q[0], q[1])
+
+
+def test_sb3_s_form_of_the_critics() -> None:
+    critic = make_critic()
+    obs, action = batch()
+    both = critic(obs, action)
+    assert [tuple(q.shape) for q in both] == [(5, 1), (5, 1)]
+    assert torch.equal(torch.cat(both, 1).T, critic.q_values(obs, action))
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_frozen_critics_pass_gradients_to_the_action_alone(layer_norm: bool) -> None:
+    critic = make_critic(layer_norm)
+    obs, action = batch()
+    grads = []
+    for frozen in (True, False):
+        leaf = action.clone().requires_grad_()
+        q = critic.q_values(obs, leaf, frozen=frozen)
+        q.sum().backward()
+        assert leaf.grad is not None
+        grads.append((q.detach(), leaf.grad))
+        if frozen:
+            assert all(p.grad is None for p in critic.parameters())
+    assert all(p.grad is not None for p in critic.parameters())
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_initial_weights_are_as_wide_as_torch_s_own() -> None:
+    torch.manual_seed(0)
+    critic = StackedCritic(OBS_SPACE, ACTION_SPACE, [400, 400], extractor(), 3)
+    for weight, fan_in in zip(critic.weights, [5, 400, 400], strict=True):
+        assert float(weight.detach().abs().max()) == pytest.approx(fan_in**-0.5, rel=0.05)
+
+
+def make_policy(**kwargs: Any) -> RAMBOPolicy:
+    torch.manual_seed(0)
+    return RAMBOPolicy(OBS_SPACE, ACTION_SPACE, lambda _: 3e-4, net_arch=[8, 8], **kwargs)
+
+
+def test_target_starts_as_a_copy_of_the_critic() -> None:
+    policy = make_policy(layer_norm=True, n_critics=4)
+    assert policy.critic.n_critics == 4
+    assert policy.critic.layer_norm
+    pairs = zip(policy.critic.parameters(), policy.critic_target.parameters(), strict=True)
+    for online, target in pairs:
+        assert online is not target
+        assert torch.equal(online, target)
+
+
+def test_the_optimisers_hold_their_own_network_s_parameters() -> None:
+    policy = make_policy()
+    for network in (policy.actor, policy.critic):
+        held = [p for group in network.optimizer.param_groups for p in group["params"]]
+        assert {id(p) for p in held} == {id(p) for p in network.parameters()}
+
+
+def test_a_policy_is_saved_with_its_settings(tmp_path: Any) -> None:
+    policy = make_policy(
+        layer_norm=True,
+        features_extractor_class=Standardise,
+        features_extractor_kwargs={"mean": [1.0, 2.0, 3.0], "std": [1.0, 2.0, 3.0]},
+    )
+    policy.save(tmp_path / "policy.pt")
+    loaded = RAMBOPolicy.load(tmp_path / "policy.pt")
+    assert loaded.critic.layer_norm
+    obs, action = batch()
+    assert torch.equal(loaded.critic.q_values(obs, action), policy.critic.q_values(obs, action))
+    assert torch.equal(
+        loaded.actor(obs, deterministic=True), policy.actor(obs, deterministic=True)
+    )

@@ -1,0 +1,372 @@
+"""RAMBO: its iterations, its rollouts, what it saves, and what equal seeds give."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import math
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.logger import KVWriter, Logger
+from torch import Tensor
+
+from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
+from agents import RAMBO
+
+N_ENVS, HORIZON, UPDATES = 20, 3, 4
+MakeRambo = Callable[..., RAMBO]
+
+
+@pytest.fixture
+def build(pendulum: OfflineDataset, pendulum_model: WorldModel) -> MakeRambo:
+    """Builds a small RAMBO; `dataset`, `world_model`, `n_envs`, `horizon` go to its environment."""
+
+    def build(**kwargs: Any) -> RAMBO:
+        env = make_sb3_env(
+            kwargs.pop("dataset", pendulum),
+            kwargs.pop("n_envs", N_ENVS),
+            kwargs.pop("horizon", HORIZON),
+            world_model=kwargs.pop("world_model", pendulum_model),
+            device="cpu",
+        )
+        small: dict[str, Any] = {
+            "policy_kwargs": {"net_arch": [16, 16]}, "gradient_steps": UPDATES,
+            "batch_size": 16, "seed": 0, "device": "cpu",
+        }  # fmt: skip
+        return RAMBO("MlpPolicy", env, **(small | kwargs))
+
+    return build
+
+
+def run(model: RAMBO, iterations: int, **kwargs: Any) -> RAMBO:
+    model.learn(total_timesteps=iterations * model.timesteps_per_iteration, **kwargs)
+    return model
+
+
+class Rows(KVWriter):
+    """Keeps what the logger writes."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
+    ) -> None:
+        self.rows.append((step, dict(key_values)))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+# --- iterations ---------------------------------------------------------------------------------
+
+
+def test_learn_runs_whole_iterations(build: MakeRambo) -> None:
+    model = build()
+    assert model.timesteps_per_iteration == N_ENVS * HORIZON
+    run(model, 2)
+    assert (model.iteration, model.num_timesteps, model._n_updates) == (2, 120, 8)
+    run(model, 1, reset_num_timesteps=False)
+    assert (model.iteration, model.num_timesteps, model._n_updates) == (3, 180, 12)
+
+
+def test_the_buffer_holds_the_last_iterations(build: MakeRambo) -> None:
+    model = build(retain_iterations=2)
+    assert model.replay_buffer is not None
+    sizes = []
+    for _ in range(4):
+        run(model, 1, reset_num_timesteps=False)
+        sizes.append(model.replay_buffer.size())
+    assert sizes == [60, 120, 120, 120]
+
+
+def test_one_row_of_metrics_per_iteration(build: MakeRambo) -> None:
+    model, rows = build(), Rows()
+    model.set_logger(Logger(None, [rows]))
+    run(model, 3)
+    assert [step for step, _ in rows.rows] == [1, 2, 3]
+    expected = {
+        "train/q_mean", "train/alpha", "train/actor_loss", "train/critic_loss",
+        "train/ent_coef_loss", "train/entropy", "train/n_updates", "model/reward_mean",
+        "model/rollout_length", "time/iteration", "time/updates_per_second",
+    }  # fmt: skip
+    for i, (_, row) in enumerate(rows.rows, start=1):
+        assert expected <= set(row)
+        assert all(math.isfinite(row[key]) for key in expected)
+        assert (row["time/iteration"], row["train/n_updates"]) == (i, i * UPDATES)
+        assert row["model/rollout_length"] == HORIZON  # this model never terminates
+        assert row["time/updates_per_second"] > 0
+
+
+def test_terminations_shorten_the_rollouts(build: MakeRambo, ending_model: WorldModel) -> None:
+    model, rows = build(world_model=ending_model, n_envs=200), Rows()
+    model.set_logger(Logger(None, [rows]))
+    run(model, 1)
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.synthetic is not None
+    batch = model.replay_buffer._unpack(model.replay_buffer.synthetic[:600])
+    # a row has no future exactly where the model ended it; the horizon is no end
+    assert torch.equal(batch.continues == 0, batch.next_obs[:, 0] > 0)
+    n_rollouts = 200 + int((batch.continues[:400] == 0).sum())
+    assert rows.rows[0][1]["model/rollout_length"] == pytest.approx(600 / n_rollouts)
+    assert rows.rows[0][1]["model/reward_mean"] == pytest.approx(float(batch.reward.mean()))
+
+
+def test_three_learning_rates_reach_the_three_optimisers(build: MakeRambo, tmp_path: Path) -> None:
+    model = build(learning_rate=1e-3, actor_learning_rate=2e-3, entropy_learning_rate=3e-3)
+
+    def rates(m: RAMBO) -> list[float]:
+        assert m.ent_coef_optimizer is not None
+        optimisers = (m.critic.optimizer, m.actor.optimizer, m.ent_coef_optimizer)
+        return [o.param_groups[0]["lr"] for o in optimisers]
+
+    assert rates(model) == [1e-3, 2e-3, 3e-3]
+    assert rates(build()) == [3e-4, 1e-4, 1e-4]
+    run(model, 1).save(tmp_path / "policy")
+    assert rates(model) == [1e-3, 2e-3, 3e-3]
+    loaded = RAMBO.load(tmp_path / "policy", env=model.env, device="cpu")
+    assert rates(run(loaded, 1)) == [1e-3, 2e-3, 3e-3]
+
+
+def test_learning_rates_are_what_the_optimisers_do(build: MakeRambo) -> None:
+    """Adam's first step moves a parameter by its learning rate (up to tiny gradients)."""
+    model = build(
+        learning_rate=1e-3, actor_learning_rate=2e-3, entropy_learning_rate=3e-3, gradient_steps=1
+    )
+    assert model.log_ent_coef is not None
+    before = [p.detach().clone() for p in (*model.critic.parameters(), *model.actor.parameters())]
+    run(model, 1)
+    after = (*model.critic.parameters(), *model.actor.parameters())
+    moves = [float((a - b).abs().max()) for a, b in zip(after, before, strict=True)]
+    n_critic = len(list(model.critic.parameters()))
+    assert max(moves[:n_critic]) == pytest.approx(1e-3, rel=1e-2)
+    assert max(moves[n_critic:]) == pytest.approx(2e-3, rel=1e-2)
+    assert abs(float(model.log_ent_coef.detach())) == pytest.approx(3e-3, rel=1e-2)
+
+
+# --- rollouts -----------------------------------------------------------------------------------
+
+
+def kolmogorov_distance(sample: NDArray[Any], cdf: Callable[[Any], Any]) -> float:
+    """Largest distance between a sample's distribution function and `cdf`."""
+    values = np.sort(sample)
+    expected = cdf(values)
+    n = len(values)
+    above = np.arange(1, n + 1) / n - expected
+    return float(max(above.max(), (expected - np.arange(n) / n).max()))
+
+
+def first_rollout(model: RAMBO) -> Any:
+    run(model, 1)
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.synthetic is not None
+    return model.replay_buffer._unpack(model.replay_buffer.synthetic[: model.num_timesteps])
+
+
+def test_random_rollouts_act_uniformly(build: MakeRambo) -> None:
+    batch = first_rollout(build(rollout_policy="random", n_envs=1000, horizon=2))
+    distance = kolmogorov_distance(batch.action[:, 0].numpy(), lambda a: (a + 1) / 2)
+    assert distance < 1.95 / 2000**0.5  # 0.1 % level
+
+
+def test_current_rollouts_follow_the_policy(build: MakeRambo) -> None:
+    model = build(n_envs=1000, horizon=2)
+    actor = copy.deepcopy(model.actor)
+    batch = first_rollout(model)
+    with torch.no_grad():
+        mean, log_std, _ = actor.get_action_dist_params(batch.obs)
+    noise = ((torch.atanh(batch.action.double()) - mean) / log_std.exp())[:, 0].numpy()
+    normal = np.vectorize(lambda z: 0.5 * (1 + math.erf(z / 2**0.5)))
+    assert kolmogorov_distance(noise, normal) < 1.95 / 2000**0.5
+
+
+def test_rollouts_start_in_the_data_and_go_on_in_the_model(
+    build: MakeRambo, pendulum: OfflineDataset, ending_model: WorldModel
+) -> None:
+    model = build(world_model=ending_model, n_envs=50, horizon=3)
+    batch = first_rollout(model)
+    known = {row.tobytes() for row in pendulum.observations}
+
+    def in_data(rows: Tensor) -> NDArray[Any]:
+        return np.array([row.tobytes() in known for row in rows.numpy()])
+
+    obs, next_obs = batch.obs.reshape(3, 50, 3), batch.next_obs.reshape(3, 50, 3)
+    ended = (batch.continues == 0).reshape(3, 50)
+    assert in_data(obs[0]).all()
+    assert not in_data(next_obs[0]).any()
+    for step in (1, 2):
+        assert torch.equal(obs[step][~ended[step - 1]], next_obs[step - 1][~ended[step - 1]])
+        assert in_data(obs[step][ended[step - 1]]).all()
+    assert ended[:2].any()
+    # the second iteration starts in the data again
+    run(model, 1, reset_num_timesteps=False)
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.synthetic is not None
+    assert in_data(model.replay_buffer.synthetic[150:200, :3]).all()
+
+
+# --- save and load ------------------------------------------------------------------------------
+
+
+def test_a_loaded_policy_predicts_the_same(
+    build: MakeRambo, pendulum: OfflineDataset, tmp_path: Path
+) -> None:
+    model = run(build(policy_kwargs={"net_arch": [16], "layer_norm": True}), 1)
+    model.save(tmp_path / "policy")
+    loaded = RAMBO.load(tmp_path / "policy", device="cpu")  # no environment, no data, no model
+    assert loaded.policy.critic.layer_norm
+    assert (loaded.iteration, loaded.num_timesteps) == (1, 60)
+    # real environments give float64 now and then, and one observation at a time
+    for obs in (pendulum.observations, pendulum.observations.astype(np.float64)):
+        expected, _ = model.predict(obs, deterministic=True)
+        np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], expected)
+    action, _ = loaded.predict(pendulum.observations[0].astype(np.float64), deterministic=True)
+    assert action.shape == (1,)
+    assert np.abs(expected).max() <= 2.0
+
+
+def test_a_loaded_agent_goes_on_training(
+    build: MakeRambo, pendulum: OfflineDataset, pendulum_model: WorldModel, tmp_path: Path
+) -> None:
+    model = run(build(), 2)
+    model.save(tmp_path / "policy")
+    env = make_sb3_env(pendulum, 30, 2, world_model=pendulum_model, device="cpu")
+    loaded = RAMBO.load(tmp_path / "policy", env=env, device="cpu")
+    assert loaded.timesteps_per_iteration == 60
+    for a, b in zip(loaded.policy.parameters(), model.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+    run(loaded, 1, reset_num_timesteps=False)
+    assert (loaded.iteration, loaded.num_timesteps, loaded._n_updates) == (3, 180, 12)
+    assert loaded.actor.optimizer.state_dict()["state"][0]["step"] == 12  # Adam goes on too
+    assert loaded.replay_buffer is not None
+    assert loaded.replay_buffer.size() == 60
+
+
+def test_weights_alone_can_be_taken_over(
+    build: MakeRambo, pendulum: OfflineDataset
+) -> None:
+    model, other = run(build(), 1), build(seed=1)
+    other.set_parameters(model.get_parameters())
+    expected, _ = model.predict(pendulum.observations, deterministic=True)
+    np.testing.assert_array_equal(
+        other.predict(pendulum.observations, deterministic=True)[0], expected
+    )
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Members of SB3's zip, and what its JSON holds as base64."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for key, value in json.loads(members["data"]).items():
+        if isinstance(value, dict) and ":serialized:" in value:
+            members[f"data/{key}"] = base64.b64decode(value[":serialized:"])
+    return members
+
+
+def test_the_zip_holds_neither_data_nor_world_model(
+    build: MakeRambo, pendulum: OfflineDataset, tmp_path: Path
+) -> None:
+    run(build(), 2).save(tmp_path / "policy")
+    rows = [row.tobytes() for row in (*pendulum.observations, *pendulum.next_observations)]
+    for name, content in contents(tmp_path / "policy.zip").items():
+        for word in (b"OfflineDataset", b"WorldModel", b"Ensemble", b"ReplayBuffer("):
+            assert word not in content, name
+        assert not any(row in content for row in rows), name
+
+
+def test_the_zip_s_size_does_not_depend_on_the_data_s(
+    build: MakeRambo, pendulum: OfflineDataset, tmp_path: Path
+) -> None:
+    tenth = OfflineDataset.from_arrays(
+        pendulum.observations[:100], pendulum.actions[:100], pendulum.rewards[:100],
+        pendulum.next_observations[:100], pendulum.terminations[:100],
+        observation_space=pendulum.observation_space, action_space=pendulum.action_space,
+    )  # fmt: skip
+    run(build(dataset=tenth, n_envs=2), 1).save(tmp_path / "small")
+    run(build(n_envs=2000), 1).save(tmp_path / "large")
+    small, large = ((tmp_path / f"{name}.zip").stat().st_size for name in ("small", "large"))
+    assert abs(large - small) < 300
+    assert large < 60_000
+
+
+# --- seeds --------------------------------------------------------------------------------------
+
+
+def test_equal_seeds_give_equal_parameters(build: MakeRambo) -> None:
+    def parameters(seed: int) -> list[Tensor]:
+        torch.rand(3)  # what went before plays no part
+        return list(run(build(seed=seed), 2).policy.parameters())
+
+    first, again, other = parameters(1), parameters(1), parameters(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True) if a.std() > 0)
+
+
+# --- standardisation ----------------------------------------------------------------------------
+
+
+def test_states_are_standardised_inside_the_policy(
+    build: MakeRambo, pendulum: OfflineDataset, tmp_path: Path
+) -> None:
+    run(build(), 1).save(tmp_path / "policy")
+    loaded = RAMBO.load(tmp_path / "policy", device="cpu")
+    raw = pendulum.observations
+    by_hand = (raw - raw.mean(0, dtype=float)) / raw.std(0, dtype=float)
+    with torch.no_grad():
+        hidden = loaded.actor.latent_pi(torch.as_tensor(by_hand, dtype=torch.float32))
+        expected = 2.0 * torch.tanh(loaded.actor.mu(hidden))  # actions lie in [-2, 2]
+    action, _ = loaded.predict(raw, deterministic=True)
+    np.testing.assert_allclose(action, expected, atol=1e-5)
+
+
+def test_a_features_extractor_of_the_user_s_is_kept(build: MakeRambo) -> None:
+    from stable_baselines3.common.torch_layers import FlattenExtractor
+
+    policy_kwargs = {"net_arch": [16], "features_extractor_class": FlattenExtractor}
+    model = build(policy_kwargs=policy_kwargs)
+    assert isinstance(model.actor.features_extractor, FlattenExtractor)
+    assert set(policy_kwargs) == {"net_arch", "features_extractor_class"}  # left as it was given
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def test_another_environment_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"trains in adv_worldmodel.make_sb3_env.* got str"):
+        RAMBO("MlpPolicy", "Pendulum-v1")
+    with pytest.raises(ValueError, match="got no environment"):
+        RAMBO("MlpPolicy")
+
+
+def test_a_loaded_policy_without_environment_says_what_it_lacks(
+    build: MakeRambo, tmp_path: Path
+) -> None:
+    build().save(tmp_path / "policy")
+    loaded = RAMBO.load(tmp_path / "policy", device="cpu")
+    with pytest.raises(ValueError, match=r"make_sb3_env\(dataset.* got no environment"):
+        _ = loaded.timesteps_per_iteration
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rollout_policy": "uniform"}, "'uniform' is not 'current' or 'random'"),
+        ({"real_ratio": 1.1}, "real_ratio = 1.1 must lie between 0 and 1"),
+        ({"gradient_steps": 0}, "must be at least 1"),
+        ({"retain_iterations": 0}, "must be at least 1"),
+        ({"device": "cuda"}, "asked for on cuda, its world model is on cpu"),
+    ],
+)
+def test_wrong_settings_are_explained(
+    build: MakeRambo, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**wrong)

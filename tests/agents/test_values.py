@@ -1,0 +1,150 @@
+"""V and Q of each algorithm on raw states and raw actions, put together by hand.
+
+The pendulum's actions lie in [-2, 2], so that raw and scaled ones differ by a factor of 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import DQN
+from torch import Tensor
+
+from adv_worldmodel import AdvWorldModelVecEnv, OfflineDataset, WorldModel, make_sb3_env
+from agents import RAMBO
+from agents.values import policy_and_value
+
+Make = Callable[..., Any]
+WITH_Q = ["SAC", "TD3", "TQC", "CrossQ", "RAMBO"]
+
+
+@pytest.fixture
+def env(pendulum: OfflineDataset, pendulum_model: WorldModel) -> AdvWorldModelVecEnv:
+    return make_sb3_env(pendulum, 16, 5, world_model=pendulum_model, device="cpu", seed=0)
+
+
+@pytest.fixture
+def obs(pendulum: OfflineDataset) -> Tensor:
+    return torch.tensor(pendulum.observations[:6])
+
+
+@pytest.fixture
+def build(env: AdvWorldModelVecEnv, make_algorithm: Make) -> Make:
+    def build(name: str, **kwargs: Any) -> Any:
+        if name == "RAMBO":
+            model: Any = RAMBO(env=env, policy_kwargs={"net_arch": [16, 16]}, seed=0)
+        else:
+            model = make_algorithm(name, env, **kwargs)
+        model.policy.set_training_mode(False)
+        return model
+
+    return build
+
+
+def lowest_q(name: str, model: Any, obs: Tensor, raw: Tensor) -> Tensor:
+    """The estimate of each algorithm, with its critics called as SB3 calls them."""
+    out = model.critic(obs, raw / 2)
+    if name != "TQC":
+        first, second = (q.squeeze(1) for q in out)
+        return torch.minimum(first, second)
+    # of 2 x 25 quantiles together, the 2 x 2 highest are dropped
+    quantiles = np.sort(out.detach().numpy().reshape(len(obs), 50), axis=1)
+    return torch.as_tensor(quantiles[:, :46].mean(1))
+
+
+@pytest.mark.parametrize("name", WITH_Q)
+def test_v_and_q_by_hand(build: Make, obs: Tensor, name: str) -> None:
+    model = build(name)
+    _, value = policy_and_value(model)
+    with torch.no_grad():
+        raw = torch.linspace(-2.0, 2.0, 6)[:, None]
+        torch.testing.assert_close(value.q(obs, raw), lowest_q(name, model, obs, raw))
+        mean = torch.as_tensor(model.predict(obs.numpy(), deterministic=True)[0])
+        torch.testing.assert_close(value.v(obs), lowest_q(name, model, obs, mean))
+    assert value.v(obs).shape == (6,)
+
+
+def test_v_of_ppo_is_its_baseline_too(build: Make, obs: Tensor) -> None:
+    model = build("PPO")
+    _, value = policy_and_value(model)
+    expected = model.policy.predict_values(obs).squeeze(1)
+    assert torch.equal(value.v(obs), expected)
+    assert torch.equal(value.q(obs, torch.full((6, 1), 2.0)), expected)
+
+
+@pytest.mark.parametrize("name", [*WITH_Q, "PPO"])
+def test_values_are_differentiable_in_the_state(build: Make, obs: Tensor, name: str) -> None:
+    _, value = policy_and_value(build(name))
+    leaf = obs.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(value.v(leaf).sum(), leaf)
+    # rows do not depend on each other, and a step along the gradient changes V by its square
+    step = 1e-3
+    with torch.no_grad():
+        rise = value.v(obs + step * grad) - value.v(obs)
+    torch.testing.assert_close(rise / step, grad.square().sum(1), rtol=0.1, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["SAC", "TQC", "CrossQ", "RAMBO"])
+def test_samples_of_squashed_gaussians(build: Make, obs: Tensor, name: str) -> None:
+    model = build(name)
+    policy, _ = policy_and_value(model)
+    n = 20_000
+    raw = policy.sample(obs[:1].expand(n, -1), torch.Generator().manual_seed(0))
+    assert raw.shape == (n, 1)
+    assert float(raw.abs().max()) <= 2.0
+    u = torch.atanh((raw / 2).double())
+    with torch.no_grad():
+        mean, log_std, _ = model.actor.get_action_dist_params(obs[:1])
+    std = float(log_std.exp())
+    assert float(u.mean()) == pytest.approx(float(mean), abs=4 * std / n**0.5)
+    assert float(u.std()) == pytest.approx(std, rel=4 / (2 * n) ** 0.5)
+
+
+def test_td3_acts_without_noise(build: Make, obs: Tensor) -> None:
+    model = build("TD3")
+    policy, _ = policy_and_value(model)
+    raw = policy.sample(obs, torch.Generator().manual_seed(0))
+    expected, _ = model.predict(obs.numpy(), deterministic=True)
+    np.testing.assert_allclose(raw, expected, rtol=1e-6)
+
+
+def test_samples_of_ppo_are_clipped(build: Make, obs: Tensor) -> None:
+    model = build("PPO")
+    with torch.no_grad():
+        model.policy.log_std.fill_(0.5)
+        normal = model.policy.get_distribution(obs[:1]).distribution
+        expected = float(normal.cdf(torch.tensor(2.0)) - normal.cdf(torch.tensor(-2.0)))
+    policy, _ = policy_and_value(model)
+    n = 20_000
+    raw = policy.sample(obs[:1].expand(n, -1), torch.Generator().manual_seed(0))
+    assert float(raw.abs().max()) == 2.0
+    inside = float((raw.abs() < 2).float().mean())
+    assert inside == pytest.approx(expected, abs=4 * 0.5 / n**0.5)
+
+
+def test_equal_generators_give_equal_samples(build: Make, obs: Tensor) -> None:
+    policy, _ = policy_and_value(build("SAC"))
+    one, two, other = (policy.sample(obs, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert not one.requires_grad
+
+
+def test_values_stay_true_while_the_algorithm_learns(build: Make, obs: Tensor) -> None:
+    model = build("SAC")
+    _, value = policy_and_value(model)
+    before = value.v(obs)
+    model.learn(total_timesteps=160)
+    model.policy.set_training_mode(False)
+    assert not torch.equal(value.v(obs), before)
+    mean = torch.as_tensor(model.predict(obs.numpy(), deterministic=True)[0])
+    torch.testing.assert_close(value.v(obs), lowest_q("SAC", model, obs, mean))
+
+
+def test_an_algorithm_without_a_value_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"DQN has no value function .* use SAC, TD3, TQC"):
+        policy_and_value(DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu"))

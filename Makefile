@@ -55,3 +55,8 @@ lint: $(STAMP)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# Minutes of both cores' quiet; BENCH_ARGS='--tasks hopper --rows 100000' and the like for less.
+.PHONY: bench
+bench: $(STAMP)
+	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)

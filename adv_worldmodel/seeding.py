@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 
-def make_generator(seed: int | None, stream: str, device: str | torch.device = "cpu") -> torch.Generator:
+def make_generator(
+    seed: int | None, stream: str, device: str | torch.device = "cpu"
+) -> torch.Generator:
     """A generator for one named purpose.
 
     Two purposes under the same seed must not share numbers (the environment's noise would equal
@@ -16,8 +18,10 @@ def make_generator(seed: int | None, stream: str, device: str | torch.device = "
     system for entropy.
     """
     generator = torch.Generator(device=device)
-    entropy = np.random.SeedSequence() if seed is None else np.random.SeedSequence(
-        [seed, zlib.crc32(stream.encode())]
+    entropy = (
+        np.random.SeedSequence()
+        if seed is None
+        else np.random.SeedSequence([seed, zlib.crc32(stream.encode())])
     )
     generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
     return generator

@@ -134,7 +134,8 @@ class MixedReplayBuffer(ReplayBuffer):
         cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
         terminated = np.asarray(done, dtype=bool) & ~cut
         tensors = (
-            torch.as_tensor(x, device=self.device) for x in (obs, action, reward, next_obs, terminated)
+            torch.as_tensor(x, device=self.device)
+            for x in (obs, action, reward, next_obs, terminated)
         )
         self.extend(*tensors)
 

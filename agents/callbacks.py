@@ -1,4 +1,4 @@
-"""The adversary as an SB3 callback: before each rollout it turns the world model against the agent."""
+"""The adversary as an SB3 callback: before each rollout the model turns against the agent."""
 
 from __future__ import annotations
 
@@ -57,14 +57,7 @@ class RamboCallback(BaseCallback):
         self.seconds = 0.0
 
     def _init_callback(self) -> None:
-        parent = self.parent
-        while isinstance(parent, CallbackList):
-            parent = parent.parent
-        if parent is not None:
-            raise ValueError(
-                f"RamboCallback inside {type(parent).__name__} would never run: pass it to learn() "
-                "itself, alone or in a list"
-            )
+        self._refuse_nesting()
         env = self.training_env
         try:
             models = cast("list[WorldModel]", env.get_attr("world_model"))
@@ -77,8 +70,8 @@ class RamboCallback(BaseCallback):
             ) from e
         if any(model is not models[0] for model in models):
             raise ValueError(
-                "the environments hold different world models: use make_sb3_env(dataset, n_envs=...)"
-                ", whose rows share one, or pass the same world_model= to each"
+                "the environments hold different world models: use make_sb3_env(dataset, "
+                "n_envs=...), whose rows share one, or pass the same world_model= to each"
             )
         if self.adversary is None or self.adversary.model is not models[0]:
             self.adversary = Adversary(
@@ -104,4 +97,15 @@ class RamboCallback(BaseCallback):
         self.logger.record("time/adversary_s", seconds)
 
     def _on_step(self) -> bool:
+        self._refuse_nesting()  # again: a list tells its parent only after its start
         return True
+
+    def _refuse_nesting(self) -> None:
+        parent = self.parent
+        while isinstance(parent, CallbackList):
+            parent = parent.parent
+        if parent is not None:
+            raise ValueError(
+                f"RamboCallback inside {type(parent).__name__} would never run: pass it to learn() "
+                "itself, alone or in a list"
+            )

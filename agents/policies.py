@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -64,7 +65,7 @@ class StackedCritic(BaseModel):
         self.biases = nn.ParameterList()
         self.gains = nn.ParameterList()
         self.shifts = nn.ParameterList()
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             bound = 1.0 / math.sqrt(fan_in)  # nn.Linear's initialisation, as in SB3
             weight = torch.empty(n_critics, fan_in, fan_out).uniform_(-bound, bound)
             bias = torch.empty(n_critics, 1, fan_out).uniform_(-bound, bound)

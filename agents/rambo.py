@@ -102,8 +102,8 @@ class RAMBO(SAC):
                 device = env.world.device
             elif torch.device(device).type != env.world.device.type:
                 raise ValueError(
-                    f"the agent is asked for on {device}, its world model is on {env.world.device}: "
-                    "give both the same device"
+                    f"the agent is asked for on {device}, its world model is on "
+                    f"{env.world.device}: give both the same device"
                 )
             if "features_extractor_class" not in policy_kwargs:
                 states = env.dataset.observations.astype("float64")
@@ -149,9 +149,10 @@ class RAMBO(SAC):
     def _attach_data(self) -> None:
         """Size the schedule and the buffer by the environment, and put its data on the device."""
         dataset = None
-        if isinstance(self.env, AdvWorldModelVecEnv):
-            dataset = self.env.dataset
-            self.train_freq = (self.env.horizon, "step")
+        if self.env is not None:  # a policy loaded for prediction has none
+            env = _as_world(self.env)
+            dataset = env.dataset
+            self.train_freq = (env.horizon, "step")
             self.buffer_size = self.retain_iterations * self.timesteps_per_iteration
         self.replay_buffer = MixedReplayBuffer(
             self.buffer_size,
@@ -166,7 +167,7 @@ class RAMBO(SAC):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Go on in another world model of the same spaces; synthetic rows are dropped."""
-        super().set_env(env, force_reset)
+        super().set_env(_as_world(env), force_reset)
         self._attach_data()
         self._convert_train_freq()
 
@@ -267,7 +268,9 @@ class RAMBO(SAC):
             self.policy.critic,
             self.policy.critic_target,
             self.log_ent_coef,
-            torch.zeros(1, device=self.device) if self.log_ent_coef is not None else self.ent_coef_tensor,
+            torch.zeros(1, device=self.device)
+            if self.log_ent_coef is not None
+            else self.ent_coef_tensor,
             self.ent_coef_optimizer,
             self.gamma,
             self.tau,
@@ -305,5 +308,6 @@ def _as_world(env: Any) -> AdvWorldModelVecEnv:
         return env
     found = "no environment" if env is None else type(env).__name__
     raise ValueError(
-        f"RAMBO trains in adv_worldmodel.make_sb3_env(dataset, n_envs=..., horizon=...), got {found}"
+        f"RAMBO trains in adv_worldmodel.make_sb3_env(dataset, n_envs=..., horizon=...), "
+        f"got {found}"
     )

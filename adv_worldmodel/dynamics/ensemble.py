@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -40,7 +41,7 @@ class Ensemble(nn.Module):
         sizes = [input_dim, *hidden_sizes, 2 * output_dim]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             weight = torch.zeros(n_members, fan_in, fan_out)
             if generator is not None:
                 std = 1.0 / (2.0 * math.sqrt(fan_in))
@@ -51,7 +52,7 @@ class Ensemble(nn.Module):
         self.min_logvar = nn.Parameter(torch.full((output_dim,), INITIAL_MIN_LOGVAR))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance, each ``(E, B, D)``, of ``x``: ``(E, B, in)``, or ``(B, in)`` for all."""
+        """Mean and log-variance, ``(E, B, D)`` each; x is ``(E, B, in)`` or ``(B, in)`` for all."""
         h = x if x.dim() == 3 else x.expand(self.n_members, *x.shape)
         inplace = not torch.is_grad_enabled()
         last = len(self.weights) - 1
@@ -67,7 +68,9 @@ class Ensemble(nn.Module):
     def select(self, members: Sequence[int]) -> Ensemble:
         """A copy holding only the given members, in the given order."""
         device = self.max_logvar.device
-        chosen = Ensemble(len(members), self.input_dim, self.output_dim, self.hidden_sizes).to(device)
+        chosen = Ensemble(len(members), self.input_dim, self.output_dim, self.hidden_sizes).to(
+            device
+        )
         index = torch.as_tensor(list(members), device=device)
         with torch.no_grad():
             for mine, theirs in zip(chosen.weights, self.weights, strict=True):
@@ -104,9 +107,7 @@ class MemberDraw:
     def __init__(self, n_rows: int, n_members: int, generator: torch.Generator) -> None:
         self.n_rows, self.n_members = n_rows, n_members
         self.slab = -(-n_rows // n_members)
-        slots = torch.randperm(
-            self.slab * n_members, generator=generator, device=generator.device
-        )
+        slots = torch.randperm(self.slab * n_members, generator=generator, device=generator.device)
         self._deal(slots)
 
     def _deal(self, slots: Tensor) -> None:

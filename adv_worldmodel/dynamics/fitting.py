@@ -78,7 +78,9 @@ def make_optimizer(ensemble: Ensemble, learning_rate: float) -> torch.optim.Adam
     """
     groups: list[dict[str, Any]] = [
         {"params": [weight], "weight_decay": decay}
-        for weight, decay in zip(ensemble.weights, weight_decays(len(ensemble.weights)), strict=True)
+        for weight, decay in zip(
+            ensemble.weights, weight_decays(len(ensemble.weights)), strict=True
+        )
     ]
     rest = [*ensemble.biases, ensemble.max_logvar, ensemble.min_logvar]
     return torch.optim.Adam([*groups, {"params": rest}], lr=learning_rate, fused=True)
@@ -221,7 +223,7 @@ def _descend(
 
 
 def default_cache_dir() -> Path:
-    """``$ADV_WORLDMODEL_CACHE``, else ``$XDG_CACHE_HOME/adv-worldmodel``, else under ``~/.cache``."""
+    """``$ADV_WORLDMODEL_CACHE``, else ``adv-worldmodel`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     if own := os.environ.get("ADV_WORLDMODEL_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adv-worldmodel"

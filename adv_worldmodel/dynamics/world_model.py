@@ -95,7 +95,9 @@ class WorldModel(nn.Module):
         self.register_buffer("target_mean", torch.zeros(ensemble.output_dim))
         self.register_buffer("target_std", torch.ones(ensemble.output_dim))
         self.register_buffer("obs_low", torch.as_tensor(observation_space.low, dtype=torch.float32))
-        self.register_buffer("obs_high", torch.as_tensor(observation_space.high, dtype=torch.float32))
+        self.register_buffer(
+            "obs_high", torch.as_tensor(observation_space.high, dtype=torch.float32)
+        )
         self.register_buffer("action_low", torch.as_tensor(action_space.low, dtype=torch.float32))
         self.register_buffer("action_high", torch.as_tensor(action_space.high, dtype=torch.float32))
         self.register_buffer("holdout_rows", torch.zeros(0, dtype=torch.int64))
@@ -271,14 +273,18 @@ class WorldModel(nn.Module):
                 description["hidden_sizes"],
             )
             tensors = load_file(folder / WEIGHTS_FILE)
-            obs_space = Box(tensors["obs_low"].numpy(), tensors["obs_high"].numpy(), dtype=np.float32)
+            obs_space = Box(
+                tensors["obs_low"].numpy(), tensors["obs_high"].numpy(), dtype=np.float32
+            )
             action_space = Box(
                 tensors["action_low"].numpy(), tensors["action_high"].numpy(), dtype=np.float32
             )
             rule = termination_from_spec(description["termination"], termination)
             fit_info, holdout_rows = description["fit_info"], tensors["holdout_rows"]
         except DAMAGE as e:
-            raise ValueError(f"{folder} is damaged ({type(e).__name__}: {e}); fit the model again") from e
+            raise ValueError(
+                f"{folder} is damaged ({type(e).__name__}: {e}); fit the model again"
+            ) from e
         model = cls(
             ensemble,
             rule,

@@ -93,7 +93,9 @@ class AdvWorldModelVecEnv(VecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
         """Set an attribute of the world for all rows at once; they cannot differ."""
         if len(self._rows(indices)) != self.num_envs:
-            raise ValueError(f"{attr_name} is shared by all rows and cannot be set for some of them")
+            raise ValueError(
+                f"{attr_name} is shared by all rows and cannot be set for some of them"
+            )
         setattr(self.world, attr_name, value)
 
     def env_method(

@@ -71,9 +71,8 @@ class AdvWorldModelEnv(gym.Env[Array, Array]):
         """Continue from a given raw state ``(S,)``, its horizon starting anew."""
         state = torch.as_tensor(np.asarray(obs, dtype=np.float32), device=self._envs.device)
         if state.shape != self._envs.obs[0].shape:
-            raise ValueError(
-                f"the state has shape {tuple(state.shape)}, expected {tuple(self._envs.obs[0].shape)}"
-            )
+            expected = tuple(self._envs.obs[0].shape)
+            raise ValueError(f"the state has shape {tuple(state.shape)}, expected {expected}")
         self._envs.reset_all()
         self._envs.obs = state[None]
         self._restarted = False

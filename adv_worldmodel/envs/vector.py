@@ -1,4 +1,4 @@
-"""The learned dynamics as a Gymnasium vector environment: the one place where stepping is written."""
+"""The learned dynamics as a Gymnasium vector environment: the one place that writes stepping."""
 
 from __future__ import annotations
 
@@ -94,7 +94,11 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         if world_model is None:
             settings = fit or FitSettings()
             world_model = cached_world_model(
-                self.dataset, settings, device=device, progress=progress, **functions  # type: ignore[arg-type]
+                self.dataset,
+                settings,
+                device=device,
+                progress=progress,
+                **functions,  # type: ignore[arg-type]
             )
         elif not isinstance(world_model, WorldModel):
             if isinstance(termination, str):
@@ -139,7 +143,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         return self.obs
 
     def advance(self, action: Tensor) -> Transition:
-        """One step of every row with raw actions ``(B, A)``; ended rows are left to be restarted."""
+        """Step every row by raw actions ``(B, A)``; ended rows wait for :meth:`restart`."""
         if self.member_per == "step" or self._members is None:
             n, generator = self.world_model.n_members, self.generator
             self._members = MemberDraw(self.num_envs, n, generator)
@@ -184,7 +188,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         return self.reset_all().cpu().numpy().copy(), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """Step every row; rows that end are restarted, their successors in ``info["final_obs"]``."""
+        """Step every row; rows that end restart, their successors are in ``info["final_obs"]``."""
         out = self.advance(self.action_tensor(actions))
         done = out.terminated | out.truncated
         obs = self.restart(done).cpu().numpy().copy()

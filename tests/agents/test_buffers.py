@@ -132,9 +132,7 @@ def test_sb3_s_add_is_extend(data: OfflineDataset) -> None:
     # row 0 ends at the horizon, row 2 terminates
     infos: list[dict[str, Any]] = [{"TimeLimit.truncated": True}, {}, {}, {}]
     done = np.array([True, False, True, False])
-    through_sb3.add(
-        obs.numpy(), next_obs.numpy(), action.numpy(), reward.numpy(), done, infos
-    )
+    through_sb3.add(obs.numpy(), next_obs.numpy(), action.numpy(), reward.numpy(), done, infos)
     assert direct.synthetic is not None
     assert through_sb3.synthetic is not None
     assert torch.equal(direct.synthetic, through_sb3.synthetic)

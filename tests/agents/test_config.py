@@ -196,7 +196,7 @@ BAD_OVERRIDES = [
     ("rollout.horizon=2.5", r"rollout\.horizon = 2\.5: expected a whole number"),
     ("rollout.starts=ten", r"rollout\.starts = 'ten': expected a whole number"),
     ("rollout.policy=greedy", r"rollout\.policy = 'greedy': expected one of current, random"),
-    ("rollout.member_per=row", r"member_per = 'row': expected one of step, episode"),
+    ("rollout.member_per=row", r"member_per = 'row': expected one of step, rollout"),
     ("agent.real_ratio=1.5", r"agent\.real_ratio = 1\.5: must be at most 1"),
     ("agent.real_ratio=-0.1", r"agent\.real_ratio = -0\.1: must be at least 0"),
     ("agent.tau=0", r"agent\.tau = 0\.0: must be greater than 0"),

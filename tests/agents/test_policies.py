@@ -139,6 +139,4 @@ def test_a_policy_is_saved_with_its_settings(tmp_path: Any) -> None:
     assert loaded.critic.layer_norm
     obs, action = batch()
     assert torch.equal(loaded.critic.q_values(obs, action), policy.critic.q_values(obs, action))
-    assert torch.equal(
-        loaded.actor(obs, deterministic=True), policy.actor(obs, deterministic=True)
-    )
+    assert torch.equal(loaded.actor(obs, deterministic=True), policy.actor(obs, deterministic=True))

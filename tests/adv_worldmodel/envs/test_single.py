@@ -25,9 +25,7 @@ Step = tuple[NDArray[Any], float, bool, bool]
 
 
 def make(dataset: OfflineDataset, model: WorldModel, **kwargs: Any) -> gym.Env[Any, Any]:
-    return gym.make(
-        "AdvWorldModel-v0", dataset=dataset, world_model=model, device="cpu", **kwargs
-    )
+    return gym.make("AdvWorldModel-v0", dataset=dataset, world_model=model, device="cpu", **kwargs)
 
 
 def test_gymnasium_s_checker_is_content(
@@ -108,7 +106,9 @@ def test_the_three_faces_show_the_same_trajectory(
         assert (three[2], three[3]) == (one[2], one[3] and not one[2])
 
 
-def test_reset_in_the_middle_starts_anew(pendulum: OfflineDataset, pendulum_model: WorldModel) -> None:
+def test_reset_in_the_middle_starts_anew(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
     env = AdvWorldModelEnv(pendulum, world_model=pendulum_model, horizon=3, device="cpu")
     env.reset(seed=0)
     env.step(np.zeros(1, np.float32))

@@ -221,9 +221,7 @@ def test_wrong_settings_are_explained(
         envs_on(line, line_model(), **wrong)
 
 
-def test_another_data_set_s_model_is_refused(
-    pendulum: OfflineDataset, line_model: Build
-) -> None:
+def test_another_data_set_s_model_is_refused(pendulum: OfflineDataset, line_model: Build) -> None:
     with pytest.raises(ValueError, match=r"observations of length 1, pendulum-1000 has length 3"):
         envs_on(pendulum, line_model())
 

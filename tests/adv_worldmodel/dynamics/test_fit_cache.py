@@ -1,0 +1,157 @@
+"""The cache of fits serves an equal model or none."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adv_worldmodel import OfflineDataset
+from adv_worldmodel.dynamics import fitting
+from adv_worldmodel.dynamics.fitting import (
+    FitSettings,
+    cached_world_model,
+    default_cache_dir,
+    fit_world_model,
+)
+from adv_worldmodel.dynamics.world_model import WorldModel
+
+SMALL = FitSettings(n_networks=3, n_elites=2, hidden_sizes=(8,), batch_size=64, max_steps=20)
+
+
+def equal(first: WorldModel, second: WorldModel) -> bool:
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def cached(data: OfflineDataset, folder: Path, settings: FitSettings = SMALL) -> WorldModel:
+    return cached_world_model(data, settings, termination="never", device="cpu", cache_dir=folder)
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one entry with each real fit."""
+    calls: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> WorldModel:
+        calls.append(len(calls))
+        return fit_world_model(*args, **kwargs)
+
+    monkeypatch.setattr(fitting, "fit_world_model", counted)
+    return calls
+
+
+def test_second_fit_comes_from_the_cache(
+    tmp_path: Path, fits: list[int], pendulum: OfflineDataset
+) -> None:
+    first, second = cached(pendulum, tmp_path), cached(replace(pendulum, name="renamed"), tmp_path)
+    assert len(fits) == 1
+    assert equal(first, second)
+    assert first.fit_info == {**second.fit_info, "settings": first.fit_info["settings"]}
+    assert second.split(pendulum)[1].tolist() == first.holdout_rows.tolist()
+
+
+def test_other_data_settings_and_rules_are_fitted_anew(
+    tmp_path: Path, fits: list[int], pendulum: OfflineDataset, line: OfflineDataset
+) -> None:
+    cached(pendulum, tmp_path)
+    cached(line, tmp_path)
+    cached(pendulum, tmp_path, replace(SMALL, seed=1))
+    cached_world_model(pendulum, SMALL, termination="halfcheetah", device="cpu", cache_dir=tmp_path)
+    assert len(fits) == 4
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
+def test_damaged_cache_is_fitted_again(
+    tmp_path: Path, fits: list[int], name: str, damage: str, pendulum: OfflineDataset
+) -> None:
+    first = cached(pendulum, tmp_path)
+    file = next(tmp_path.glob(f"*/{name}"))
+    content = b"" if damage == "empty" else file.read_bytes()[:200]
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    assert equal(first, cached(pendulum, tmp_path))
+    assert equal(first, cached(pendulum, tmp_path))
+    assert len(fits) == 2  # the third came from the mended cache
+
+
+def test_entry_lost_from_the_cached_description_is_fitted_again(
+    tmp_path: Path, fits: list[int], pendulum: OfflineDataset
+) -> None:
+    cached(pendulum, tmp_path)
+    file = next(tmp_path.glob("*/model.json"))
+    description = json.loads(file.read_text())
+    del description["fit_info"]
+    file.write_text(json.dumps(description))
+    cached(pendulum, tmp_path)
+    assert len(fits) == 2
+
+
+def test_functions_are_not_cached(tmp_path: Path, pendulum: OfflineDataset) -> None:
+    cached_world_model(
+        pendulum,
+        SMALL,
+        termination="never",
+        reward_function=lambda obs, action, next_obs: obs[:, 0],
+        device="cpu",
+        cache_dir=tmp_path,
+    )
+    cached_world_model(
+        pendulum,
+        SMALL,
+        termination=lambda obs, action, next_obs: obs[:, 0] > 0,
+        device="cpu",
+        cache_dir=tmp_path,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_concurrent_fits_leave_one_good_entry(tmp_path: Path, pendulum: OfflineDataset) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        models = list(pool.map(lambda _: cached(pendulum, tmp_path), range(3)))
+    assert equal(models[0], models[1])
+    assert equal(models[0], models[2])
+    assert equal(models[0], cached(pendulum, tmp_path))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_loser_of_a_race_cleans_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pendulum: OfflineDataset
+) -> None:
+    # Another process puts its model there just after this one has cleared the place.
+    first = cached(pendulum, tmp_path)
+    entry = next(tmp_path.iterdir())
+    (entry / "model.json").unlink()
+
+    def undo_clearing(folder: Path, **_: Any) -> None:
+        if Path(folder) == entry:
+            first.save(entry)
+        else:
+            remove(folder, ignore_errors=True)
+
+    remove = fitting.shutil.rmtree
+    monkeypatch.setattr(fitting.shutil, "rmtree", undo_clearing)
+    assert equal(cached(pendulum, tmp_path), first)
+    assert list(tmp_path.iterdir()) == [entry]
+
+
+def test_cache_that_cannot_be_written_costs_nothing_but_time(
+    tmp_path: Path, pendulum: OfflineDataset
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert cached(pendulum, tmp_path / "file").n_members == 2
+
+
+def test_default_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ADV_WORLDMODEL_CACHE", str(tmp_path / "own"))
+    assert default_cache_dir() == tmp_path / "own"
+    monkeypatch.delenv("ADV_WORLDMODEL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "adv-worldmodel"

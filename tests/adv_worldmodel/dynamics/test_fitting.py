@@ -1,0 +1,291 @@
+"""The loss is the likelihood; the fit finds known systems and keeps its rules."""
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adv_worldmodel import OfflineDataset
+from adv_worldmodel.dynamics.ensemble import Ensemble
+from adv_worldmodel.dynamics.fitting import (
+    FitSettings,
+    fit_world_model,
+    make_optimizer,
+    supervised_loss,
+    weight_decays,
+)
+from adv_worldmodel.dynamics.world_model import WorldModel
+
+SMALL = FitSettings(n_networks=3, n_elites=2, hidden_sizes=(8,), batch_size=64, max_steps=20)
+
+
+def linear_system(n: int = 400, seed: int = 0) -> OfflineDataset:
+    """s' = 0.9 s + 0.5 a + 0.2 noise and r = 2 s - a + 0.6 noise; multiples of 1/1024."""
+    rng = np.random.default_rng(seed)
+
+    def rounded(x: np.ndarray) -> np.ndarray:  # so that differences of states are exact
+        return np.round(x * 1024) / 1024
+
+    s, a = rounded(rng.normal(size=n)), rounded(rng.uniform(-1, 1, n))
+    successor = rounded(0.9 * s + 0.5 * a + 0.2 * rng.normal(size=n))
+    reward = rounded(2.0 * s - a + 0.6 * rng.normal(size=n))
+    return OfflineDataset.from_arrays(
+        s[:, None], a[:, None], reward, successor[:, None], np.zeros(n, bool), np.ones(n, bool)
+    )
+
+
+def fit(data: OfflineDataset, settings: FitSettings = SMALL, **kwargs: Any) -> WorldModel:
+    return fit_world_model(data, settings, termination="never", device="cpu", **kwargs)
+
+
+def in_fitted_order(model: WorldModel) -> list[Tensor]:
+    """All parameters, the elites' in the order of the networks instead of their errors."""
+    order = np.argsort(model.fit_info["elites"]).tolist()
+    return [p.detach() for p in model.ensemble.select(order).parameters()]
+
+
+def equal(first: WorldModel, second: WorldModel) -> bool:
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ------------------------------------------------------------------------------- the loss
+
+
+def test_supervised_loss_by_hand() -> None:
+    # One row, two dimensions. Errors 1 and 2 at variance 1 and 4: (1 + 0 + 1 + log 4) / 2 for the
+    # first member; the second is exact at variance 1: 0. Limits: 0.001 ((1 + 1) - (-6 - 6)).
+    ensemble = Ensemble(2, 1, 2, ())
+    mean = torch.tensor([[[1.0, 2.0]], [[0.0, 0.0]]])
+    logvar = torch.tensor([[[0.0, math.log(4.0)]], [[0.0, 0.0]]])
+    found = supervised_loss(ensemble, mean, logvar, torch.zeros(1, 2))
+    assert found.item() == pytest.approx((2.0 + math.log(4.0)) / 2.0 + 0.014, abs=1e-6)
+
+
+def test_supervised_loss_is_the_likelihood_times_two_by_dimensions() -> None:
+    g = torch.Generator().manual_seed(0)
+    ensemble = Ensemble(3, 1, 4, ())
+    with torch.no_grad():
+        ensemble.max_logvar.zero_()
+        ensemble.min_logvar.zero_()  # no regulariser
+    mean, logvar = torch.randn(3, 6, 4, generator=g), torch.randn(3, 6, 4, generator=g)
+    y = torch.randn(6, 4, generator=g)
+    density = torch.distributions.Normal(mean, (0.5 * logvar).exp()).log_prob(y)
+    nll = -density.sum(-1).mean(-1).sum()  # per transition, summed over members
+    constant = 3 * math.log(2.0 * math.pi)
+    found = supervised_loss(ensemble, mean, logvar, y)
+    torch.testing.assert_close(found, 2.0 / 4.0 * nll - constant)
+
+
+def test_weight_decays_are_the_papers() -> None:
+    assert weight_decays(5) == (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
+    assert [len(weight_decays(n)) for n in range(1, 8)] == list(range(1, 8))
+
+
+def test_optimiser_descends_half_the_weighted_squares() -> None:
+    # Adam with its decay groups against Adam on a loss that has the L2 terms written out.
+    def network() -> Ensemble:
+        return Ensemble(2, 3, 2, (5, 5, 5, 5), torch.Generator().manual_seed(0)).double()
+
+    ours, explicit = network(), network()
+    x, y = (
+        torch.randn(7, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+        for n in (3, 2)
+    )
+    optimizer = make_optimizer(ours, 1e-2)
+    plain = torch.optim.Adam(explicit.parameters(), lr=1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        supervised_loss(ours, *ours(x), y).backward()
+        optimizer.step()
+        plain.zero_grad()
+        squares = sum(
+            0.5 * weight * layer.square().sum()
+            for weight, layer in zip(
+                (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), explicit.weights, strict=True
+            )
+        )
+        (supervised_loss(explicit, *explicit(x), y) + squares).backward()
+        plain.step()
+    undecayed = network()
+    free = torch.optim.Adam(undecayed.parameters(), lr=1e-2)
+    for _ in range(20):
+        free.zero_grad()
+        supervised_loss(undecayed, *undecayed(x), y).backward()
+        free.step()
+    pairs = zip(ours.parameters(), explicit.parameters(), strict=True)
+    assert max(float((a - b).detach().abs().max()) for a, b in pairs) < 1e-6
+    moved = (ours.weights[-1] - undecayed.weights[-1]).detach().abs().max()
+    assert float(moved) > 1e-5  # the terms matter here
+
+
+# ------------------------------------------------------------------------------- the fit
+
+
+def test_recovers_a_linear_gaussian_system() -> None:
+    # The early stop looks at the mean alone; patience lets the variance arrive too.
+    settings = FitSettings(
+        n_networks=3,
+        n_elites=2,
+        hidden_sizes=(),
+        learning_rate=1e-2,
+        patience=1000,
+        max_steps=1000,
+    )
+    model = fit(linear_system(4000), settings)
+    s, a = torch.tensor([-1.0, 0.0, 1.0, 0.5]), torch.tensor([0.5, 0.0, -0.5, 0.9])
+    with torch.no_grad():
+        mean, logvar = model.ensemble(model.inputs(s[:, None], a[:, None]))
+    raw = mean * model.target_std + model.target_mean
+    sd = (0.5 * logvar).exp() * model.target_std
+    for member in range(2):
+        torch.testing.assert_close(raw[member, :, 0], 2.0 * s - a, atol=0.08, rtol=0.0)
+        torch.testing.assert_close(s + raw[member, :, 1], 0.9 * s + 0.5 * a, atol=0.03, rtol=0.0)
+        torch.testing.assert_close(
+            sd[member], torch.tensor([[0.6, 0.2]]).expand(4, 2), atol=0.0, rtol=0.15
+        )
+
+
+def test_elites_are_the_best_on_the_holdout() -> None:
+    data = linear_system()
+    settings = replace(SMALL, n_networks=5, n_elites=3, max_steps=100, learning_rate=1e-2)
+    model = fit(data, settings)
+    errors = model.fit_info["holdout_mse"]
+    assert len(errors) == 5
+    assert [errors[i] for i in model.fit_info["elites"]] == sorted(errors)[:3]
+    assert model.n_members == 3
+    inputs, targets = (x[model.holdout_rows] for x in model.encode(data))
+    with torch.no_grad():
+        found = (targets - model.ensemble(inputs)[0]).square().mean(dim=(1, 2))
+    torch.testing.assert_close(found, torch.tensor(sorted(errors)[:3]))
+
+
+def test_best_weights_are_restored_after_worse_epochs() -> None:
+    # The rate is so large that the error goes up and down; what is kept is the lowest.
+    data = linear_system()
+    settings = replace(SMALL, learning_rate=0.3, max_steps=None, patience=4)
+    errors = [
+        fit(data, replace(settings, max_steps=steps)).fit_info["holdout_mse"]
+        for steps in (6, 12, 18, 24, 30)  # 360 rows in batches of 64: six steps are an epoch
+    ]
+    assert all(
+        later <= earlier
+        for a, b in itertools.pairwise(errors)
+        for earlier, later in zip(a, b, strict=True)
+    )
+    assert any(a == b for a, b in zip(errors[-2], errors[-1], strict=True))
+
+
+def test_seed_decides_the_weights() -> None:
+    data = linear_system()
+    first, second, other = (fit(data, replace(SMALL, seed=s)) for s in (1, 1, 2))
+    assert equal(first, second)
+    assert not torch.equal(first.ensemble.weights[0], other.ensemble.weights[0])
+    assert first.holdout_rows.tolist() != other.holdout_rows.tolist()
+
+
+def test_global_random_state_is_neither_read_nor_written() -> None:
+    data = linear_system()
+    torch.manual_seed(0)
+    first = fit(data)
+    drawn = torch.rand(3)
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(3), drawn)
+    torch.manual_seed(1)
+    assert equal(fit(data), first)
+
+
+def test_max_steps_ends_the_fit() -> None:
+    assert fit(linear_system(), replace(SMALL, max_steps=13)).fit_info["steps"] == 13
+
+
+@pytest.mark.parametrize("patience", [1, 4])
+def test_patience_counts_epochs_without_improvement(patience: int) -> None:
+    # Nothing is learnt at rate 0: the first epoch is an improvement on nothing, the rest are none.
+    settings = replace(SMALL, learning_rate=0.0, patience=patience, max_steps=None)
+    info = fit(linear_system(), settings).fit_info
+    assert info["epochs"] == 1 + patience
+    assert info["steps"] == 6 * (1 + patience)
+
+
+def test_small_improvements_do_not_count() -> None:
+    # Every epoch must improve a hundredfold: the fit ends although the error still falls.
+    settings = replace(SMALL, learning_rate=1e-2, improvement=0.99, patience=2, max_steps=None)
+    assert fit(linear_system(), settings).fit_info["epochs"] == 3
+
+
+def test_holdout_rows_are_not_trained_on() -> None:
+    # Their outcomes are dealt among them anew, which keeps the scales. One epoch: no choice
+    # between weights by holdout error either.
+    data = linear_system()
+    settings = replace(SMALL, n_elites=3, max_steps=6)
+    first = fit(data, settings)
+    rows = first.holdout_rows.numpy()
+    assert len(rows) == 40
+    rewards, changes = data.rewards.copy(), data.next_observations - data.observations
+    rewards[rows], changes[rows] = rewards[rows[::-1]], changes[rows[::-1]]
+    corrupted = replace(data, rewards=rewards, next_observations=data.observations + changes)
+    second = fit(corrupted, settings)
+    assert second.holdout_rows.tolist() == rows.tolist()
+    assert second.fit_info["holdout_mse"] != first.fit_info["holdout_mse"]
+    for mine, theirs in zip(in_fitted_order(first), in_fitted_order(second), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(30, 3), (5, 1), (400, 25)])
+def test_holdout_is_at_most_a_tenth(n: int, expected: int) -> None:
+    model = fit(linear_system(n), replace(SMALL, holdout=25, max_steps=1))
+    rows = model.holdout_rows.tolist()
+    assert len(set(rows)) == expected
+    train, holdout = model.split(linear_system(n))
+    assert sorted(train.tolist() + holdout.tolist()) == list(range(n))
+
+
+def test_constant_dimensions_stay_constant() -> None:
+    data = linear_system()
+    wide = np.concatenate([data.observations, np.full((400, 1), 3.0, np.float32)], axis=1)
+    then = np.concatenate([data.next_observations, np.full((400, 1), 3.0, np.float32)], axis=1)
+    constant = OfflineDataset.from_arrays(
+        wide, data.actions, np.full(400, 0.1), then, data.terminations
+    )
+    model = fit(constant)
+    obs, action = torch.as_tensor(wide.copy()), torch.as_tensor(data.actions.copy())
+    next_obs, reward, _ = model.step(obs, action, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(next_obs[:, 1], torch.full((400,), 3.0), atol=1e-4, rtol=0.0)
+    torch.testing.assert_close(reward, torch.full((400,), 0.1), atol=1e-4, rtol=0.0)
+    assert float(next_obs[:, 0].std()) > 0.1
+
+
+def test_known_reward_takes_the_place_of_the_learned_one() -> None:
+    def reward_function(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        return 100.0 * next_obs[:, 0]
+
+    model = fit(linear_system(), reward_function=reward_function)
+    assert model.ensemble.output_dim == 1
+    obs = torch.zeros(10, 1)
+    next_obs, reward, _ = model.step(obs, obs, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(reward, 100.0 * next_obs[:, 0])
+
+
+def test_one_transition_cannot_be_fitted() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        fit(linear_system(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_elites": 4}, "n_elites = 4 must lie between 1 and n_networks = 3"),
+        ({"n_elites": 0}, "n_elites = 0"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"max_steps": 0}, "max_steps = 0"),
+    ],
+)
+def test_impossible_settings_are_named(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **changes)

@@ -1,0 +1,300 @@
+"""The adversary between SB3's rollouts: what it changes, what it leaves alone, what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EveryNTimesteps,
+)
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor, nn
+
+from adv_worldmodel import AdvWorldModelVecEnv, OfflineDataset, WorldModel, make_sb3_env
+from agents import RAMBO, RamboCallback
+
+Make = Callable[..., Any]
+ALGORITHMS = ["SAC", "TD3", "PPO", "TQC", "CrossQ", "RAMBO"]
+ITERATION = 80  # transitions: 16 rows, 5 steps
+
+
+@pytest.fixture
+def env(pendulum: OfflineDataset, ending_model: WorldModel) -> AdvWorldModelVecEnv:
+    return make_sb3_env(pendulum, 16, 5, world_model=ending_model, device="cpu", seed=0)
+
+
+@pytest.fixture
+def build(env: AdvWorldModelVecEnv, make_algorithm: Make) -> Make:
+    def build(name: str, environment: Any = env) -> Any:
+        if name != "RAMBO":
+            return make_algorithm(name, environment)
+        small = {"gradient_steps": 5, "batch_size": 32, "policy_kwargs": {"net_arch": [16, 16]}}
+        return RAMBO(env=environment, seed=0, device="cpu", **small)
+
+    return build
+
+
+def adversary(weight: float = 3e-2, updates: int = 5, **kwargs: Any) -> RamboCallback:
+    return RamboCallback(weight, updates, batch_size=32, **kwargs)
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers (running statistics too), copied."""
+    return copy.deepcopy(module.state_dict())
+
+
+def gradients_of(module: nn.Module) -> list[Tensor | None]:
+    return [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[key], other[key]) for key in one)
+
+
+class Watched(RamboCallback):
+    """Checks at each rollout that the adversary left the agent alone; counts those that acted."""
+
+    model_changes = 0
+    rollouts = 0
+
+    def _on_rollout_start(self) -> None:
+        assert self.adversary is not None
+        policy, world = self.model.policy, self.adversary.model
+        before, gradients, dynamics = state_of(policy), gradients_of(policy), state_of(world)
+        super()._on_rollout_start()
+        assert equal(before, state_of(policy))
+        for a, b in zip(gradients, gradients_of(policy), strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or b is None or torch.equal(a, b)
+        self.rollouts += 1
+        self.model_changes += not equal(dynamics, state_of(world))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms_run_unmodified_against_the_adversary(
+    build: Make, ending_model: WorldModel, name: str
+) -> None:
+    fixed = {k: v for k, v in state_of(ending_model).items() if not k.startswith("ensemble.")}
+    callback = Watched(3e-2, 5, batch_size=32)
+    model = build(name)
+    model.learn(total_timesteps=30 * ITERATION, callback=callback)
+    assert model.num_timesteps == 2400
+    assert callback.rollouts == 30
+    assert callback.model_changes == 29  # before each rollout but the first
+    assert callback.adversary is not None
+    assert callback.adversary.n_updates == 29 * 5
+    assert all(torch.isfinite(p).all() for p in model.policy.parameters())
+    assert all(torch.isfinite(p).all() for p in ending_model.parameters())
+    assert equal(fixed, state_of(ending_model))  # scales and bounds are no part of the fit
+
+
+@pytest.mark.parametrize("score", ["mixture", "member", "pathwise"])
+@pytest.mark.parametrize("name", ["RAMBO", "CrossQ", "PPO"])
+def test_every_score_leaves_the_agent_alone(build: Make, name: str, score: Any) -> None:
+    callback = Watched(3e-2, 3, score=score, batch_size=32)
+    build(name).learn(total_timesteps=3 * ITERATION, callback=callback)
+    assert callback.model_changes == 2
+
+
+def test_no_adversary_before_the_first_rollout(build: Make, ending_model: WorldModel) -> None:
+    before, callback = state_of(ending_model), adversary()
+    build("RAMBO").learn(total_timesteps=ITERATION, callback=callback)
+    assert callback.adversary is not None
+    assert callback.adversary.n_updates == 0
+    assert equal(before, state_of(ending_model))
+
+
+def test_weight_zero_leaves_the_model_as_it_is(build: Make, ending_model: WorldModel) -> None:
+    before, callback = state_of(ending_model), adversary(weight=0.0)
+    build("RAMBO").learn(total_timesteps=3 * ITERATION, callback=callback)
+    assert equal(before, state_of(ending_model))
+
+
+def test_no_updates_leave_the_model_as_it_is(build: Make, ending_model: WorldModel) -> None:
+    before = state_of(ending_model)
+    build("RAMBO").learn(total_timesteps=3 * ITERATION, callback=adversary(updates=0))
+    assert equal(before, state_of(ending_model))
+
+
+def test_weight_zero_with_the_fit_continued(build: Make, ending_model: WorldModel) -> None:
+    """A model of 50 steps is not fitted yet: going on with its fit makes it better."""
+    callback = adversary(weight=0.0, updates=50, continue_fit=True)
+    build("RAMBO").learn(total_timesteps=ITERATION, callback=callback)
+    assert callback.adversary is not None
+    before = float(callback.adversary.holdout_nll())
+    build("RAMBO").learn(total_timesteps=3 * ITERATION, callback=callback)
+    assert float(callback.adversary.holdout_nll()) < before - 0.1
+
+
+def test_without_the_callback_the_model_stays(build: Make, ending_model: WorldModel) -> None:
+    before = state_of(ending_model)
+    build("RAMBO").learn(total_timesteps=3 * ITERATION)
+    assert equal(before, state_of(ending_model))
+
+
+def test_equal_seeds_give_equal_models(
+    pendulum: OfflineDataset, fitted_once: WorldModel, build: Make
+) -> None:
+    def trained(seed: int | None) -> dict[str, Tensor]:
+        world = copy.deepcopy(fitted_once)
+        env = make_sb3_env(pendulum, 16, 5, world_model=world, device="cpu")
+        build("RAMBO", env).learn(total_timesteps=3 * ITERATION, callback=adversary(seed=seed))
+        return state_of(world)
+
+    assert equal(trained(1), trained(1))
+    assert equal(trained(None), trained(None))  # the algorithm's seed
+    assert not equal(trained(1), trained(2))
+
+
+# --- where it may stand -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        lambda callback: EveryNTimesteps(1, callback),
+        lambda callback: CallbackList([EveryNTimesteps(1, callback)]),
+        lambda callback: EveryNTimesteps(1, CallbackList([callback])),
+    ],
+    ids=["alone", "in-a-list", "around-a-list"],
+)
+def test_inside_another_callback_it_would_never_run(
+    build: Make, nested: Callable[[BaseCallback], BaseCallback]
+) -> None:
+    with pytest.raises(ValueError, match="inside EveryNTimesteps would never run: pass it to"):
+        build("RAMBO").learn(total_timesteps=ITERATION, callback=nested(adversary()))
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        lambda callback, other: [other, callback],
+        lambda callback, other: CallbackList([callback, other]),
+        lambda callback, other: CallbackList([CallbackList([other, callback])]),
+    ],
+    ids=["list", "CallbackList", "nested-lists"],
+)
+def test_in_a_list_it_works(build: Make, tmp_path: Any, listed: Callable[..., Any]) -> None:
+    callback = Watched(3e-2, 3, batch_size=32)
+    other = CheckpointCallback(save_freq=5, save_path=str(tmp_path))
+    build("RAMBO").learn(total_timesteps=3 * ITERATION, callback=listed(callback, other))
+    assert callback.model_changes == 2
+    assert len(list(tmp_path.glob("*.zip"))) == 3
+
+
+def test_a_second_learn_goes_on_with_the_same_adversary(build: Make) -> None:
+    callback, model = adversary(), build("RAMBO")
+    model.learn(total_timesteps=2 * ITERATION, callback=callback)
+    first = callback.adversary
+    model.learn(total_timesteps=2 * ITERATION, callback=callback, reset_num_timesteps=False)
+    assert callback.adversary is first
+    assert first is not None
+    # the critic has learnt by now: no rollout of the second call is without it
+    assert first.n_updates == (1 + 2) * 5
+
+
+def test_environments_without_a_world_model_are_refused() -> None:
+    model = SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu")
+    with pytest.raises(ValueError, match="needs a world model to change: train in adv_worldmodel"):
+        model.learn(total_timesteps=10, callback=adversary())
+
+
+def test_gymnasium_environments_that_share_a_model(
+    pendulum: OfflineDataset, ending_model: WorldModel, make_algorithm: Make
+) -> None:
+    def make_one() -> gym.Env[Any, Any]:
+        return gym.make(
+            "AdvWorldModel-v0", dataset=pendulum, world_model=ending_model, device="cpu"
+        )
+
+    callback = Watched(3e-2, 3, batch_size=32)
+    model = make_algorithm("SAC", DummyVecEnv([make_one] * 2))
+    model.learn(total_timesteps=30, callback=callback)  # 2 rows x 5 steps, three times
+    assert callback.model_changes == 2
+
+
+def test_gymnasium_environments_with_models_of_their_own_are_refused(
+    pendulum: OfflineDataset, ending_model: WorldModel, make_algorithm: Make
+) -> None:
+    def make_one() -> gym.Env[Any, Any]:
+        own = copy.deepcopy(ending_model)
+        return gym.make("AdvWorldModel-v0", dataset=pendulum, world_model=own, device="cpu")
+
+    model = make_algorithm("SAC", DummyVecEnv([make_one] * 2))
+    with pytest.raises(ValueError, match="hold different world models"):
+        model.learn(total_timesteps=30, callback=adversary())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"adversary_updates": -1}, "adversary_updates = -1 must not be negative"),
+        ({"adversary_weight": -1.0}, "weight = -1.0 must not be negative"),
+        ({"score": "elite"}, "'elite' is not one of mixture, member, pathwise"),
+        ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_explained(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RamboCallback(**wrong)
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+class Rows(KVWriter):
+    """Keeps what the logger writes."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
+    ) -> None:
+        self.rows.append(dict(key_values))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def rows_of(model: Any, callback: RamboCallback, iterations: int) -> list[dict[str, Any]]:
+    rows = Rows()
+    model.set_logger(Logger(None, [rows]))
+    model.learn(total_timesteps=iterations * ITERATION, callback=callback)
+    return rows.rows
+
+
+def test_metrics_of_every_iteration_that_had_an_adversary(build: Make) -> None:
+    callback = adversary()
+    first, *rest = rows_of(build("RAMBO"), callback, 4)
+    names = {
+        "adversary/objective", "adversary/advantage_mean", "adversary/advantage_std",
+        "adversary/supervised_loss", "adversary/holdout_nll", "time/adversary_s",
+    }  # fmt: skip
+    assert not names & set(first)
+    assert len(rest) == 3
+    for row in rest:
+        assert names <= set(row)
+        assert all(math.isfinite(row[name]) for name in names)
+        assert row["adversary/advantage_std"] > 0
+    assert callback.seconds == pytest.approx(sum(row["time/adversary_s"] for row in rest))
+
+
+def test_a_model_left_alone_still_reports_its_fit(build: Make, fitted_once: WorldModel) -> None:
+    _, *rest = rows_of(build("RAMBO"), adversary(weight=0.0), 3)
+    for row in rest:
+        assert row["adversary/holdout_nll"] == pytest.approx(
+            fitted_once.fit_info["holdout_nll"], rel=1e-4
+        )
+        assert "adversary/objective" not in row

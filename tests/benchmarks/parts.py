@@ -1,0 +1,152 @@
+"""The parts of RAMBO, each through the library's own functions."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.type_aliases import TrainFreq
+
+from adv_worldmodel import FitSettings, OfflineDataset, WorldModel, fit_world_model
+from adv_worldmodel.device import shared_tensor
+from adv_worldmodel.dynamics import Adversary, AdversarySettings
+from adv_worldmodel.dynamics.adversary import Score
+from agents import RAMBO
+from agents.cloning import clone_behaviour
+from agents.evaluation import Evaluator
+from agents.values import policy_and_value
+from tests.benchmarks import flops, workload
+from tests.benchmarks.configuration import Configuration
+from tests.benchmarks.timing import Part
+
+#: The fit is timed on this many rows at most: what it does once per fit and epoch is taken off.
+FIT_ROWS = 50_000
+
+
+def fit_part(c: Configuration, dataset: OfflineDataset) -> Part:
+    """Maximum-likelihood steps; a fit of a single step says what a fit's preparation takes."""
+    few = workload.first_rows(dataset, FIT_ROWS)
+
+    def fit(steps: int) -> float:
+        start = time.perf_counter()
+        settings = FitSettings(
+            n_networks=c.n_networks,
+            n_elites=c.n_members,
+            hidden_sizes=c.model_hidden,
+            batch_size=c.batch,
+            max_steps=steps,
+        )
+        fit_world_model(few, settings, termination="never", device="cpu")
+        return time.perf_counter() - start
+
+    def run(n: int) -> float:
+        fit(n + 1)
+        return float(n)
+
+    return Part("fit", "step", run, flops.fit_step(c), fixed=lambda: fit(1))
+
+
+def rollout_part(c: Configuration, agent: RAMBO) -> Part:
+    """k-step rollouts into the replay buffer, with nothing called back."""
+    callback = CallbackList([])
+    callback.init_callback(agent)
+
+    env, buffer, frequency = agent.env, agent.replay_buffer, agent.train_freq
+    assert env is not None
+    assert buffer is not None
+    assert isinstance(frequency, TrainFreq)
+
+    def run(n: int) -> float:
+        transitions = 0
+        for _ in range(n):
+            done = agent.collect_rollouts(env, callback, frequency, buffer)
+            transitions += done.episode_timesteps
+        return float(transitions)
+
+    return Part("rollout", "transition", run, flops.rollout_step(c))
+
+
+def adversary_part(
+    c: Configuration, score: Score, agent: RAMBO, dataset: OfflineDataset, model: WorldModel
+) -> Part:
+    """Updates of the world model against the agent."""
+    settings = AdversarySettings(score=score, batch_size=c.batch)
+    adversary = Adversary(model, dataset, settings, horizon=c.horizon, seed=0)
+    # The held-out likelihood ends a run of 1000 updates; in these short runs it would count.
+    adversary.holdout_rows = adversary.holdout_rows[:1]
+    policy, value = policy_and_value(agent)
+
+    def run(n: int) -> float:
+        adversary.run(n, policy, value)
+        return float(n)
+
+    return Part(f"adversary-{score}", "update", run, flops.adversary_update(c, score))
+
+
+def cloning_part(c: Configuration, agent: RAMBO, dataset: OfflineDataset) -> Part:
+    """Behaviour cloning, shuffling included."""
+    obs, actions = (shared_tensor(a, "cpu") for a in (dataset.observations, dataset.actions))
+    generator = torch.Generator().manual_seed(0)
+    per_epoch = max(1, c.rows // c.batch)
+
+    def run(n: int) -> float:
+        left = n
+        while left > 0:
+            now = min(left, per_epoch)
+            rows = slice(0, now * c.batch)
+            clone_behaviour(
+                agent.actor, obs[rows], actions[rows], generator, epochs=1, batch_size=c.batch
+            )
+            left -= now
+        return float(n)
+
+    return Part("cloning", "update", run, flops.cloning_batch(c))
+
+
+def checkpoint_part(agent: RAMBO, model: WorldModel) -> Part:
+    """Agent and world model to disk."""
+    folder = tempfile.TemporaryDirectory(prefix="benchmark-")
+    path = Path(folder.name)
+
+    def run(n: int) -> float:
+        for _ in range(n):
+            agent.save(path / "agent.zip")
+            model.save(path / "world_model")
+        return float(n)
+
+    run(1)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    extra = {"mib": size / 2**20, "_folder": folder}  # the folder lives as long as the part
+    return Part("checkpoint", "checkpoint", run, flops.Work(), extra=extra)
+
+
+def agent_parts(c: Configuration, agent: RAMBO, dataset: OfflineDataset) -> tuple[Part, Part]:
+    """RAMBO's updates, draws of the mixed batches included, and SB3's own SAC's."""
+    stock = workload.stock_sac(c, dataset)
+
+    def updates_of(train: Callable[[int, int], None]) -> Callable[[int], float]:
+        def run(n: int) -> float:
+            train(n, c.batch)
+            return float(n)
+
+        return run
+
+    work = flops.agent_update(c)
+    return (
+        Part("agent", "update", updates_of(agent.train), work),
+        Part("sb3-sac", "update", updates_of(stock.train), work),
+    )
+
+
+def evaluation_part(c: Configuration, env_id: str, agent: RAMBO, evaluator: Evaluator) -> Part:
+    """Episodes of the deterministic policy in the real environment."""
+
+    def run(n: int) -> float:
+        return float(sum(evaluator.evaluate(agent).lengths.sum() for _ in range(n)))
+
+    extra = {"episodes": c.episodes}
+    return Part(f"evaluation {env_id}", "step", run, flops.evaluation_step(c), extra=extra)

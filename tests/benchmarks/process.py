@@ -1,0 +1,104 @@
+"""One configuration, measured in a process of its own: ``python -m tests.benchmarks.process``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from gymnasium.spaces import Box
+
+from adv_worldmodel import OfflineDataset, WorldModel
+from adv_worldmodel.building import make_quietly
+from adv_worldmodel.dynamics.adversary import Score
+from agents import RAMBO
+from agents.evaluation import Evaluator
+from tests.benchmarks import parts, workload
+from tests.benchmarks.configuration import Configuration
+from tests.benchmarks.iteration import measure_iteration
+from tests.benchmarks.timing import Part, Probe, measure, peak_mib
+
+
+def groups(
+    c: Configuration, agent: RAMBO, dataset: OfflineDataset, model: WorldModel
+) -> Iterator[list[Part]]:
+    """What is timed side by side, built when its turn comes and gone after it."""
+    for name in c.parts:
+        if name == "fit":
+            yield [parts.fit_part(c, dataset)]
+        elif name == "rollout":
+            yield [parts.rollout_part(c, agent)]
+        elif name.startswith("adversary-"):
+            score = cast(Score, name.removeprefix("adversary-"))
+            yield [parts.adversary_part(c, score, agent, dataset, model)]
+        elif name == "cloning":
+            yield [parts.cloning_part(c, agent, dataset)]
+        elif name == "checkpoint":
+            yield [parts.checkpoint_part(agent, model)]
+
+
+def rows_of(c: Configuration, group: list[Part], probe: Probe) -> list[dict[str, Any]]:
+    """Time a group; what only this process needs of a part is left out."""
+    found = [stretches.result() for stretches in measure(group, probe, c.seconds, c.rounds)]
+    return [{k: v for k, v in row.items() if not k.startswith("_")} for row in found]
+
+
+def measure_evaluation(c: Configuration, probe: Probe) -> dict[str, Any]:
+    """An agent that has learnt nothing, in the real environment."""
+    assert c.env_id is not None
+    env = make_quietly(c.env_id)
+    spaces = cast(Box, env.observation_space), cast(Box, env.action_space)
+    env.close()
+    dataset = workload.gaussian_data(c, *spaces)
+    agent = workload.rambo(c, dataset, workload.world_model(c, dataset))
+    with Evaluator(c.env_id, episodes=c.episodes) as evaluator:
+        part = parts.evaluation_part(c, c.env_id, agent, evaluator)
+        return {"parts": rows_of(c, [part], probe)}
+
+
+def measure_task(c: Configuration, probe: Probe) -> dict[str, Any]:
+    """The iteration first, so that its peak of memory is a run's own; the stock agent last."""
+    dataset = workload.gaussian_data(c)
+    model = workload.world_model(c, dataset)
+    agent = workload.rambo(c, dataset, model)
+    peaks = {"setup": peak_mib()}
+    result: dict[str, Any] = {"parts": [], "peak_mib": peaks}
+    if c.iteration:
+        result["iteration"] = measure_iteration(c, agent, probe)
+        peaks["iteration"] = peak_mib()
+    elif c.parts:
+        agent.gradient_steps = 1  # rows for the buffer, and what learn() alone sets up
+        agent.learn(agent.timesteps_per_iteration)
+    for group in groups(c, agent, dataset, model):
+        result["parts"] += rows_of(c, group, probe)
+    peaks["parts"] = peak_mib()
+    if "agent" in c.parts:
+        ours, stock = rows_of(c, list(parts.agent_parts(c, agent, dataset)), probe)
+        ours["ratio_to_stock"] = ours["per_second"] / stock["per_second"]
+        result["parts"] += [ours, stock]
+        peaks["with_stock"] = peak_mib()
+    return result
+
+
+def main() -> None:
+    """Arguments: the configuration as JSON, and the file for the result."""
+    c, out = Configuration.from_json(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(c.threads)
+    load = os.getloadavg()[0]
+    probe = Probe(c.batch, c.widths)
+    found = measure_task(c, probe) if c.env_id is None else measure_evaluation(c, probe)
+    configuration = json.loads(c.to_json())
+    out.write_text(
+        json.dumps(
+            {"configuration": configuration, "load_average": load, "torch": torch.__version__}
+            | found
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

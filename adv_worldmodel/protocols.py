@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
 class Policy(Protocol):
     """A stochastic policy on raw observations and raw actions."""
 
-    def sample(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw one action per row: observations ``(B, S)`` to actions ``(B, A)``."""
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """One action per row, ``(B, A)``, of states ``(B, S)`` and standard normals ``(B, A)``.
+
+        A function of tensors: the caller draws, so that an update can be repeated or captured.
+        """
         ...
 
 

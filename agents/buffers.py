@@ -143,28 +143,38 @@ class MixedReplayBuffer(ReplayBuffer):
         """Real rows in a batch."""
         return round(self.real_ratio * batch_size)
 
-    def batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
-        """``n_batches`` mixed batches, real rows first; all indices are drawn at once.
+    def draw(self, n_batches: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Row numbers of ``n_batches`` mixed batches, all drawn at once.
 
+        :return: of the data ``(n_batches, n_real)`` and of the model rows ``(n_batches, rest)``.
         :raises ValueError: there are no rows of a kind that a batch needs.
         """
         n_real = self.n_real(batch_size)
-        counts = ((self.real, n_real), (self.synthetic, batch_size - n_real))
-        parts: list[tuple[Tensor, Tensor]] = []
-        for store, count in counts:
-            if count == 0:
-                continue
-            held = 0 if store is None else (len(store) if store is self.real else self.size())
-            if store is None or held == 0:
+        held = 0 if self.real is None else len(self.real)
+        indices = []
+        for count, rows, name in (
+            (n_real, held, "the data set"),
+            (batch_size - n_real, self.size(), "model rollouts"),
+        ):
+            if count > 0 and rows == 0:
                 raise ValueError(
-                    f"a batch needs {count} of {batch_size} rows from "
-                    f"{'the data set' if store is self.real else 'model rollouts'}, none is held"
+                    f"a batch needs {count} of {batch_size} rows from {name}, none is held"
                 )
-            shape = (n_batches, count)
-            index = torch.randint(held, shape, generator=self.generator, device=self.device)
-            parts.append((store, index))
-        for i in range(n_batches):
-            yield self._unpack(torch.cat([store[index[i]] for store, index in parts]))
+            shape, n = (n_batches, count), max(rows, 1)
+            indices.append(torch.randint(n, shape, generator=self.generator, device=self.device))
+        return indices[0], indices[1]
+
+    def gather(self, real: Tensor, synthetic: Tensor) -> Batch:
+        """One batch of the given row numbers, the data first."""
+        stores = ((self.real, real), (self.synthetic, synthetic))
+        return self._unpack(
+            torch.cat([rows[i] for rows, i in stores if rows is not None and len(i) > 0])
+        )
+
+    def batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
+        """``n_batches`` mixed batches, real rows first."""
+        for real, synthetic in zip(*self.draw(n_batches, batch_size), strict=True):
+            yield self.gather(real, synthetic)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """One mixed batch in SB3's form."""

@@ -82,6 +82,7 @@ class RamboCallback(BaseCallback):
                 gamma=float(self.model.gamma),  # type: ignore[attr-defined]
                 seed=self.model.seed if self.seed is None else self.seed,
             )
+        self._foes = policy_and_value(self.model)
 
     def _on_rollout_start(self) -> None:
         assert self.adversary is not None
@@ -89,8 +90,7 @@ class RamboCallback(BaseCallback):
             return  # the critic has learnt nothing yet that could be lowered
         start = time.perf_counter()
         self.model.policy.set_training_mode(False)
-        policy, value = policy_and_value(self.model)
-        for name, mean in self.adversary.run(self.adversary_updates, policy, value).items():
+        for name, mean in self.adversary.run(self.adversary_updates, *self._foes).items():
             self.logger.record(f"adversary/{name}", mean)
         seconds = time.perf_counter() - start
         self.seconds += seconds

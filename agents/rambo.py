@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
+from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.seeding import make_generator
 from agents.buffers import MixedReplayBuffer
 from agents.cloning import clone_behaviour
@@ -24,8 +25,8 @@ from agents.updates import METRICS, SACParts, sac_update
 from agents.values import SquashedPolicy
 
 ROLLOUT_POLICIES = ("current", "random")
-#: Batches whose noise is drawn together; bounds memory, changes nothing else.
-NOISE_BLOCK = 256
+#: Updates whose noise is drawn together; bounds memory, and calls to the generator.
+DRAWN_TOGETHER = 250
 
 
 class RAMBO(SAC):
@@ -92,6 +93,9 @@ class RAMBO(SAC):
         self.entropy_learning_rate = entropy_learning_rate
         self.real_ratio, self.retain_iterations = real_ratio, retain_iterations
         self.rollout_policy = rollout_policy
+        #: replay the update as a CUDA graph, on a GPU
+        self.graphs = True
+        self._step: GraphedStep | None = None
         #: finished iterations (rollout and updates)
         self.iteration = 0
         policy_kwargs = dict(policy_kwargs or {})
@@ -148,6 +152,7 @@ class RAMBO(SAC):
 
     def _attach_data(self) -> None:
         """Size the schedule and the buffer by the environment, and put its data on the device."""
+        self._step = None
         dataset = None
         if self.env is not None:  # a policy loaded for prediction has none
             env = _as_world(self.env)
@@ -195,9 +200,10 @@ class RAMBO(SAC):
     @torch.no_grad()
     def _rollout_action(self, policy: SquashedPolicy, obs: Tensor) -> Tensor:
         """Raw actions of the rollout policy, ``(n_envs, A)``."""
-        if self.rollout_policy == "current":
-            return policy.sample(obs, self._generator)
         shape = (len(obs), *self.action_space.shape)  # type: ignore[misc]
+        if self.rollout_policy == "current":
+            noise = torch.randn(shape, generator=self._generator, device=self.device)
+            return policy.sample(obs, noise)
         uniform = torch.rand(shape, generator=self._generator, device=self.device)
         return policy.bounds.unscale(2.0 * uniform - 1.0)
 
@@ -263,28 +269,17 @@ class RAMBO(SAC):
             raise ValueError("the replay buffer is missing: give env=make_sb3_env(dataset, ...)")
         start = time.perf_counter()
         self.policy.set_training_mode(True)
-        parts = SACParts(
-            self.actor,
-            self.policy.critic,
-            self.policy.critic_target,
-            self.log_ent_coef,
-            torch.zeros(1, device=self.device)
-            if self.log_ent_coef is not None
-            else self.ent_coef_tensor,
-            self.ent_coef_optimizer,
-            self.gamma,
-            self.tau,
-            float(self.target_entropy),
-        )
+        if self._step is None:
+            self._step = self._make_step()
         sums = torch.zeros(len(METRICS), device=self.device)
+        indices = zip(*self.replay_buffer.draw(gradient_steps, batch_size), strict=True)
         noise = torch.empty(0)
-        action_dim = self.replay_buffer.action_dim
-        for i, batch in enumerate(self.replay_buffer.batches(gradient_steps, batch_size)):
-            if i % NOISE_BLOCK == 0:
-                shape = (min(NOISE_BLOCK, gradient_steps - i), 2, batch_size, action_dim)
+        for i, (real, synthetic) in enumerate(indices):
+            if i % DRAWN_TOGETHER == 0:
+                n = min(DRAWN_TOGETHER, gradient_steps - i)
+                shape = (n, 2, batch_size, self.replay_buffer.action_dim)
                 noise = torch.randn(shape, generator=self._generator, device=self.device)
-            now, then = noise[i % NOISE_BLOCK]
-            sums += sac_update(parts, batch, now, then)
+            sums += self._step(real, synthetic, noise[i % DRAWN_TOGETHER])[0]
         means = (sums / gradient_steps).tolist()  # the one wait for the device
         self._n_updates += gradient_steps
         self.iteration += 1
@@ -297,10 +292,41 @@ class RAMBO(SAC):
         self.logger.record("time/updates_per_second", gradient_steps / seconds)
         self.logger.dump(step=self.iteration)
 
+    def _make_step(self) -> GraphedStep:
+        """One update as a function of row numbers and noise."""
+        for optimizer in (self.actor.optimizer, self.critic.optimizer, self.ent_coef_optimizer):
+            if optimizer is not None:
+                make_capturable(optimizer, self.device)
+        fixed_alpha = torch.zeros(1, device=self.device)
+        if self.log_ent_coef is None:
+            fixed_alpha += self.ent_coef_tensor
+        parts = SACParts(
+            self.actor,
+            self.policy.critic,
+            self.policy.critic_target,
+            self.log_ent_coef,
+            fixed_alpha,
+            self.ent_coef_optimizer,
+            self.gamma,
+            self.tau,
+            float(self.target_entropy),
+        )
+        buffer = self.replay_buffer
+        assert buffer is not None
+
+        def update(real: Tensor, synthetic: Tensor, noise: Tensor) -> tuple[Tensor]:
+            return (sac_update(parts, buffer.gather(real, synthetic), noise[0], noise[1]),)
+
+        return GraphedStep(update, self.device, enabled=self.graphs)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        self._step = None  # parameters may have been loaded since: capture anew
+        return super()._setup_learn(*args, **kwargs)
+
     def _excluded_save_params(self) -> list[str]:
         # the last observations are data-set states, n_envs of them
         states = ["_last_obs", "_last_original_obs", "_last_episode_starts"]
-        return [*super()._excluded_save_params(), "_generator", *states]
+        return [*super()._excluded_save_params(), "_generator", "_step", *states]
 
 
 def _as_world(env: Any) -> AdvWorldModelVecEnv:

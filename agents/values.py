@@ -47,10 +47,9 @@ class SquashedPolicy:
         return torch.tanh(mean)
 
     @torch.no_grad()
-    def sample(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """One raw action per row."""
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """One raw action per row, of standard normals ``(B, A)``."""
         mean, log_std, _ = self.actor.get_action_dist_params(obs)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         return self.bounds.unscale(torch.tanh(mean + noise * log_std.exp()))
 
 
@@ -67,7 +66,7 @@ class DeterministicPolicy:
         return scaled
 
     @torch.no_grad()
-    def sample(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
         """The raw action of each row."""
         return self.bounds.unscale(self.mean_action(obs))
 
@@ -80,11 +79,10 @@ class OnPolicyPolicy:
         self.bounds = _Bounds(model.action_space, model.device)
 
     @torch.no_grad()
-    def sample(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """One raw action per row."""
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """One raw action per row, of standard normals ``(B, A)``."""
         gaussian = self.policy.get_distribution(obs).distribution
-        mean, std = gaussian.mean, gaussian.stddev
-        action = mean + std * torch.randn(mean.shape, generator=generator, device=mean.device)
+        action = gaussian.mean + gaussian.stddev * noise
         if self.policy.squash_output:
             return self.bounds.unscale(torch.tanh(action))
         return torch.clamp(action, self.bounds.low, self.bounds.high)

@@ -14,15 +14,19 @@ from adv_worldmodel.dynamics.ensemble import (
     MemberDraw,
     gaussian_log_density,
     mixture_log_density,
+    n_slots,
 )
 from adv_worldmodel.dynamics.fitting import make_optimizer, supervised_loss
 from adv_worldmodel.dynamics.world_model import WorldModel
+from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.protocols import Policy, ValueFunction
 from adv_worldmodel.seeding import make_generator
 
 Score = Literal["mixture", "member", "pathwise"]
 SCORES: tuple[str, ...] = get_args(Score)
 STD_FLOOR = 1e-6
+#: Updates whose random numbers are drawn together; bounds memory, and calls to the generator.
+DRAWN_TOGETHER = 250
 
 
 class ModelGradient(NamedTuple):
@@ -72,7 +76,8 @@ def model_gradient(
     action: Tensor,
     value: ValueFunction,
     gamma: float,
-    generator: torch.Generator,
+    members: MemberDraw,
+    noise: Tensor,
     settings: AdversarySettings,
     real: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[ModelGradient, Tensor]:
@@ -81,15 +86,15 @@ def model_gradient(
     :param obs: raw states ``(B, S)``; :param action: raw actions ``(B, A)`` of the policy there.
     :param value: V and Q of the agent; no gradient reaches its parameters through the score
         functions.
+    :param members: the member drawn for each row. :param noise: standard normals ``(B, D)``.
     :param real: standardised inputs and targets of a batch of data, evaluated in the same product.
     :return: the estimate, and L_sup of ``real`` (zero without).
     """
     n, ensemble = len(obs), model.ensemble
     action = torch.clamp(action, model.action_low, model.action_high)
     x = model.inputs(obs, action)
-    draw = MemberDraw(n, model.n_members, generator)
     mixture = settings.score == "mixture"
-    rows = x.expand(model.n_members, -1, -1) if mixture else draw.scatter(x)
+    rows = x.expand(model.n_members, -1, -1) if mixture else members.scatter(x)
     n_rows = rows.shape[1]
     if real is not None:
         rows = torch.cat([rows, real[0].expand(model.n_members, -1, -1)], dim=1)
@@ -98,10 +103,9 @@ def model_gradient(
 
     if mixture:
         index = torch.arange(n, device=x.device)
-        mu, lv = mean[draw.member, index], logvar[draw.member, index]
+        mu, lv = mean[members.member, index], logvar[members.member, index]
     else:
-        mu, lv = draw.gather(mean), draw.gather(logvar)
-    noise = torch.randn(mu.shape, generator=generator, device=mu.device)
+        mu, lv = members.gather(mean), members.gather(logvar)
     y = mu + noise * torch.exp(0.5 * lv)
     pathwise = settings.score == "pathwise"
     if not pathwise:
@@ -134,6 +138,17 @@ def model_gradient(
     return ModelGradient(loss, advantage.detach(), next_obs.detach(), terminated), supervised
 
 
+class Draws(NamedTuple):
+    """The random numbers of adversarial updates; the leading dimension is the update."""
+
+    batch: Tensor  #: (n, B), rows of the data to fit
+    slots: Tensor  #: (n, n_slots(B, E)), who evaluates which model row
+    action: Tensor  #: (n, B, A), standard normals of the policy
+    outcome: Tensor  #: (n, B, D), standard normals of the model
+    starts: Tensor  #: (n, B), data-set rows where rollouts start again
+    restart: Tensor  #: (n, 1), bool: the rollouts' horizon is reached
+
+
 class Adversary:
     """Lowers the agent's value in a world model while the model keeps fitting the data.
 
@@ -145,6 +160,7 @@ class Adversary:
     :param model: changed in place. :param dataset: what it keeps fitting.
     :param horizon: k, steps of a rollout. :param gamma: discount.
     :param seed: of everything drawn here; the optimiser is fresh, as after the fit.
+    :param graphs: replay the update as a CUDA graph, on a GPU.
     """
 
     def __init__(
@@ -156,37 +172,53 @@ class Adversary:
         horizon: int = 5,
         gamma: float = 0.99,
         seed: int | None = None,
+        graphs: bool = True,
     ) -> None:
         self.model, self.settings = model, settings
-        self.horizon, self.gamma = horizon, gamma
+        self.horizon, self.gamma, self.graphs = horizon, gamma, graphs
         device = model.device
         self.generator = make_generator(seed, "adversary", device)
         self.optimizer = make_optimizer(model.ensemble, settings.learning_rate)
+        make_capturable(self.optimizer, device)
+        self.parameters = list(model.ensemble.parameters())
         self.inputs, self.targets = model.encode(dataset)
         self.train_rows, self.holdout_rows = model.split(dataset)
         self.start_states = shared_tensor(dataset.observations, device)
-        self.obs = self._draw_starts()
-        self.steps = 0
+        #: present states of the rollouts, ``(B, S)``
+        self.obs = self.start_states[self._rows(len(self.start_states), 1)[0]]
         self.n_updates = 0
+        self._against: tuple[Policy, ValueFunction] | None = None
+        self._step: GraphedStep | None = None
 
     @property
     def active(self) -> bool:
         """Whether an update changes anything: lambda = 0 leaves the model at its fit."""
         return self.settings.weight > 0 or self.settings.continue_fit
 
-    def _draw_starts(self) -> Tensor:
-        shape = (self.settings.batch_size,)
-        n = len(self.start_states)
-        rows = torch.randint(n, shape, generator=self.generator, device=self.model.device)
-        return self.start_states[rows]
+    def _rows(self, n: int, n_updates: int) -> Tensor:
+        shape = (n_updates, self.settings.batch_size)
+        return torch.randint(n, shape, generator=self.generator, device=self.model.device)
 
-    def _next_states(self, step: ModelGradient) -> None:
-        starts = self._draw_starts()
-        self.steps += 1
-        if self.steps == self.horizon:
-            self.steps, self.obs = 0, starts
-        else:
-            self.obs = torch.where(step.terminated.unsqueeze(-1), starts, step.next_obs)
+    def draw(self, n_updates: int) -> Draws:
+        """The random numbers of the next ``n_updates`` updates."""
+        model, generator, n_rows = self.model, self.generator, self.settings.batch_size
+        device = model.device
+        places = n_slots(n_rows, model.n_members)
+        keys = torch.rand((n_updates, places), generator=generator, device=device)
+        widths = (model.action_dim, model.ensemble.output_dim)
+        action, outcome = (
+            torch.randn((n_updates, n_rows, width), generator=generator, device=device)
+            for width in widths
+        )
+        steps = torch.arange(self.n_updates + 1, self.n_updates + n_updates + 1, device=device)
+        return Draws(
+            self.train_rows[self._rows(len(self.train_rows), n_updates)],
+            keys.argsort(dim=1),
+            action,
+            outcome,
+            self._rows(len(self.start_states), n_updates),
+            (steps % self.horizon == 0).unsqueeze(-1),
+        )
 
     def run(self, n_updates: int, policy: Policy, value: ValueFunction) -> dict[str, float]:
         """Make ``n_updates`` updates against the agent's present policy and value.
@@ -197,12 +229,12 @@ class Adversary:
             With weight 0 there is no adversary and none of its first three.
         """
         sums = torch.zeros(4, device=self.model.device)
-        if self.active and n_updates > 0:
-            shape = (n_updates, self.settings.batch_size)
-            n = len(self.train_rows)
-            rows = torch.randint(n, shape, generator=self.generator, device=self.model.device)
-            for batch in self.train_rows[rows]:
-                sums += self.update(batch, policy, value)
+        left = n_updates if self.active else 0
+        while left > 0:
+            n = min(left, DRAWN_TOGETHER)
+            for draws in zip(*self.draw(n), strict=True):
+                sums += self.update(Draws(*draws), policy, value)
+            left -= n
         means = (sums / max(n_updates, 1)).tolist()
         names = ("objective", "advantage_mean", "advantage_std", "supervised_loss")
         metrics = dict(zip(names, means, strict=True)) if self.active else {}
@@ -211,30 +243,57 @@ class Adversary:
         metrics["holdout_nll"] = float(self.holdout_nll())
         return metrics
 
-    def update(self, batch: Tensor, policy: Policy, value: ValueFunction) -> Tensor:
-        """One update with the data rows ``batch`` ``(B,)``; returns four metrics as a tensor."""
-        real = (self.inputs[batch], self.targets[batch])
-        self.optimizer.zero_grad()
+    def update(self, draws: Draws, policy: Policy, value: ValueFunction) -> Tensor:
+        """One update with the random numbers of one update; returns four metrics as a tensor."""
+        if self._step is None or self._against != (policy, value):
+            self._against = (policy, value)
+            function = self._fit_step if self.settings.weight == 0 else self._adversarial_step
+            self._step = GraphedStep(function, self.model.device, enabled=self.graphs)
         self.n_updates += 1
-        if self.settings.weight == 0:  # continue_fit: maximum likelihood alone
-            mean, logvar = self.model.ensemble(real[0])
-            loss = supervised_loss(self.model.ensemble, mean, logvar, real[1])
-            loss.backward()
-            self.optimizer.step()
-            zero = loss.new_zeros(())
-            return torch.stack([zero, zero, zero, loss.detach()])
-        with torch.no_grad():
-            action = policy.sample(self.obs, self.generator)
-        step, supervised = model_gradient(
-            self.model, self.obs, action, value, self.gamma, self.generator, self.settings, real
-        )
-        (self.settings.weight * step.loss + supervised).backward(
-            inputs=list(self.model.ensemble.parameters())
-        )
+        return self._step(*draws)[0]
+
+    def _fit_step(self, batch: Tensor, *_: Tensor) -> tuple[Tensor]:
+        """``continue_fit``: maximum likelihood alone."""
+        self.optimizer.zero_grad()
+        mean, logvar = self.model.ensemble(self.inputs[batch])
+        loss = supervised_loss(self.model.ensemble, mean, logvar, self.targets[batch])
+        loss.backward()
         self.optimizer.step()
-        self._next_states(step)
+        zero = torch.zeros_like(loss)
+        return (torch.stack([zero, zero, zero, loss.detach()]),)
+
+    def _adversarial_step(
+        self,
+        batch: Tensor,
+        slots: Tensor,
+        action_noise: Tensor,
+        noise: Tensor,
+        starts: Tensor,
+        restart: Tensor,
+    ) -> tuple[Tensor]:
+        assert self._against is not None
+        policy, value = self._against
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            action = policy.sample(self.obs, action_noise)
+        step, supervised = model_gradient(
+            self.model,
+            self.obs,
+            action,
+            value,
+            self.gamma,
+            MemberDraw(slots, len(self.obs), self.model.n_members),
+            noise,
+            self.settings,
+            (self.inputs[batch], self.targets[batch]),
+        )
+        loss = self.settings.weight * step.loss + supervised
+        loss.backward(inputs=self.parameters)
+        self.optimizer.step()
+        ended = (step.terminated | restart).unsqueeze(-1)
+        self.obs.copy_(torch.where(ended, self.start_states[starts], step.next_obs))
         std, centre = torch.std_mean(step.advantage, correction=0)
-        return torch.stack([step.loss.detach(), centre, std, supervised.detach()])
+        return (torch.stack([step.loss.detach(), centre, std, supervised.detach()]),)
 
     def holdout_nll(self) -> Tensor:
         """The mixture's mean negative log-likelihood on held-out data (nats per transition)."""

@@ -96,22 +96,37 @@ def mixture_log_density(y: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     return torch.logsumexp(log_p, dim=0) - math.log(mean.shape[0])
 
 
+def n_slots(n_rows: int, n_members: int) -> int:
+    """Places in E equal slabs that hold B rows: B rounded up to a multiple of E."""
+    return -(-n_rows // n_members) * n_members
+
+
 class MemberDraw:
     """Which member each of B rows uses, arranged so that every member gets one slab of rows.
 
     The rows are dealt to the members by a random permutation. Each row's member is uniform; the
     counts are equal, so that the drawn members are evaluated as one ``(E, ceil(B / E), .)``
     product with nothing thrown away and no count to read back from the device.
+
+    :param slots: a random permutation of the :func:`n_slots` places; row i gets place
+        ``slots[i]``, places beyond the rows stay empty.
+    :param n_rows: B. :param n_members: E.
     """
 
-    def __init__(self, n_rows: int, n_members: int, generator: torch.Generator) -> None:
+    def __init__(self, slots: Tensor, n_rows: int, n_members: int) -> None:
         self.n_rows, self.n_members = n_rows, n_members
-        self.slab = -(-n_rows // n_members)
-        slots = torch.randperm(self.slab * n_members, generator=generator, device=generator.device)
+        self.slab = len(slots) // n_members
         self._deal(slots)
 
+    @classmethod
+    def draw(cls, n_rows: int, n_members: int, generator: torch.Generator) -> MemberDraw:
+        """Deal the rows by a permutation drawn from ``generator``."""
+        n = n_slots(n_rows, n_members)
+        slots = torch.randperm(n, generator=generator, device=generator.device)
+        return cls(slots, n_rows, n_members)
+
     def _deal(self, slots: Tensor) -> None:
-        # slots[i]: the place of row i in the slabs; places without a row repeat row 0.
+        # places without a row repeat row 0
         self.slots, self.place = slots, slots[: self.n_rows]
         self.row = torch.zeros_like(slots)
         self.row[self.place] = torch.arange(self.n_rows, device=slots.device)

@@ -171,11 +171,20 @@ class WorldModel(nn.Module):
         :param members: who evaluates which row; drawn anew by default.
         :return: next states ``(B, S)``, rewards ``(B,)``, terminations ``(B,)`` (bool).
         """
+        members = members or MemberDraw.draw(len(obs), self.n_members, generator)
+        shape = (len(obs), self.ensemble.output_dim)
+        noise = torch.randn(shape, generator=generator, device=obs.device)
+        return self.transition(obs, action, members, noise)
+
+    @torch.no_grad()
+    def transition(
+        self, obs: Tensor, action: Tensor, members: MemberDraw, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`step` as a function of tensors, with standard normals ``noise`` ``(B, D)``."""
         action = torch.clamp(action, self.action_low, self.action_high)
-        draw = members or MemberDraw(len(obs), self.n_members, generator)
-        mean, logvar = self.ensemble(draw.scatter(self.inputs(obs, action)))
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        y = draw.gather(noise.mul_(torch.exp(0.5 * logvar)).add_(mean))
+        slabs = self.ensemble(members.scatter(self.inputs(obs, action)))
+        mean, logvar = (members.gather(slab) for slab in slabs)
+        y = mean + noise * torch.exp(0.5 * logvar)
         next_obs, reward = self.outcome(obs, action, y)
         return next_obs, reward, self.termination(obs, action, next_obs)
 

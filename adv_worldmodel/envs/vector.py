@@ -19,6 +19,7 @@ from adv_worldmodel.dynamics import FitSettings, WorldModel, cached_world_model
 from adv_worldmodel.dynamics.ensemble import MemberDraw
 from adv_worldmodel.dynamics.termination import TerminationFunction
 from adv_worldmodel.dynamics.world_model import RewardFunction
+from adv_worldmodel.graphs import GraphedStep
 from adv_worldmodel.seeding import make_generator
 
 Array = NDArray[Any]
@@ -121,6 +122,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.device = world_model.device
         self.start_states = shared_tensor(self.dataset.observations, self.device)
+        self._transition = GraphedStep(self._transition_of, self.device)
         self.seed(seed)
         self.reset_all()
 
@@ -145,14 +147,22 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     def advance(self, action: Tensor) -> Transition:
         """Step every row by raw actions ``(B, A)``; ended rows wait for :meth:`restart`."""
         if self.member_per == "step" or self._members is None:
-            n, generator = self.world_model.n_members, self.generator
-            self._members = MemberDraw(self.num_envs, n, generator)
-        next_obs, reward, terminated = self.world_model.step(
-            self.obs, action, generator=self.generator, members=self._members
+            n = self.world_model.n_members
+            self._members = MemberDraw.draw(self.num_envs, n, self.generator)
+        shape = (self.num_envs, self.world_model.ensemble.output_dim)
+        noise = torch.randn(shape, generator=self.generator, device=self.device)
+        next_obs, reward, terminated = self._transition(
+            self.obs, action, self._members.slots, noise
         )
         self.elapsed = self.elapsed + 1
         self.obs = next_obs
         return Transition(next_obs, reward, terminated, self.elapsed >= self.horizon)
+
+    def _transition_of(
+        self, obs: Tensor, action: Tensor, slots: Tensor, noise: Tensor
+    ) -> tuple[Tensor, ...]:
+        members = MemberDraw(slots, self.num_envs, self.world_model.n_members)
+        return self.world_model.transition(obs, action, members, noise)
 
     def restart(self, done: Tensor) -> Tensor:
         """Restart the rows where ``done`` ``(B,)``; returns all present states ``(B, S)``."""

@@ -45,6 +45,10 @@ def build(env: AdvWorldModelVecEnv, make_algorithm: Make) -> Make:
     return build
 
 
+def normals(n: int, seed: int = 0) -> Tensor:
+    return torch.randn((n, 1), generator=torch.Generator().manual_seed(seed))
+
+
 def lowest_q(name: str, model: Any, obs: Tensor, raw: Tensor) -> Tensor:
     """The estimate of each algorithm, with its critics called as SB3 calls them."""
     out = model.critic(obs, raw / 2)
@@ -93,7 +97,7 @@ def test_samples_of_squashed_gaussians(build: Make, obs: Tensor, name: str) -> N
     model = build(name)
     policy, _ = policy_and_value(model)
     n = 20_000
-    raw = policy.sample(obs[:1].expand(n, -1), torch.Generator().manual_seed(0))
+    raw = policy.sample(obs[:1].expand(n, -1), normals(n))
     assert raw.shape == (n, 1)
     assert float(raw.abs().max()) <= 2.0
     u = torch.atanh((raw / 2).double())
@@ -107,7 +111,7 @@ def test_samples_of_squashed_gaussians(build: Make, obs: Tensor, name: str) -> N
 def test_td3_acts_without_noise(build: Make, obs: Tensor) -> None:
     model = build("TD3")
     policy, _ = policy_and_value(model)
-    raw = policy.sample(obs, torch.Generator().manual_seed(0))
+    raw = policy.sample(obs, normals(len(obs)))
     expected, _ = model.predict(obs.numpy(), deterministic=True)
     np.testing.assert_allclose(raw, expected, rtol=1e-6)
 
@@ -120,15 +124,15 @@ def test_samples_of_ppo_are_clipped(build: Make, obs: Tensor) -> None:
         expected = float(normal.cdf(torch.tensor(2.0)) - normal.cdf(torch.tensor(-2.0)))
     policy, _ = policy_and_value(model)
     n = 20_000
-    raw = policy.sample(obs[:1].expand(n, -1), torch.Generator().manual_seed(0))
+    raw = policy.sample(obs[:1].expand(n, -1), normals(n))
     assert float(raw.abs().max()) == 2.0
     inside = float((raw.abs() < 2).float().mean())
     assert inside == pytest.approx(expected, abs=4 * 0.5 / n**0.5)
 
 
-def test_equal_generators_give_equal_samples(build: Make, obs: Tensor) -> None:
+def test_equal_noise_gives_equal_samples(build: Make, obs: Tensor) -> None:
     policy, _ = policy_and_value(build("SAC"))
-    one, two, other = (policy.sample(obs, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    one, two, other = (policy.sample(obs, normals(len(obs), seed)) for seed in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert not one.requires_grad

@@ -27,7 +27,7 @@ class Configuration:
     parts: tuple[str, ...] = PARTS
     iteration: bool = True
     threads: int = 1
-    seconds: float = 2.0  #: per part
+    seconds: float = 1.5  #: per part
     rounds: int = 4  #: stretches that a part is cut into, products measured between them
     starts: int = 10_000
     horizon: int = 5

@@ -150,7 +150,7 @@ def test_equal_generators_give_equal_networks_that_differ_among_themselves() -> 
 
 @pytest.mark.parametrize(("n_rows", "n_members"), [(10, 5), (11, 5), (3, 5), (1, 1), (256, 7)])
 def test_gather_undoes_scatter(n_rows: int, n_members: int) -> None:
-    draw = MemberDraw(n_rows, n_members, generator())
+    draw = MemberDraw.draw(n_rows, n_members, generator())
     x = torch.arange(2.0 * n_rows).reshape(n_rows, 2)
     slabs = draw.scatter(x)
     assert slabs.shape == (n_members, math.ceil(n_rows / n_members), 2)
@@ -160,7 +160,7 @@ def test_gather_undoes_scatter(n_rows: int, n_members: int) -> None:
 def test_drawn_evaluation_picks_from_the_evaluation_of_all() -> None:
     ensemble = Ensemble(5, 3, 2, (8,), generator())
     x = torch.randn(23, 3, generator=generator(1))
-    draw = MemberDraw(23, 5, generator(2))
+    draw = MemberDraw.draw(23, 5, generator(2))
     drawn = draw.gather(ensemble(draw.scatter(x))[0])
     everything = ensemble(x)[0]
     torch.testing.assert_close(drawn, everything[draw.member, torch.arange(23)])
@@ -171,7 +171,7 @@ def test_every_row_has_every_member_equally_often() -> None:
     g = generator(3)
     counts = torch.zeros(n_rows, n_members)
     for _ in range(n_draws):
-        member = MemberDraw(n_rows, n_members, g).member
+        member = MemberDraw.draw(n_rows, n_members, g).member
         counts[torch.arange(n_rows), member] += 1
         assert int(torch.bincount(member, minlength=n_members).max()) <= 3  # ceil(11 / 5)
     expected = n_draws / n_members
@@ -184,7 +184,7 @@ def test_two_rows_share_a_member_as_often_as_a_fair_deal_makes_them() -> None:
     # Of the 5 x 3 places for 15 rows, a second row finds 2 of the 14 left in the first one's slab.
     g = generator(4)
     n_draws = 4000
-    members = [MemberDraw(15, 5, g).member for _ in range(n_draws)]
+    members = [MemberDraw.draw(15, 5, g).member for _ in range(n_draws)]
     share = sum(bool(m[0] == m[1]) for m in members) / n_draws
     p = 2 / 14
     assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / n_draws)
@@ -192,7 +192,7 @@ def test_two_rows_share_a_member_as_often_as_a_fair_deal_makes_them() -> None:
 
 def test_redeal_leaves_the_other_rows_where_they_are() -> None:
     g = generator(5)
-    draw = MemberDraw(13, 5, g)
+    draw = MemberDraw.draw(13, 5, g)
     x = torch.arange(13.0)
     rows = torch.arange(13) % 3 == 0
     changed = torch.zeros(13, dtype=torch.bool)
@@ -210,7 +210,7 @@ def test_redealt_rows_have_every_member_equally_often() -> None:
     g = generator(6)
     counts = torch.zeros(10, 5)
     rows = torch.ones(10, dtype=torch.bool)
-    draw = MemberDraw(10, 5, g)
+    draw = MemberDraw.draw(10, 5, g)
     for _ in range(4000):
         draw.redeal(rows, g)
         counts[torch.arange(10), draw.member] += 1

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adv_worldmodel.dynamics.adversary import AdversarySettings, Score, model_gradient
-from adv_worldmodel.dynamics.ensemble import Ensemble
+from adv_worldmodel.dynamics.ensemble import Ensemble, MemberDraw
 from adv_worldmodel.dynamics.fitting import supervised_loss
 from adv_worldmodel.dynamics.termination import TerminationFunction, make_termination
 from adv_worldmodel.dynamics.world_model import RewardFunction, WorldModel
@@ -128,6 +128,13 @@ def derivative(model: WorldModel, value: Callable[[Values], float]) -> Array:
     return np.array(slopes)
 
 
+def drawn(model: WorldModel, n_rows: int, generator: torch.Generator) -> tuple[MemberDraw, Tensor]:
+    """Who evaluates which row, and the rows' noise."""
+    members = MemberDraw.draw(n_rows, model.n_members, generator)
+    shape = (n_rows, model.ensemble.output_dim)
+    return members, torch.randn(shape, generator=generator, dtype=model.input_mean.dtype)
+
+
 def gradients(model: WorldModel, value: Known, seed: int = 0, **settings: Any) -> Array:
     """Gradients of the loss, one row per batch, parameters in their order."""
     settings = {"normalise": False, **settings}
@@ -138,8 +145,9 @@ def gradients(model: WorldModel, value: Known, seed: int = 0, **settings: Any) -
     parameters = list(model.ensemble.parameters())
     rows = []
     for _ in range(N_BATCHES):
+        members, noise = drawn(model, n_rows, generator)
         step, _ = model_gradient(
-            model, obs, action, value, GAMMA, generator, AdversarySettings(**settings)
+            model, obs, action, value, GAMMA, members, noise, AdversarySettings(**settings)
         )
         pieces = torch.autograd.grad(step.loss, parameters)
         rows.append(torch.cat([piece.flatten() for piece in pieces]).numpy())
@@ -251,8 +259,9 @@ def one_batch(model: WorldModel, value: Known, n_rows: int = 14, **settings: Any
     action = torch.as_tensor(np.resize(ACTIONS, n_rows))[:, None]
     generator = torch.Generator().manual_seed(3)
     real = settings.pop("real", None)
+    members, noise = drawn(model, n_rows, generator)
     return model_gradient(
-        model, obs, action, value, GAMMA, generator, AdversarySettings(**settings), real
+        model, obs, action, value, GAMMA, members, noise, AdversarySettings(**settings), real
     )
 
 

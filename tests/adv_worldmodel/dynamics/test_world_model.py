@@ -155,7 +155,7 @@ def test_each_row_comes_from_one_member() -> None:
 def test_given_members_are_kept_over_steps() -> None:
     model = noiseless([[0.0, 0.0], [1.0, 10.0], [2.0, 20.0]])
     g = generator()
-    draw = MemberDraw(30, 3, g)
+    draw = MemberDraw.draw(30, 3, g)
     obs = torch.zeros(30, 1)
     for _ in range(4):
         obs, reward, _ = model.step(obs, torch.zeros(30, 1), generator=g, members=draw)

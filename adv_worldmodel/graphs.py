@@ -1,0 +1,90 @@
+"""One step of a training loop, replayed as a CUDA graph where there is a GPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+#: Plain calls before the capture: libraries and optimisers allocate their state in them.
+WARM_UP_CALLS = 3
+
+
+class GraphedStep:
+    """Calls a function of tensors; on a CUDA device by replaying a capture of it.
+
+    The updates here are a hundred small kernels each, and on a GPU the time goes into launching
+    them: a captured graph is launched as one. On other devices, and where the capture fails
+    (a user's termination function that waits for the device, say), the function is called plainly.
+    Every call is a real one, those of the warm-up too: nothing runs twice.
+
+    :param function: of tensors, to a tuple of tensors. Its shapes stay the same, it neither reads
+        values back nor draws random numbers (they come in as arguments), and what it changes it
+        changes in place.
+    :param device: where its tensors are.
+    :param enabled: ``False`` always calls plainly.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        device: torch.device,
+        *,
+        enabled: bool = True,
+    ) -> None:
+        self.function = function
+        self.enabled = enabled and device.type == "cuda"
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Tensor] = []
+        self._outputs: tuple[Tensor, ...] = ()
+
+    @property
+    def captured(self) -> bool:
+        """Whether calls are replays by now."""
+        return self._graph is not None
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The function's result on ``inputs``, in tensors of the caller's own."""
+        if not self.enabled:
+            return self.function(*inputs)
+        if self._calls < WARM_UP_CALLS:
+            self._calls += 1
+            return self._on_side_stream(inputs)
+        if self._graph is None and not self._capture(inputs):
+            return self.function(*inputs)
+        assert self._graph is not None
+        for mine, theirs in zip(self._inputs, inputs, strict=True):
+            mine.copy_(theirs)
+        self._graph.replay()
+        return tuple(output.clone() for output in self._outputs)
+
+    def _on_side_stream(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            outputs = self.function(*inputs)
+        main.wait_stream(side)
+        return outputs
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> bool:
+        graph = torch.cuda.CUDAGraph()
+        self._inputs = [tensor.clone() for tensor in inputs]
+        try:
+            with torch.cuda.graph(graph):  # records, runs nothing
+                self._outputs = self.function(*self._inputs)
+        except RuntimeError as error:
+            self.enabled = False
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"goes on without CUDA graphs, which is slower: {reason}", stacklevel=3)
+            return False
+        self._graph = graph
+        return True
+
+
+def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Keep an Adam's step count on the device, without which it cannot be captured."""
+    for group in optimizer.param_groups:
+        group["capturable"] = device.type == "cuda"

@@ -1,0 +1,107 @@
+"""What an update must keep to for its replay as a CUDA graph to be right, checked on any device.
+
+A graph replays kernels at fixed addresses with fixed random states: what an update changes it has
+to change in place, and random numbers have to come in as arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from adv_worldmodel import Adversary, AdversarySettings, OfflineDataset, WorldModel, make_sb3_env
+from adv_worldmodel.dynamics.adversary import SCORES
+from adv_worldmodel.graphs import GraphedStep
+from agents import RAMBO
+from agents.values import policy_and_value
+
+Update = tuple[Callable[[], object], Callable[[], list[Tensor]]]
+
+
+@pytest.fixture
+def agent(pendulum: OfflineDataset, pendulum_model: WorldModel) -> RAMBO:
+    env = make_sb3_env(pendulum, 20, 3, world_model=pendulum_model, device="cpu", seed=0)
+    small = {"net_arch": [16, 16]}
+    model = RAMBO(env=env, policy_kwargs=small, gradient_steps=2, batch_size=16, seed=0)
+    model.learn(model.timesteps_per_iteration)
+    return model
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    states = optimizer.state_dict()["state"].values()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+
+def agent_update(agent: RAMBO) -> Update:
+    buffer, step = agent.replay_buffer, agent._make_step()
+    assert buffer is not None
+    real, synthetic = buffer.draw(1, 16)
+    noise = torch.randn((2, 16, 1), generator=torch.Generator().manual_seed(0))
+
+    def state() -> list[Tensor]:
+        assert agent.ent_coef_optimizer is not None
+        assert agent.log_ent_coef is not None
+        optimizers = (agent.actor.optimizer, agent.critic.optimizer, agent.ent_coef_optimizer)
+        tensors = [*agent.policy.state_dict().values(), agent.log_ent_coef.detach()]
+        return tensors + [value for one in optimizers for value in optimizer_state(one)]
+
+    return lambda: step(real[0], synthetic[0], noise), state
+
+
+def adversary_update(agent: RAMBO, score: str) -> Update:
+    env = agent.env
+    adversary = Adversary(
+        env.world_model,  # type: ignore[union-attr]
+        env.dataset,  # type: ignore[union-attr]
+        AdversarySettings(score=score, batch_size=16),  # type: ignore[arg-type]
+        seed=0,
+    )
+    foes = policy_and_value(agent)
+    draws = type(adversary.draw(1))(*(block[0] for block in adversary.draw(1)))
+
+    def state() -> list[Tensor]:
+        model = list(adversary.model.state_dict().values())
+        return [*model, adversary.obs, *optimizer_state(adversary.optimizer)]
+
+    return lambda: adversary.update(draws, *foes), state
+
+
+@pytest.mark.parametrize("name", ["agent", *SCORES])
+def test_an_update_changes_its_state_in_place(agent: RAMBO, name: str) -> None:
+    update, state = agent_update(agent) if name == "agent" else adversary_update(agent, name)
+    update()  # the optimisers make their state
+    before = [(tensor.data_ptr(), tensor.clone()) for tensor in state()]
+    update()
+    after = state()
+    assert [pointer for pointer, _ in before] == [tensor.data_ptr() for tensor in after]
+    changed = sum(not torch.equal(old, new) for (_, old), new in zip(before, after, strict=True))
+    assert changed > len(after) // 2
+
+
+@pytest.mark.parametrize("name", ["agent", *SCORES])
+def test_an_update_draws_no_random_numbers(agent: RAMBO, name: str) -> None:
+    update, _ = agent_update(agent) if name == "agent" else adversary_update(agent, name)
+    assert agent.replay_buffer is not None
+    generators = [agent._generator, agent.replay_buffer.generator]
+    before = [torch.get_rng_state(), *(g.get_state() for g in generators)]
+    update()
+    after = [torch.get_rng_state(), *(g.get_state() for g in generators)]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_off_the_gpu_the_function_is_called_plainly() -> None:
+    calls = []
+
+    def function(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        calls.append(x)
+        return (x + y,)
+
+    step = GraphedStep(function, torch.device("cpu"))
+    for i in range(6):
+        x = torch.tensor([float(i)])
+        assert float(step(x, torch.ones(1))[0]) == i + 1
+        assert calls[-1] is x
+    assert not step.captured

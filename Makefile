@@ -20,6 +20,8 @@ help:
 	@echo 'make test       run the tests, those of minutes left out'
 	@echo 'make test-slow  run the tests that take minutes'
 	@echo 'make lint       ruff and mypy'
+	@echo 'make bench      measure the speed of every part on the CPU'
+	@echo 'make bench-gpu  check and measure the CUDA graphs on a GPU, in under eight minutes'
 	@echo 'make install    set up .venv (the others do it by themselves)'
 	@echo 'make clean      remove .venv and caches; runs/ stays'
 	@echo
@@ -60,3 +62,8 @@ clean:
 .PHONY: bench
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
+
+# Needs an NVIDIA GPU; under eight minutes. BENCH_ARGS as above.
+.PHONY: bench-gpu
+bench-gpu: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.gpu $(BENCH_ARGS)

@@ -34,9 +34,10 @@ class GraphedStep:
         *,
         enabled: bool = True,
     ) -> None:
-        self.function = function
+        self.function, self.device = function, device
         self.enabled = enabled and device.type == "cuda"
         self._calls = 0
+        self._stream: torch.cuda.Stream | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._outputs: tuple[Tensor, ...] = ()
@@ -50,33 +51,41 @@ class GraphedStep:
         """The function's result on ``inputs``, in tensors of the caller's own."""
         if not self.enabled:
             return self.function(*inputs)
-        if self._calls < WARM_UP_CALLS:
-            self._calls += 1
-            return self._on_side_stream(inputs)
-        if self._graph is None and not self._capture(inputs):
-            return self.function(*inputs)
+        if self._graph is None:
+            with torch.cuda.device(self.device):  # streams are those of the current device
+                # one for warm-up and capture: cuBLAS keeps a workspace for each stream it meets
+                self._stream = self._stream or torch.cuda.Stream()
+                if self._calls < WARM_UP_CALLS:
+                    self._calls += 1
+                    return self._on_side_stream(inputs, self._stream)
+                if not self._capture(inputs, self._stream):
+                    return self.function(*inputs)
         assert self._graph is not None
         for mine, theirs in zip(self._inputs, inputs, strict=True):
             mine.copy_(theirs)
         self._graph.replay()
         return tuple(output.clone() for output in self._outputs)
 
-    def _on_side_stream(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+    def _on_side_stream(
+        self, inputs: tuple[Tensor, ...], side: torch.cuda.Stream
+    ) -> tuple[Tensor, ...]:
+        main = torch.cuda.current_stream()
         side.wait_stream(main)
         with torch.cuda.stream(side):
             outputs = self.function(*inputs)
         main.wait_stream(side)
         return outputs
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> bool:
-        graph = torch.cuda.CUDAGraph()
+    def _capture(self, inputs: tuple[Tensor, ...], side: torch.cuda.Stream) -> bool:
+        graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         self._inputs = [tensor.clone() for tensor in inputs]
         try:
-            with torch.cuda.graph(graph):  # records, runs nothing
+            with torch.cuda.graph(graph, stream=side):  # records, runs nothing
                 self._outputs = self.function(*self._inputs)
         except RuntimeError as error:
             self.enabled = False
+            self._inputs = []
+            torch.cuda.set_stream(main)  # a capture that fails at its end leaves its own behind
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"goes on without CUDA graphs, which is slower: {reason}", stacklevel=3)
             return False
@@ -85,6 +94,9 @@ class GraphedStep:
 
 
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Keep an Adam's step count on the device, without which it cannot be captured."""
+    """Keep an Adam's step counts on the device, without which it cannot be captured."""
     for group in optimizer.param_groups:
         group["capturable"] = device.type == "cuda"
+    for state in optimizer.state.values():  # loaded from a run on another device
+        if "step" in state:
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=device)

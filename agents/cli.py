@@ -13,10 +13,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 # torch and Stable-Baselines3 take seconds to import: only the handlers do, so that --help is quick.
 from agents.data_commands import add_data_parser
+
+if TYPE_CHECKING:
+    from agents.config import TrainConfig
 
 PROG = "adv-worldmodel"
 
@@ -92,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="key=value",
         nargs="*",
         default=[],
-        help="settings to change, for example seed=1 rollout.horizon=2 out=FOLDER",
+        help="settings to change, for example seed=1 rollout.horizon=2 out=FOLDER; "
+        "seeds=5 trains five seeds at once",
     )
     train.set_defaults(func=_train)
 
@@ -131,7 +135,11 @@ def _train(args: argparse.Namespace) -> int:
     from agents.experiment import prepare, run
 
     with user_input():
-        prepared = prepare(load_config(args.config, args.overrides))
+        config = load_config(args.config, args.overrides)
+    if config.seeds is not None:
+        return _train_seeds(config)
+    with user_input():
+        prepared = prepare(config)
     try:
         with _terminated_as_interrupted():
             run(prepared)
@@ -139,6 +147,19 @@ def _train(args: argparse.Namespace) -> int:
         print(f"{PROG}: the run failed: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _train_seeds(config: TrainConfig) -> int:
+    from agents.seeds import prepare_seeds, run_seeds
+
+    with user_input():
+        plan = prepare_seeds(config)
+    with _terminated_as_interrupted():
+        runs = run_seeds(plan)
+    if runs.errors:
+        seeds = ", ".join(map(str, runs.errors))
+        print(f"{PROG}: not finished: seed {seeds}", file=sys.stderr)
+    return 1 if runs.errors else 0
 
 
 @contextmanager

@@ -209,6 +209,9 @@ class TrainConfig(Section):
         "train"
     )
     seed: Annotated[int, Setting("of every random draw", at_least=0, at_most=2**32 - 1)] = 0
+    seeds: Annotated[
+        int | None, Setting("runs at once, seeds SEED, SEED + 1, ...; null: one run", at_least=1)
+    ] = None
     iterations: Annotated[int, Setting("rollouts + updates (P Table 4)", at_least=1)] = 2000
     out: Annotated[
         str | None, Setting("run folder; null: runs/NAME-SEED-DATE-TIME", pattern=_NAME)
@@ -226,6 +229,13 @@ class TrainConfig(Section):
     cloning: CloningConfig = field(default_factory=CloningConfig)
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed + (self.seeds or 1) > 2**32:
+            raise ValueError(
+                f"seeds = {self.seeds}: from seed = {self.seed} on, seeds would pass {2**32 - 1}"
+            )
 
 
 def load_config(path_or_name: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:

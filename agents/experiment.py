@@ -251,6 +251,7 @@ class _Experiment:
                     aside,
                     behaviour_return=self.dataset.behaviour_return,
                     cloning_return=self.cloning_return,
+                    title=f"{Path(self.dataset.name).name}, evaluated in {self.prepared.env_id}",
                 )
         result = self.write_result(status, error)
         if status == "finished":

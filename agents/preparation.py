@@ -63,10 +63,16 @@ def prepare(config: TrainConfig) -> Preparation:
 
     Raises:
         ValueError, FileNotFoundError: the data set cannot be read, no termination rule is known,
-            the real environment cannot be built or has other spaces, the device is not there, or
-            the run folder cannot be made. The message says what to do.
+            the real environment cannot be built or has other spaces, the device is not there,
+            the run folder cannot be made, or several seeds are asked for. The message says what
+            to do.
     """
     started = time.perf_counter()
+    if config.seeds is not None:
+        raise ValueError(
+            f"seeds = {config.seeds} asks for several runs: use agents.seeds.train_seeds(config), "
+            "or seeds=null for one"
+        )
     check_new_folder(config.out)
     device = _usable_device(config.device)
     dataset = _dataset(config)

@@ -96,6 +96,7 @@ class RAMBO(SAC):
         #: replay the update as a CUDA graph, on a GPU
         self.graphs = True
         self._step: GraphedStep | None = None
+        self._acting: SquashedPolicy | None = None
         #: finished iterations (rollout and updates)
         self.iteration = 0
         policy_kwargs = dict(policy_kwargs or {})
@@ -146,8 +147,10 @@ class RAMBO(SAC):
         self._attach_data()
         super()._setup_model()
         self._generator = make_generator(self.seed, "agent", self.device)
-        if self.ent_coef_optimizer is not None:
-            self.ent_coef_optimizer.param_groups[0]["lr"] = self.entropy_learning_rate
+        if self.log_ent_coef is not None:
+            self.ent_coef_optimizer = torch.optim.Adam(
+                [self.log_ent_coef], lr=self.entropy_learning_rate, fused=True
+            )
         self.actor.optimizer.param_groups[0]["lr"] = self.actor_learning_rate
 
     def _attach_data(self) -> None:
@@ -228,7 +231,9 @@ class RAMBO(SAC):
         self.policy.set_training_mode(False)
         callback.on_rollout_start()  # the adversary changes the model here
         start = time.perf_counter()
-        policy = SquashedPolicy(self)
+        if self._acting is None:
+            self._acting = SquashedPolicy(self)
+        policy = self._acting
         obs = world.reset_all()  # terminations have put the rows out of step
         total_reward = torch.zeros((), device=self.device)
         ended = torch.zeros((), device=self.device)
@@ -257,11 +262,12 @@ class RAMBO(SAC):
                 return RolloutReturn(steps * env.num_envs, 0, continue_training=False)
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         n_rows = steps * env.num_envs
-        self.logger.record("model/reward_mean", float(total_reward) / n_rows)
-        self.logger.record("model/rollout_length", n_rows / (env.num_envs + float(ended)))
+        reward_sum, n_ended = torch.stack([total_reward, ended]).tolist()  # the one wait
+        self.logger.record("model/reward_mean", reward_sum / n_rows)
+        self.logger.record("model/rollout_length", n_rows / (env.num_envs + n_ended))
         self.logger.record("time/rollout_s", time.perf_counter() - start)
         callback.on_rollout_end()
-        return RolloutReturn(n_rows, int(ended), continue_training=True)
+        return RolloutReturn(n_rows, int(n_ended), continue_training=True)
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """``gradient_steps`` SAC updates on mixed batches, then one row of metrics."""
@@ -326,7 +332,7 @@ class RAMBO(SAC):
     def _excluded_save_params(self) -> list[str]:
         # the last observations are data-set states, n_envs of them
         states = ["_last_obs", "_last_original_obs", "_last_episode_starts"]
-        return [*super()._excluded_save_params(), "_generator", "_step", *states]
+        return [*super()._excluded_save_params(), "_generator", "_step", "_acting", *states]
 
 
 def _as_world(env: Any) -> AdvWorldModelVecEnv:

@@ -73,3 +73,32 @@ def returns_table(result: Mapping[str, Any]) -> list[str]:
     if scored:
         lines.append(f"score: {result['score_reference']}")
     return lines
+
+
+def seeds_table(results: Mapping[int, Mapping[str, Any]], errors: Mapping[int, str]) -> list[str]:
+    """Lines with each seed's return (and score), then mean and std over those that finished.
+
+    Args:
+        results: `result.json` by seed; empty where there is none.
+        errors: why a seed's run did not finish.
+
+    The standard deviation is that of a sample, divided by n - 1.
+    """
+    lines = [f"{'seed':12} {'return':>10} {'score':>8}"]
+    for seed, result in results.items():
+        remark = f"  {errors[seed]}" if seed in errors else ""
+        cells = _cells(result.get("return_mean"), result.get("score"))
+        lines.append(f"{seed!s:12} {cells}{remark}")
+    finished = [result for seed, result in results.items() if seed not in errors]
+    columns = [
+        [result[key] for result in finished if result[key] is not None]
+        for key in ("return_mean", "score")
+    ]
+    means = (statistics.fmean(values) if values else None for values in columns)
+    deviations = (statistics.stdev(values) if len(values) > 1 else None for values in columns)
+    return [*lines, f"{'mean':12} {_cells(*means)}", f"{'std':12} {_cells(*deviations)}"]
+
+
+def _cells(mean_return: float | None, score: float | None) -> str:
+    shown = ("-" if value is None else f"{value:.1f}" for value in (mean_return, score))
+    return "{:>10} {:>8}".format(*shown)

@@ -138,7 +138,7 @@ def check_new_folder(out: str | None) -> None:
         raise ValueError(f"{parent} is not writable: give out=FOLDER that is")
 
 
-def new_run_folder(out: str | None, name: str, seed: int) -> RunFolder:
+def new_run_folder(out: str | None, name: str, seed: int | str) -> RunFolder:
     """Make the folder of a run: `out`, or `runs/<name>-<seed>-<date-time>` of the current one."""
     if out is not None:
         path = Path(out)

@@ -66,9 +66,8 @@ def sac_update(parts: SACParts, batch: Batch, noise: Tensor, next_noise: Tensor)
     entropy_loss = torch.zeros_like(alpha)
     if parts.log_alpha is not None and parts.entropy_optimizer is not None:
         gap = (log_prob.detach() + parts.target_entropy).mean()
-        entropy_loss = -parts.log_alpha * gap
-        parts.entropy_optimizer.zero_grad()
-        entropy_loss.sum().backward()
+        entropy_loss = -parts.log_alpha.detach() * gap
+        parts.log_alpha.grad = -gap.reshape(1)  # its derivative, without a graph for one number
         parts.entropy_optimizer.step()
 
     with torch.no_grad():
@@ -94,7 +93,7 @@ def sac_update(parts: SACParts, batch: Batch, noise: Tensor, next_noise: Tensor)
         [
             actor_loss.detach(),
             critic_loss.detach(),
-            entropy_loss.detach().sum(),
+            entropy_loss.sum(),
             alpha.sum(),
             q.detach().mean(),
             -log_prob.detach().mean(),

@@ -235,12 +235,13 @@ class Adversary:
             for draws in zip(*self.draw(n), strict=True):
                 sums += self.update(Draws(*draws), policy, value)
             left -= n
-        means = (sums / max(n_updates, 1)).tolist()
         names = ("objective", "advantage_mean", "advantage_std", "supervised_loss")
+        found = torch.cat([sums / max(n_updates, 1), self.holdout_nll().unsqueeze(0)])
+        *means, holdout_nll = found.tolist()  # the one wait for the device
         metrics = dict(zip(names, means, strict=True)) if self.active else {}
         if self.settings.weight == 0:
             metrics = {name: metrics[name] for name in names[3:] if name in metrics}
-        metrics["holdout_nll"] = float(self.holdout_nll())
+        metrics["holdout_nll"] = holdout_nll
         return metrics
 
     def update(self, draws: Draws, policy: Policy, value: ValueFunction) -> Tensor:

@@ -219,6 +219,8 @@ BAD_OVERRIDES = [
     ("evaluation.every=0", r"evaluation\.every = 0: must be at least 1"),
     ("seed=null", r"seed = null: expected a whole number"),
     ("seed=4294967296", r"seed = 4294967296: must be at most 4294967295"),
+    ("seeds=0", r"seeds = 0: must be at least 1"),
+    ("seeds=4294967297", r"seeds = 4294967297: from seed = 0 on, seeds would pass 4294967295"),
     ("device=gpu", r"device = 'gpu': expected auto, cpu, cuda"),
     ("dataset=' '", r"dataset = ' ': expected a name"),
     ("name=../x", r"name = '\.\./x': expected letters"),

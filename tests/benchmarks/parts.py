@@ -71,11 +71,17 @@ def rollout_part(c: Configuration, agent: RAMBO) -> Part:
 
 
 def adversary_part(
-    c: Configuration, score: Score, agent: RAMBO, dataset: OfflineDataset, model: WorldModel
+    c: Configuration,
+    score: Score,
+    agent: RAMBO,
+    dataset: OfflineDataset,
+    model: WorldModel,
+    *,
+    graphs: bool = True,
 ) -> Part:
     """Updates of the world model against the agent."""
     settings = AdversarySettings(score=score, batch_size=c.batch)
-    adversary = Adversary(model, dataset, settings, horizon=c.horizon, seed=0)
+    adversary = Adversary(model, dataset, settings, horizon=c.horizon, seed=0, graphs=graphs)
     # The held-out likelihood ends a run of 1000 updates; in these short runs it would count.
     adversary.holdout_rows = adversary.holdout_rows[:1]
     policy, value = policy_and_value(agent)

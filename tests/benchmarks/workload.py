@@ -60,24 +60,26 @@ def first_rows(dataset: OfflineDataset, n: int) -> OfflineDataset:
     return replace(dataset, **arrays)
 
 
-def world_model(c: Configuration, dataset: OfflineDataset) -> WorldModel:
-    """The elites as they are before a fit, on the data's scales; nothing terminates."""
+def world_model(
+    c: Configuration, dataset: OfflineDataset, termination: str = "never", device: str = "cpu"
+) -> WorldModel:
+    """The elites as they are before a fit, on the data's scales."""
     generator = torch.Generator().manual_seed(0)
     ensemble = Ensemble(
         c.n_members, c.obs_dim + c.action_dim, c.obs_dim + 1, c.model_hidden, generator
     )
     spaces = (dataset.observation_space, dataset.action_space)
-    model = WorldModel(ensemble, make_termination("never", None), *spaces)
+    model = WorldModel(ensemble, make_termination(termination, None), *spaces)
     few = first_rows(dataset, SCALED_ROWS)
     columns = (few.observations, few.actions, few.next_observations, few.rewards)
     obs, action, next_obs, reward = (torch.tensor(column) for column in columns)
     model.set_scales(torch.cat([obs, action], -1), model.raw_targets(obs, next_obs, reward))
-    return model
+    return model.to(device)
 
 
 def rambo(c: Configuration, dataset: OfflineDataset, model: WorldModel) -> RAMBO:
-    """The agent in that world model, logging to nowhere."""
-    env = make_sb3_env(dataset, c.starts, c.horizon, world_model=model, device="cpu", seed=0)
+    """The agent in that world model, on its device, logging to nowhere."""
+    env = make_sb3_env(dataset, c.starts, c.horizon, world_model=model, seed=0)
     agent = RAMBO(
         "MlpPolicy",
         env,
@@ -85,7 +87,7 @@ def rambo(c: Configuration, dataset: OfflineDataset, model: WorldModel) -> RAMBO
         batch_size=c.batch,
         policy_kwargs={"net_arch": list(c.agent_hidden), "n_critics": c.n_critics},
         seed=0,
-        device="cpu",
+        device=model.device,
     )
     agent.set_logger(Logger(None, []))
     return agent

@@ -1,0 +1,208 @@
+"""Checks and measures the fast path on a GPU, in minutes: ``python -m tests.benchmarks.gpu``.
+
+First that replayed CUDA graphs compute what plain calls compute, and that an iteration waits for
+the device only where its metrics are read; then, for both paths, the parts and whole iterations of
+the paper's setting, and several processes at once. The exit code is 0 if all checks passed, 1 if
+one did not or something failed, 2 without a GPU; a goal that is missed is shown, no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks import gpu_speed, workload
+from tests.benchmarks.configuration import Configuration, dimensions
+from tests.benchmarks.gpu_checks import Check, Trial, run_checks
+from tests.benchmarks.gpu_report import speed_text
+
+STAGES = ("checks", "parts", "iterations", "processes")
+Result = dict[str, Any]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.gpu",
+        description="Correctness and speed of RAMBO on a CUDA device.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    defaults = {f.name: f.default for f in dataclasses.fields(Configuration)}
+
+    def add(name: str, text: str, **kwargs: Any) -> None:
+        p.add_argument(name, help=text, **kwargs)
+
+    add("--device", "cuda, cuda:N, or cpu to try the program itself", default="cuda")
+    add("--stages", "what to do", nargs="+", choices=STAGES, default=list(STAGES))
+    add("--tasks", "names or SxA", nargs="+", default=["hopper", "halfcheetah"])
+    add("--rows", "of data", type=int, default=1_000_000)
+    add("--starts", "rollouts per iteration", type=int, default=50_000)
+    add("--updates", "of agent and adversary per iteration", type=int, default=1000)
+    for network in ("agent", "model"):
+        key = f"{network}_hidden"
+        add(f"--{network}-hidden", "widths", nargs="+", type=int, default=list(defaults[key]))  # type: ignore[call-overload]
+    add("--seconds", "per part and path", type=float, default=3.0)
+    add("--iterations", "timed, with graphs", type=int, default=20)
+    add("--plain-iterations", "timed, without", type=int, default=2)
+    add("--processes", "at once", type=int, default=5)
+    add("--process-iterations", "timed in each", type=int, default=4)
+    add("--budget", "seconds; nothing new is begun after them", type=float, default=400.0)
+    date = datetime.datetime.now().astimezone().date()
+    add("--out", "JSON file", type=Path, default=Path(f"runs/bench-gpu-{date}.json"))
+    return p
+
+
+def configuration(options: argparse.Namespace, task: str) -> Configuration:
+    """The paper's sizes, unless others are asked for."""
+    return Configuration(
+        task,
+        *dimensions(task),
+        options.rows,
+        starts=options.starts,
+        updates=options.updates,
+        agent_hidden=tuple(options.agent_hidden),
+        model_hidden=tuple(options.model_hidden),
+    )
+
+
+def unusable(device: str) -> str | None:
+    """Why nothing can be run on that device; None if it can."""
+    if not device.startswith("cuda"):
+        return None
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        return f"no CUDA device {device!r} here ({reason}): nothing was checked or measured"
+    return None
+
+
+class Bench:
+    """The stages in their order, and what they have found."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.device = options, str(options.device)
+        self.started = time.perf_counter()
+        self.checks: list[Check] = []
+        self.speed: list[Result] = []
+        self.failed: list[str] = []
+        self.left_out: list[str] = []
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.started
+
+    def attempt(self, name: str, stage: Callable[[], Any]) -> Any:
+        """The stage's result; None, and a note, where it failed or no time was left for it."""
+        if self.elapsed() > self.options.budget:
+            self.left_out.append(name)
+            return None
+        try:
+            return stage()
+        except RuntimeError as error:  # CUDA's errors are, out of memory included
+            self.failed.append(name)
+            print(f"failed: {name}: {error}", file=sys.stderr, flush=True)
+            return None
+
+    def run(self) -> None:
+        """Every stage asked for, on each task."""
+        for task in self.options.tasks:
+            c = configuration(self.options, task)
+            dataset = workload.gaussian_data(c)
+            result: Result = {"task": task, "configuration": dataclasses.asdict(c)}
+            self.speed.append(result)
+            if "checks" in self.options.stages:
+                self.attempt(f"checks, {task}", lambda c=c, d=dataset: self.check(c, d))  # type: ignore[misc]
+            for path, graphs in (("graphs", True), ("plain", False)):
+                if "parts" in self.options.stages:
+                    result[f"parts_{path}"] = self.attempt(
+                        f"parts, {task}, {path}",
+                        lambda c=c, d=dataset, g=graphs: gpu_speed.measure_parts(  # type: ignore[misc]
+                            c, d, self.device, graphs=g, seconds=self.options.seconds
+                        ),
+                    )
+                if "iterations" in self.options.stages:
+                    n = self.options.iterations if graphs else self.options.plain_iterations
+                    result[f"iterations_{path}"] = self.attempt(
+                        f"iterations, {task}, {path}",
+                        lambda c=c, d=dataset, g=graphs, n=n: gpu_speed.measure_iterations(  # type: ignore[misc]
+                            Trial.build(c, d, self.device, g), self.device, n
+                        ),
+                    )
+            if "processes" in self.options.stages and task == self.options.tasks[0]:
+                result["processes"] = self.attempt(
+                    f"processes, {task}",
+                    lambda c=c: gpu_speed.measure_processes(  # type: ignore[misc]
+                        c,
+                        self.device,
+                        processes=self.options.processes,
+                        iterations=self.options.process_iterations,
+                    ),
+                )
+            print(speed_text(result), end="\n\n", flush=True)
+
+    def check(self, c: Configuration, dataset: Any) -> None:
+        """Print each check when it is done."""
+        for check in run_checks(c, dataset, self.device):
+            named = dataclasses.replace(check, name=f"{c.task}: {check.name}")
+            self.checks.append(named)
+            print(f"{'passed' if named.passed else 'FAILED'}  {named.name}: {named.detail}")
+        print(flush=True)
+
+    def written(self) -> Result:
+        """For JSON."""
+        cuda = self.device.startswith("cuda")
+        return {
+            "format": 1,
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "machine": {
+                "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+                "torch": torch.__version__,
+                "cuda": torch.version.cuda,
+                "python": platform.python_version(),
+            },
+            "seconds": self.elapsed(),
+            "checks": [check.to_dict() for check in self.checks],
+            "speed": self.speed,
+            "failed": self.failed,
+            "left_out": self.left_out,
+        }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    p = parser()
+    options = p.parse_args(argv)
+    if reason := unusable(options.device):
+        print(f"bench-gpu: {reason}", file=sys.stderr)
+        return 2
+    try:
+        for task in options.tasks:
+            configuration(options, task)
+    except ValueError as error:
+        p.error(str(error))
+    bench = Bench(options)
+    bench.run()
+    written = bench.written()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(written, indent=2) + "\n")
+    passed = sum(check.passed for check in bench.checks)
+    print(f"checks: {passed} of {len(bench.checks)} passed; {bench.elapsed():.0f} s")
+    if bench.left_out:
+        print(f"left out for lack of time: {', '.join(bench.left_out)}")
+    print(f"written: {options.out}")
+    return 1 if bench.failed or passed < len(bench.checks) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,230 @@
+"""Is the fast path on a GPU the same computation as the plain one, and does it wait for nothing?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.type_aliases import TrainFreq
+from torch import Tensor
+
+from adv_worldmodel import OfflineDataset, WorldModel
+from adv_worldmodel.dynamics import Adversary, AdversarySettings
+from adv_worldmodel.dynamics.adversary import Score
+from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
+from agents import RAMBO
+from agents.values import policy_and_value
+from tests.benchmarks import workload
+from tests.benchmarks.configuration import SCORES, Configuration
+
+#: Largest difference between both paths, relative to the largest number of the tensor (or to 1).
+TOLERANCE = 1e-4
+UPDATES = 100
+#: lambda: at the paper's 3e-4 a wrong adversarial term would hardly show beside the other.
+WEIGHT = 1.0
+#: Steps of the rollout that is compared; the graph is captured at the fourth.
+STEPS = 20
+WAIT = "called a synchronizing CUDA operation"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer."""
+
+    name: str
+    passed: bool
+    detail: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass
+class Trial:
+    """An agent in a world model of a configuration's sizes, with or without CUDA graphs.
+
+    Trials of equal configurations draw equal random numbers.
+    """
+
+    c: Configuration
+    dataset: OfflineDataset
+    model: WorldModel
+    agent: RAMBO
+    graphs: bool
+
+    @classmethod
+    def build(cls, c: Configuration, dataset: OfflineDataset, device: str, graphs: bool) -> Trial:
+        """Hopper ends episodes by its rule, other tasks never."""
+        rule = "hopper" if c.task == "hopper" else "never"
+        model = workload.world_model(c, dataset, rule, device)
+        agent = workload.rambo(c, dataset, model)
+        agent.graphs = graphs
+        trial = cls(c, dataset, model, agent, graphs)
+        trial.env.world._transition.enabled &= graphs
+        return trial
+
+    @property
+    def env(self) -> AdvWorldModelVecEnv:
+        """The agent's environment."""
+        return cast(AdvWorldModelVecEnv, self.agent.env)
+
+    def adversary(self, score: str) -> Adversary:
+        """A fresh adversary of the model."""
+        settings = AdversarySettings(WEIGHT, cast(Score, score), self.c.batch)
+        model, horizon = self.model, self.c.horizon
+        return Adversary(model, self.dataset, settings, horizon=horizon, seed=0, graphs=self.graphs)
+
+    def roll_out(self) -> None:
+        """Rollouts into the buffer, with nothing called back."""
+        callback = CallbackList([])
+        callback.init_callback(self.agent)
+        frequency, buffer = self.agent.train_freq, self.agent.replay_buffer
+        assert isinstance(frequency, TrainFreq)
+        assert buffer is not None
+        self.agent.collect_rollouts(self.env, callback, frequency, buffer)
+
+    def begin(self) -> None:
+        """One iteration with one update: rows in the buffer, and what ``learn`` sets up."""
+        steps = self.agent.gradient_steps
+        self.agent.gradient_steps = 1
+        self.agent.learn(self.agent.timesteps_per_iteration)
+        self.agent.gradient_steps = steps
+
+
+def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Largest difference, relative to the tensor's largest number or to 1; inf where not finite."""
+    worst = 0.0
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine.numel() == 0:
+            continue
+        a, b = mine.detach().double(), other.detach().double()
+        if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+            return float("inf")
+        worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp(min=1.0)))
+    return worst
+
+
+def compared(
+    name: str, graph: Sequence[Tensor], plain: Sequence[Tensor], captured: bool, device: str
+) -> Check:
+    """Equal within the tolerance and, on a GPU, by replaying a graph."""
+    worst = difference(graph, plain)
+    ok = worst <= TOLERANCE and (captured or not device.startswith("cuda"))
+    what = "captured" if captured else "not captured"
+    return Check(name, ok, f"difference {worst:.1e} (at most {TOLERANCE:.0e}), {what}")
+
+
+def parameters(agent: RAMBO) -> list[Tensor]:
+    """All that the agent's update changes, the optimisers' own state aside."""
+    found = [t for t in agent.policy.state_dict().values() if isinstance(t, Tensor)]
+    return found if agent.log_ent_coef is None else [*found, agent.log_ent_coef]
+
+
+def check_agent(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
+    """Parameters after 100 updates on the same rows with the same random numbers."""
+    graph, plain = pair = [Trial.build(c, dataset, device, graphs) for graphs in (True, False)]
+    for trial in pair:
+        trial.env.world._transition.enabled = False  # the rows are to be the same to the last bit
+        trial.begin()
+        trial.agent.train(UPDATES, c.batch)
+    step = graph.agent._step
+    found, expected = parameters(graph.agent), parameters(plain.agent)
+    return compared("agent update", found, expected, step is not None and step.captured, device)
+
+
+def check_adversary(c: Configuration, dataset: OfflineDataset, device: str, score: str) -> Check:
+    """The world model after 100 updates against the same agent with the same random numbers."""
+    found: list[list[Tensor]] = []
+    captured = False
+    for graphs in (True, False):
+        trial = Trial.build(c, dataset, device, graphs)
+        adversary = trial.adversary(score)
+        adversary.run(UPDATES, *policy_and_value(trial.agent))
+        found.append(list(trial.model.ensemble.state_dict().values()))
+        captured |= adversary._step is not None and adversary._step.captured
+    return compared(f"adversary update, {score}", *found, captured, device)
+
+
+def check_rollout(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
+    """The transitions of rollouts by the same actions with the same random numbers."""
+    found: list[list[Tensor]] = []
+    captured = False
+    for graphs in (True, False):
+        world = Trial.build(c, dataset, device, graphs).env.world
+        generator = torch.Generator(device).manual_seed(0)
+        seen: list[Tensor] = []
+        for _ in range(STEPS):
+            shape = (c.starts, c.action_dim)
+            action = 2.0 * torch.rand(shape, generator=generator, device=device) - 1.0
+            out = world.advance(action)
+            world.restart(out.terminated | out.truncated)
+            seen += [out.next_obs, out.reward, out.terminated]
+        found.append(seen)
+        captured |= world._transition.captured
+    return compared(f"{STEPS} rollout steps", *found, captured, device)
+
+
+@contextmanager
+def _waits_are_warned_of(device: str) -> Iterator[None]:
+    if not device.startswith("cuda"):
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def waits(work: Callable[[], object], device: str) -> list[str]:
+    """Where ``work`` waits for the device: file and line of each time."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with _waits_are_warned_of(device):
+            work()
+    return [f"{w.filename}:{w.lineno}" for w in caught if WAIT in str(w.message)]
+
+
+def check_waits(c: Configuration, dataset: OfflineDataset, device: str) -> Iterator[Check]:
+    """Each phase of an iteration reads its metrics from the device once and nothing else."""
+    trial = Trial.build(c, dataset, device, graphs=True)
+    agent, foes = trial.agent, policy_and_value(trial.agent)
+    trial.begin()
+    works: dict[str, Callable[[], object]] = {
+        "rollout": trial.roll_out,
+        "agent update": lambda: agent.train(UPDATES, c.batch),
+    }
+    for score in SCORES:
+        adversary = trial.adversary(score)
+        works[f"adversary update, {score}"] = lambda a=adversary: a.run(UPDATES, *foes)  # type: ignore[misc]
+    for name, work in works.items():
+        work()  # captures
+        found = waits(work, device)
+        places = found[:6] if len(found) > 1 else []
+        detail = "".join([f"{len(found)} (at most 1)", *(f"\n  {place}" for place in places)])
+        yield Check(f"waits for the device: {name}", len(found) <= 1, detail)
+
+
+def run_checks(c: Configuration, dataset: OfflineDataset, device: str) -> Iterator[Check]:
+    """All of them; one that raises has not passed."""
+    single: dict[str, Callable[[], Check]] = {
+        "agent update": lambda: check_agent(c, dataset, device),
+        "rollout": lambda: check_rollout(c, dataset, device),
+    }
+    for score in SCORES:
+        single[score] = lambda s=score: check_adversary(c, dataset, device, s)  # type: ignore[misc]
+    for name, check in single.items():
+        try:
+            yield check()
+        except RuntimeError as error:  # CUDA's errors are
+            yield Check(name, False, f"{type(error).__name__}: {error}")
+    try:
+        yield from check_waits(c, dataset, device)
+    except RuntimeError as error:
+        yield Check("waits for the device", False, f"{type(error).__name__}: {error}")

@@ -1,0 +1,97 @@
+"""What was measured on a GPU as a table, beside the goals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.benchmarks.report import number, table
+
+#: Least units per second of a part, on an H200.
+RATE_GOALS = {"agent": 4000.0, "adversary-mixture": 2500.0, "rollout": 20e6}
+#: Most seconds of an iteration of the paper's setting, in Hopper.
+ITERATION_GOAL = 0.75
+#: Most minutes of so many iterations: one run, and five at once.
+RUN_ITERATIONS, RUN_GOAL, PROCESSES_GOAL = 2000, 25.0, 60.0
+HEADER = ("", "plain", "graphs", "ratio", "goal", "")
+
+Result = dict[str, Any]
+Row = tuple[str, ...]
+
+
+def goal_cells(value: float, goal: float | None, *, least: bool, unit: str = "") -> tuple[str, str]:
+    """The goal, and whether the value reaches it."""
+    if goal is None:
+        return "-", ""
+    ok = value >= goal if least else value <= goal
+    return number(goal) + unit, "reached" if ok else "MISSED"
+
+
+def ratio(one: float | None, other: float | None) -> str:
+    """How often the second goes into the first."""
+    return "-" if one is None or other is None else f"{one / other:.2f}"
+
+
+def part_rows(graphs: list[Result], plain: list[Result]) -> list[Row]:
+    """Rates of the parts."""
+    others = {row["part"]: float(row["per_second"]) for row in plain}
+    rows = []
+    for row in graphs:
+        name, rate, other = row["part"], float(row["per_second"]), others.get(row["part"])
+        goal = goal_cells(rate, RATE_GOALS.get(name), least=True, unit="/s")
+        label = f"{name}, {row['unit']}s/s"
+        rows.append((label, number(other), number(rate), ratio(rate, other), *goal))
+    return rows
+
+
+def iteration_rows(graphs: Result, plain: Result | None, *, hopper: bool) -> list[Row]:
+    """Seconds of an iteration and its phases, and what a whole run would take."""
+    one, other = float(graphs["seconds"]), None if plain is None else float(plain["seconds"])
+    goal = goal_cells(one, ITERATION_GOAL if hopper else None, least=False)
+    rows = [("iteration, s", number(other), number(one), ratio(other, one), *goal)]
+    for phase, seconds in graphs["phases"].items():
+        slow = None if plain is None else plain["phases"][phase]
+        cells = (number(slow), number(seconds), ratio(slow, seconds))
+        rows.append((f"  {phase}, s", *cells, "-", ""))
+    minutes = one * RUN_ITERATIONS / 60
+    goal = goal_cells(minutes, RUN_GOAL if hopper else None, least=False)
+    rows.append((f"{RUN_ITERATIONS} iterations, minutes", "-", number(minutes), "-", *goal))
+    return rows
+
+
+def process_rows(measured: Result, *, hopper: bool) -> list[Row]:
+    """Several processes at once: as long as the slowest takes."""
+    n, seconds = measured["processes"], float(measured["slowest"])
+    minutes = seconds * RUN_ITERATIONS / 60
+    goal = goal_cells(minutes, PROCESSES_GOAL if hopper else None, least=False)
+    return [
+        (f"iteration, {n} processes, s", "-", number(seconds), "-", "-", ""),
+        (f"{RUN_ITERATIONS} iterations, {n} at once, minutes", "-", number(minutes), "-", *goal),
+    ]
+
+
+def speed_rows(result: Result) -> list[Row]:
+    """All that was measured of a task; stages that were left out or failed are None or absent."""
+    rows = part_rows(result.get("parts_graphs") or [], result.get("parts_plain") or [])
+    hopper = result["task"] == "hopper"
+    if (graphs := result.get("iterations_graphs")) is not None:
+        rows += iteration_rows(graphs, result.get("iterations_plain"), hopper=hopper)
+    if (processes := result.get("processes")) is not None:
+        rows += process_rows(processes, hopper=hopper)
+    return rows
+
+
+def speed_text(result: Result) -> str:
+    """Heading and table of one task."""
+    c = result["configuration"]
+    lines = [
+        f"{result['task']}: S = {c['obs_dim']}, A = {c['action_dim']}, {c['rows']:,} rows, "
+        f"{c['starts']:,} x {c['horizon']} rollouts, {c['updates']} + {c['updates']} updates"
+    ]
+    for path in ("graphs", "plain"):
+        peak = (result.get(f"iterations_{path}") or {}).get("peak_mib")
+        if peak is not None:
+            lines.append(
+                f"peak memory, {path}: {peak['allocated']:,.0f} MiB of tensors, "
+                f"{peak['reserved']:,.0f} MiB taken"
+            )
+    return "\n".join([*lines, table([HEADER, *speed_rows(result)])])

@@ -1,0 +1,205 @@
+"""The GPU benchmark on a CPU: its comparisons, builders and table; a GPU runs the same code."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adv_worldmodel import OfflineDataset
+from adv_worldmodel.graphs import GraphedStep
+from tests.benchmarks import gpu_checks, gpu_speed, workload
+from tests.benchmarks.configuration import SCORES, Configuration
+from tests.benchmarks.gpu import main
+from tests.benchmarks.gpu_checks import Trial, compared, difference, parameters, run_checks, waits
+from tests.benchmarks.gpu_report import goal_cells, speed_rows, speed_text
+
+SMALL = Configuration(
+    "hopper", 11, 3, 300, batch=20, starts=30, updates=4, agent_hidden=(16,), model_hidden=(12, 12)
+)
+ENOUGH = (
+    "--rows 300 --starts 30 --updates 4 --agent-hidden 16 --model-hidden 12 12 --seconds 0.01 "
+    "--iterations 2 --plain-iterations 1 --process-iterations 1 --processes 2"
+)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> OfflineDataset:
+    return workload.gaussian_data(SMALL)
+
+
+def test_the_difference_is_relative_to_the_largest_number() -> None:
+    a, b = torch.tensor([1.0, 1000.0]), torch.tensor([1.0, 1001.0])
+    assert difference([a], [b]) == pytest.approx(1 / 1001)
+    assert difference([torch.tensor([0.1])], [torch.tensor([0.3])]) == pytest.approx(0.2)
+    assert difference([torch.tensor([True, False])], [torch.tensor([True, True])]) == 1.0
+    assert difference([torch.zeros(0)], [torch.zeros(0)]) == 0.0
+    assert difference([torch.tensor([torch.nan])], [torch.tensor([1.0])]) == float("inf")
+
+
+def test_a_comparison_asks_for_equality_and_on_a_gpu_for_a_graph() -> None:
+    one, near, far = (torch.tensor([x]) for x in (1.0, 1.00001, 1.001))
+    assert compared("x", [one], [near], captured=True, device="cuda").passed
+    assert not compared("x", [one], [near], captured=False, device="cuda:0").passed
+    assert compared("x", [one], [near], captured=False, device="cpu").passed
+    assert not compared("x", [one], [far], captured=True, device="cuda").passed
+
+
+def test_all_checks_pass_where_both_paths_are_the_same_code(
+    dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_checks, "UPDATES", 5)
+    checks = list(run_checks(SMALL, dataset, "cpu"))
+    assert [check.name for check in checks if not check.passed] == []
+    assert len(checks) == 10
+    assert all("difference 0.0e+00" in check.detail for check in checks[:5])
+
+
+def test_a_path_that_computes_something_else_does_not_pass(
+    dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graphs' path alone is given inputs a hundredth larger."""
+    monkeypatch.setattr(gpu_checks, "UPDATES", 10)
+    plain_call, build = GraphedStep.__call__, Trial.build.__func__  # type: ignore[attr-defined]
+    init = GraphedStep.__init__
+    fast: dict[GraphedStep, bool] = {}
+
+    def made(self: GraphedStep, *args: Any, enabled: bool = True) -> None:
+        init(self, *args, enabled=enabled)
+        fast[self] = enabled
+
+    def call(self: GraphedStep, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        wrong = [1.01 * x if fast[self] and x.is_floating_point() else x for x in inputs]
+        return plain_call(self, *wrong)
+
+    def built(cls: type[Trial], c: Any, d: Any, device: str, graphs: bool) -> Trial:
+        trial: Trial = build(cls, c, d, device, graphs)
+        fast[trial.env.world._transition] = graphs
+        return trial
+
+    monkeypatch.setattr(Trial, "build", classmethod(built))
+    monkeypatch.setattr(GraphedStep, "__init__", made)
+    monkeypatch.setattr(GraphedStep, "__call__", call)
+    assert not gpu_checks.check_rollout(SMALL, dataset, "cpu").passed
+    for score in SCORES:
+        assert not gpu_checks.check_adversary(SMALL, dataset, "cpu", score).passed
+    assert not gpu_checks.check_agent(SMALL, dataset, "cpu").passed
+
+
+def test_an_error_of_the_device_is_a_check_that_failed(
+    dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Trial, "build", broken)
+    checks = list(run_checks(SMALL, dataset, "cpu"))
+    assert not any(check.passed for check in checks)
+    assert all("out of memory" in check.detail for check in checks)
+
+
+def test_waits_are_counted_by_the_warnings_that_torch_gives() -> None:
+    def work() -> None:
+        warnings.warn(f"{gpu_checks.WAIT}: here", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+        warnings.warn(f"{gpu_checks.WAIT}: there", stacklevel=1)
+
+    found = waits(work, "cpu")
+    assert len(found) == 2
+    assert all(Path(__file__).name in place for place in found)
+
+
+def test_trials_of_both_paths_start_alike(dataset: OfflineDataset) -> None:
+    graph, plain = (Trial.build(SMALL, dataset, "cpu", graphs) for graphs in (True, False))
+    assert (graph.agent.graphs, plain.agent.graphs) == (True, False)
+    assert not plain.env.world._transition.enabled
+    assert not plain.adversary("member").graphs
+    assert difference(parameters(graph.agent), parameters(plain.agent)) == 0.0
+    assert torch.equal(graph.env.world.obs, plain.env.world.obs)
+    assert graph.model.termination.spec["kind"] == "outside"
+
+
+def test_the_phases_of_an_iteration_add_up(dataset: OfflineDataset) -> None:
+    called = []
+    trial = Trial.build(SMALL, dataset, "cpu", graphs=True)
+    found = gpu_speed.measure_iterations(trial, "cpu", 3, lambda: called.append(True))
+    assert trial.agent.iteration == gpu_speed.WARM_UP + 3
+    assert called == [True]
+    assert found["seconds"] == pytest.approx(sum(found["phases"].values()))
+    assert list(found["phases"]) == ["adversary", "rollout", "agent"]
+    assert min(found["phases"].values()) > 0
+
+
+def test_the_table_sets_the_goals_beside_what_was_measured() -> None:
+    part = {"part": "agent", "unit": "update", "per_second": 5000.0, "gflops": 1.0}
+    iteration = {"seconds": 0.6, "phases": {"rollout": 0.1}, "peak_mib": None}
+    result: dict[str, Any] = {
+        "task": "hopper",
+        "configuration": {"obs_dim": 11, "action_dim": 3, "rows": 1000, "starts": 5, "horizon": 2,
+                          "updates": 7},
+        "parts_graphs": [part, {**part, "part": "rollout", "unit": "transition"}],
+        "parts_plain": [{**part, "per_second": 500.0}],
+        "iterations_graphs": {**iteration, "peak_mib": {"allocated": 2000.0, "reserved": 3000.0}},
+        "iterations_plain": {**iteration, "seconds": 6.0},
+        "processes": {"processes": 5, "seconds": 1.0, "slowest": 2.0},
+    }  # fmt: skip
+    rows = {row[0]: row[1:] for row in speed_rows(result)}
+    assert rows["agent, updates/s"] == ("500", "5,000", "10.00", "4,000/s", "reached")
+    assert rows["rollout, transitions/s"] == ("-", "5,000", "-", "20,000,000/s", "MISSED")
+    assert rows["iteration, s"] == ("6", "0.6", "10.00", "0.75", "reached")
+    assert rows["2000 iterations, minutes"][1] == "20"
+    # 2000 iterations of 2 s
+    assert rows["2000 iterations, 5 at once, minutes"][1:] == ("66.7", "-", "60", "MISSED")
+    assert "2,000 MiB of tensors, 3,000 MiB taken" in speed_text(result)
+    result |= {"task": "halfcheetah", "parts_plain": None, "processes": None}
+    del result["iterations_plain"]
+    rows = {row[0]: row[1:] for row in speed_rows(result)}
+    assert rows["iteration, s"] == ("-", "0.6", "-", "-", "")  # the goal is Hopper's
+    assert goal_cells(1.0, None, least=True) == ("-", "")
+
+
+def test_a_small_run_of_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deeper" / "gpu.json"
+    assert main([*ENOUGH.split(), "--device", "cpu", "--tasks", "hopper", "--out", str(out)]) == 0
+    written = json.loads(out.read_text())
+    assert (written["failed"], written["left_out"]) == ([], [])
+    (speed,) = written["speed"]
+    parts = ["rollout", "agent", "adversary-mixture", "adversary-member", "adversary-pathwise"]
+    for path in ("graphs", "plain"):
+        assert [row["part"] for row in speed[f"parts_{path}"]] == parts
+        assert all(row["per_second"] > 0 for row in speed[f"parts_{path}"])
+    assert speed["iterations_graphs"]["iterations"] == 2
+    assert len(speed["processes"]["each"]) == 2
+    printed = capfd.readouterr().out
+    assert "checks: 10 of 10 passed" in printed
+    assert "2000 iterations, 2 at once" in printed
+
+
+def test_nothing_is_begun_after_the_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gpu.json"
+    assert main([*ENOUGH.split(), "--device", "cpu", "--budget", "0", "--out", str(out)]) == 0
+    assert len(json.loads(out.read_text())["left_out"]) == 11
+    assert "left out for lack of time: checks, hopper, parts" in capsys.readouterr().out
+
+
+def test_a_process_that_fails_is_no_measurement() -> None:
+    with pytest.raises(RuntimeError, match="1 of 1 processes failed: "):
+        gpu_speed.measure_processes(SMALL, "no-such-device", processes=1, iterations=1)
+
+
+def test_without_a_gpu_it_says_so_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gpu.json"
+    assert main(["--device", "cuda:99", "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "no CUDA device" in captured.err
+    assert not out.exists()

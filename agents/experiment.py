@@ -27,7 +27,14 @@ from agents.preparation import Preparation, prepare
 from agents.progress import LapCallback, MetricsHistory, PhaseClock, ProgressCallback
 from agents.rambo import RAMBO
 from agents.results import q_summary, return_summary, returns_table, versions
-from agents.run_folder import RunFolder, new_run_folder, write_json, write_text, written_aside
+from agents.run_folder import (
+    RunFolder,
+    new_run_folder,
+    signals_held,
+    write_json,
+    write_text,
+    written_aside,
+)
 
 __all__ = ["Preparation", "prepare", "run", "train"]
 
@@ -235,7 +242,11 @@ class _Experiment:
         return ", ".join(parts)
 
     def conclude(self, status: str, error: str | None = None) -> None:
-        """Write everything that there is by now, the result last."""
+        """Write everything that there is by now, the result last; signals wait until then."""
+        with signals_held():
+            self._conclude(status, error)
+
+    def _conclude(self, status: str, error: str | None) -> None:
         if self.bar is not None:
             self.bar.close()
         if self.agent is not None:

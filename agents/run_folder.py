@@ -22,6 +22,8 @@ import json
 import math
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,3 +198,24 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect after the block: what it writes is written to the end.
+
+    By handlers, not by a mask: torch's threads would take the signal in the main one's place.
+    """
+    late: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):  # neither ignored nor the system's default
+                handlers[number] = signal.signal(number, lambda n, _: late.append(n))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if late:
+        raise KeyboardInterrupt

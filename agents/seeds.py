@@ -36,6 +36,8 @@ __all__ = ["SeedRuns", "SeedsPlan", "prepare_seeds", "run_seeds", "train_seeds"]
 LINE_EVERY = 15.0
 #: Seconds that an interrupted run has to write its files.
 GRACE = 120.0
+#: Seconds after which a run that has not ended is asked once more.
+ASK_AGAIN = 15.0
 
 
 @dataclass(frozen=True)
@@ -184,11 +186,13 @@ class _Runs:
 
     def stop(self) -> None:
         """Ask the runs to write their files and end; a second Ctrl-C does not wait for them."""
-        for process in self.running().values():
-            process.terminate()
         until = time.monotonic() + GRACE
-        for process in self.running().values():
-            process.join(max(0.0, until - time.monotonic()))
+        while self.running() and time.monotonic() < until:
+            for process in self.running().values():
+                process.terminate()  # again, where Python lost the first (raised in a destructor)
+            again = time.monotonic() + ASK_AGAIN
+            while (left := self.running()) and time.monotonic() < again:
+                wait([process.sentinel for process in left.values()], timeout=1.0)
 
     def kill(self) -> None:
         """End what has not ended by itself."""
@@ -229,18 +233,14 @@ def _ctrl_c_is_for_this_process() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _interrupt_once(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the files are being written now
-    raise KeyboardInterrupt
-
-
 def _run_one(config: TrainConfig) -> None:
     """The process of one seed; what goes wrong stands in its `result.json`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _interrupt_once)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         train(config, progress=False)
     except (DivergenceError, FloatingPointError):
         raise SystemExit(1) from None
     except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(130) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from agents.divergence import DivergenceCallback, DivergenceError, value_limit
 from agents.evaluation import EvaluationRow
 from agents.progress import MetricsHistory, PhaseClock, duration
 from agents.results import q_summary, return_summary, returns_table
-from agents.run_folder import new_run_folder, write_json, written_aside
+from agents.run_folder import new_run_folder, signals_held, write_json, written_aside
 
 
 def row(iteration: int, mean: float, std: float) -> EvaluationRow:
@@ -176,3 +177,18 @@ def test_the_clock_adds_up_what_comes_again() -> None:
 )
 def test_durations_are_read_as_a_clock(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_signal_takes_effect_after_the_files_are_written() -> None:
+    written = []
+
+    def write() -> None:
+        with signals_held():
+            signal.raise_signal(signal.SIGINT)
+            written.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert written == ["whole"]
+    with pytest.raises(KeyboardInterrupt):  # and the handler is the old one again
+        signal.raise_signal(signal.SIGINT)

@@ -32,7 +32,7 @@ def clone_behaviour(
     optimizer = torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True)
     u = torch.atanh(actions.clamp(-LARGEST_ACTION, LARGEST_ACTION))
     mean_loss = torch.zeros((), device=obs.device)
-    for _ in tqdm(range(epochs), desc="clone", unit="epoch", disable=not progress):
+    for _ in tqdm(range(epochs), desc="clone", unit="epoch", disable=None if progress else True):
         order = torch.randperm(len(obs), generator=generator, device=obs.device)
         total = torch.zeros((), device=obs.device)
         for rows in order.split(batch_size):

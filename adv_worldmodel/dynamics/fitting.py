@@ -184,7 +184,9 @@ def _descend(
     reference = best_mse.clone()
     best = {name: value.clone() for name, value in ensemble.state_dict().items()}
     steps, epochs, stale = 0, 0, 0
-    bar = tqdm(total=settings.max_steps, desc="fit", unit="step", disable=not progress)
+    bar = tqdm(
+        total=settings.max_steps, desc="fit", unit="step", disable=None if progress else True
+    )
     while stale < settings.patience and (settings.max_steps is None or steps < settings.max_steps):
         order = torch.rand((settings.n_networks, n), generator=generator).argsort(dim=1)
         shuffled = train[bootstrap.gather(1, order.to(inputs.device))]

@@ -18,6 +18,7 @@ from torch import Tensor
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.device import shared_tensor
 from adv_worldmodel.seeding import make_generator
+from agents.actions import ActionBounds
 
 
 class Batch(NamedTuple):
@@ -64,27 +65,18 @@ class MixedReplayBuffer(ReplayBuffer):
         self.optimize_memory_usage = False
         self.handle_timeout_termination = True
         self.buffer_size = max(buffer_size // n_envs, 1) * n_envs
-        self._low = torch.as_tensor(action_space.low, dtype=torch.float32, device=self.device)
-        self._high = torch.as_tensor(action_space.high, dtype=torch.float32, device=self.device)
+        self.bounds = ActionBounds(action_space, self.device)
         self.generator = make_generator(seed, "replay", self.device)
         self.obs_dim = get_flattened_obs_dim(observation_space)
         self.width = 2 * self.obs_dim + self.action_dim + 2
         self.synthetic: Tensor | None = None  # allocated by the first row
         self.real: Tensor | None = None if dataset is None else self._pack_dataset(dataset)
 
-    def scale_action(self, action: Tensor) -> Tensor:
-        """Raw actions to [-1, 1], as SB3's off-policy algorithms store them."""
-        return 2.0 * (action - self._low) / (self._high - self._low) - 1.0
-
-    def unscale_action(self, scaled: Tensor) -> Tensor:
-        """Actions in [-1, 1] to raw ones."""
-        return self._low + 0.5 * (scaled + 1.0) * (self._high - self._low)
-
     def _pack_dataset(self, dataset: OfflineDataset) -> Tensor:
         real = torch.empty((len(dataset), self.width), device=self.device)
         batch = self._unpack(real)
         batch.obs.copy_(shared_tensor(dataset.observations, self.device))
-        batch.action.copy_(self.scale_action(shared_tensor(dataset.actions, self.device)))
+        batch.action.copy_(self.bounds.scale(shared_tensor(dataset.actions, self.device)))
         batch.reward.copy_(shared_tensor(dataset.rewards, self.device))
         batch.next_obs.copy_(shared_tensor(dataset.next_observations, self.device))
         batch.continues.copy_(torch.as_tensor(~dataset.terminations))

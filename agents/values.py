@@ -8,30 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from gymnasium.spaces import Box
 from torch import Tensor
 
 from adv_worldmodel.protocols import Policy, ValueFunction
+from agents.actions import ActionBounds
 from agents.policies import StackedCritic
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
-
-
-class _Bounds:
-    """Raw actions to and from [-1, 1]."""
-
-    def __init__(self, space: Box, device: torch.device) -> None:
-        self.low = torch.as_tensor(np.asarray(space.low), dtype=torch.float32, device=device)
-        self.high = torch.as_tensor(np.asarray(space.high), dtype=torch.float32, device=device)
-
-    def scale(self, action: Tensor) -> Tensor:
-        return 2.0 * (action - self.low) / (self.high - self.low) - 1.0
-
-    def unscale(self, scaled: Tensor) -> Tensor:
-        return self.low + 0.5 * (scaled + 1.0) * (self.high - self.low)
 
 
 class SquashedPolicy:
@@ -39,7 +24,7 @@ class SquashedPolicy:
 
     def __init__(self, model: Any) -> None:
         self.actor = model.policy.actor
-        self.bounds = _Bounds(model.action_space, model.device)
+        self.bounds = ActionBounds(model.action_space, model.device)
 
     def mean_action(self, obs: Tensor) -> Tensor:
         """tanh(mu(s)), scaled ``(B, A)``."""
@@ -58,7 +43,7 @@ class DeterministicPolicy:
 
     def __init__(self, model: Any) -> None:
         self.actor = model.policy.actor
-        self.bounds = _Bounds(model.action_space, model.device)
+        self.bounds = ActionBounds(model.action_space, model.device)
 
     def mean_action(self, obs: Tensor) -> Tensor:
         """The action, scaled ``(B, A)``."""
@@ -76,7 +61,7 @@ class OnPolicyPolicy:
 
     def __init__(self, model: Any) -> None:
         self.policy = model.policy
-        self.bounds = _Bounds(model.action_space, model.device)
+        self.bounds = ActionBounds(model.action_space, model.device)
 
     @torch.no_grad()
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:

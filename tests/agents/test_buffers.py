@@ -121,8 +121,8 @@ def test_scaling_and_its_inverse(data: OfflineDataset) -> None:
     buffer = make(data)
     raw = torch.tensor([[-2.0, 0.0], [2.0, 10.0], [0.0, 5.0], [1.0, 2.5]])
     scaled = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [0.0, 0.0], [0.5, -0.5]])
-    assert torch.equal(buffer.scale_action(raw), scaled)
-    assert torch.equal(buffer.unscale_action(scaled), raw)
+    assert torch.equal(buffer.bounds.scale(raw), scaled)
+    assert torch.equal(buffer.bounds.unscale(scaled), raw)
 
 
 def test_sb3_s_add_is_extend(data: OfflineDataset) -> None:

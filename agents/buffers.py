@@ -74,7 +74,7 @@ class MixedReplayBuffer(ReplayBuffer):
 
     def _pack_dataset(self, dataset: OfflineDataset) -> Tensor:
         real = torch.empty((len(dataset), self.width), device=self.device)
-        batch = self._unpack(real)
+        batch = self.unpack(real)
         batch.obs.copy_(shared_tensor(dataset.observations, self.device))
         batch.action.copy_(self.bounds.scale(shared_tensor(dataset.actions, self.device)))
         batch.reward.copy_(shared_tensor(dataset.rewards, self.device))
@@ -82,7 +82,7 @@ class MixedReplayBuffer(ReplayBuffer):
         batch.continues.copy_(torch.as_tensor(~dataset.terminations))
         return real
 
-    def _unpack(self, rows: Tensor) -> Batch:
+    def unpack(self, rows: Tensor) -> Batch:
         """Views into packed rows."""
         s, a = self.obs_dim, self.action_dim
         return Batch(
@@ -103,7 +103,7 @@ class MixedReplayBuffer(ReplayBuffer):
         """Append one model step of ``n_envs`` rows; actions scaled to [-1, 1]."""
         if self.synthetic is None:
             self.synthetic = torch.zeros((self.buffer_size, self.width), device=self.device)
-        rows = self._unpack(self.synthetic[self.pos : self.pos + self.n_envs])
+        rows = self.unpack(self.synthetic[self.pos : self.pos + self.n_envs])
         rows.obs.copy_(obs)
         rows.action.copy_(action)
         rows.reward.copy_(reward)
@@ -159,7 +159,7 @@ class MixedReplayBuffer(ReplayBuffer):
     def gather(self, real: Tensor, synthetic: Tensor) -> Batch:
         """One batch of the given row numbers, the data first."""
         stores = ((self.real, real), (self.synthetic, synthetic))
-        return self._unpack(
+        return self.unpack(
             torch.cat([rows[i] for rows, i in stores if rows is not None and len(i) > 0])
         )
 

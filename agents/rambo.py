@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, TrainFr
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from adv_worldmodel.dynamics.adversary import DRAWN_TOGETHER
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
 from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.seeding import make_generator
@@ -25,8 +26,6 @@ from agents.updates import METRICS, SACParts, sac_update
 from agents.values import SquashedPolicy
 
 ROLLOUT_POLICIES = ("current", "random")
-#: Updates whose noise is drawn together; bounds memory, and calls to the generator.
-DRAWN_TOGETHER = 250
 
 
 class RAMBO(SAC):
@@ -193,7 +192,7 @@ class RAMBO(SAC):
         buffer = self.replay_buffer
         if buffer is None or buffer.real is None:
             raise ValueError("cloning needs the data: give env=make_sb3_env(dataset, ...)")
-        data = buffer._unpack(buffer.real)
+        data = buffer.unpack(buffer.real)
         self.policy.set_training_mode(True)
         return clone_behaviour(
             self.actor, data.obs, data.action, self._generator,

@@ -14,23 +14,9 @@ import adv_worldmodel
 from agents import experiment
 from agents.cli import main
 from agents.run_folder import RunFolder
+from tests.agents.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = (
-    "iterations=1",
-    "n_threads=1",
-    "model.hidden_sizes=[16, 16]",
-    "model.n_networks=2",
-    "model.n_elites=2",
-    "model.max_steps=10",
-    "model.cache=false",
-    "rollout.starts=16",
-    "agent.updates=5",
-    "agent.hidden_sizes=[16, 16]",
-    "cloning.epochs=0",
-    "adversary.updates=1",
-    "evaluation.episodes=1",
-)
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def test_terminations_shorten_the_rollouts(build: MakeRambo, ending_model: World
     run(model, 1)
     assert model.replay_buffer is not None
     assert model.replay_buffer.synthetic is not None
-    batch = model.replay_buffer._unpack(model.replay_buffer.synthetic[:600])
+    batch = model.replay_buffer.unpack(model.replay_buffer.synthetic[:600])
     # a row has no future exactly where the model ended it; the horizon is no end
     assert torch.equal(batch.continues == 0, batch.next_obs[:, 0] > 0)
     n_rollouts = 200 + int((batch.continues[:400] == 0).sum())
@@ -169,7 +169,7 @@ def first_rollout(model: RAMBO) -> Any:
     run(model, 1)
     assert model.replay_buffer is not None
     assert model.replay_buffer.synthetic is not None
-    return model.replay_buffer._unpack(model.replay_buffer.synthetic[: model.num_timesteps])
+    return model.replay_buffer.unpack(model.replay_buffer.synthetic[: model.num_timesteps])
 
 
 def test_random_rollouts_act_uniformly(build: MakeRambo) -> None:

@@ -19,23 +19,9 @@ from agents.experiment import prepare, train
 from agents.results import seeds_table
 from agents.run_folder import RunFolder
 from agents.seeds import prepare_seeds
+from tests.agents.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = (
-    "iterations=1",
-    "n_threads=1",
-    "model.hidden_sizes=[16, 16]",
-    "model.n_networks=2",
-    "model.n_elites=2",
-    "model.max_steps=10",
-    "model.cache=false",
-    "rollout.starts=16",
-    "agent.updates=5",
-    "agent.hidden_sizes=[16, 16]",
-    "cloning.epochs=0",
-    "adversary.updates=1",
-    "evaluation.episodes=1",
-)
 # What a shell starts in the background is deaf to Ctrl-C; this program is not.
 MAIN = (
     "import signal, sys\n"

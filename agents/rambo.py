@@ -19,7 +19,7 @@ from adv_worldmodel.dynamics.adversary import DRAWN_TOGETHER
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
 from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.seeding import make_generator
-from agents.buffers import MixedReplayBuffer
+from agents.buffers import Batch, MixedReplayBuffer
 from agents.cloning import clone_behaviour
 from agents.policies import RAMBOPolicy, Standardise
 from agents.updates import METRICS, SACParts, sac_update
@@ -55,6 +55,10 @@ class RAMBO(SAC):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": RAMBOPolicy}
+    #: names of the numbers that an update returns
+    metrics: ClassVar[tuple[str, ...]] = METRICS
+    #: blocks of standard normals (B, A) that an update takes
+    noises_per_update: ClassVar[int] = 2
     policy: RAMBOPolicy
     replay_buffer: MixedReplayBuffer | None
 
@@ -276,26 +280,34 @@ class RAMBO(SAC):
         self.policy.set_training_mode(True)
         if self._step is None:
             self._step = self._make_step()
-        sums = torch.zeros(len(METRICS), device=self.device)
+        sums = torch.zeros(len(self.metrics), device=self.device)
         indices = zip(*self.replay_buffer.draw(gradient_steps, batch_size), strict=True)
         noise = torch.empty(0)
         for i, (real, synthetic) in enumerate(indices):
             if i % DRAWN_TOGETHER == 0:
                 n = min(DRAWN_TOGETHER, gradient_steps - i)
-                shape = (n, 2, batch_size, self.replay_buffer.action_dim)
+                shape = (n, self.noises_per_update, batch_size, self.replay_buffer.action_dim)
                 noise = torch.randn(shape, generator=self._generator, device=self.device)
             sums += self._step(real, synthetic, noise[i % DRAWN_TOGETHER])[0]
         means = (sums / gradient_steps).tolist()  # the one wait for the device
         self._n_updates += gradient_steps
         self.iteration += 1
         seconds = time.perf_counter() - start
-        for name, mean in zip(METRICS, means, strict=True):
+        for name, mean in zip(self.metrics, means, strict=True):
             self.logger.record(f"train/{name}", mean)
         self.logger.record("train/n_updates", self._n_updates)
         self.logger.record("time/iteration", self.iteration)
         self.logger.record("time/updates_s", seconds)
         self.logger.record("time/updates_per_second", gradient_steps / seconds)
         self.logger.dump(step=self.iteration)
+
+    def _update(self, parts: SACParts, batch: Batch, noise: Tensor) -> Tensor:
+        """One update; an algorithm of another loss overrides it.
+
+        :param noise: ``(noises_per_update, B, A)``.
+        :return: the numbers named in ``metrics``, on the device.
+        """
+        return sac_update(parts, batch, noise[0], noise[1])
 
     def _make_step(self) -> GraphedStep:
         """One update as a function of row numbers and noise."""
@@ -320,7 +332,7 @@ class RAMBO(SAC):
         assert buffer is not None
 
         def update(real: Tensor, synthetic: Tensor, noise: Tensor) -> tuple[Tensor]:
-            return (sac_update(parts, buffer.gather(real, synthetic), noise[0], noise[1]),)
+            return (self._update(parts, buffer.gather(real, synthetic), noise),)
 
         return GraphedStep(update, self.device, enabled=self.graphs)
 

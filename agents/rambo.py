@@ -21,6 +21,7 @@ from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.seeding import make_generator
 from agents.buffers import Batch, MixedReplayBuffer
 from agents.cloning import clone_behaviour
+from agents.explicit_updates import ExplicitSACUpdate, is_explicit
 from agents.policies import RAMBOPolicy, Standardise
 from agents.updates import METRICS, SACParts, sac_update
 from agents.values import SquashedPolicy
@@ -99,6 +100,8 @@ class RAMBO(SAC):
         #: replay the update as a CUDA graph, on a GPU
         self.graphs = True
         self._step: GraphedStep | None = None
+        self._step_rows = 0
+        self._explicit: ExplicitSACUpdate | None = None
         self._acting: SquashedPolicy | None = None
         #: finished iterations (rollout and updates)
         self.iteration = 0
@@ -278,8 +281,8 @@ class RAMBO(SAC):
             raise ValueError("the replay buffer is missing: give env=make_sb3_env(dataset, ...)")
         start = time.perf_counter()
         self.policy.set_training_mode(True)
-        if self._step is None:
-            self._step = self._make_step()
+        if self._step is None or self._step_rows != batch_size:
+            self._step = self._make_step(batch_size)
         sums = torch.zeros(len(self.metrics), device=self.device)
         indices = zip(*self.replay_buffer.draw(gradient_steps, batch_size), strict=True)
         noise = torch.empty(0)
@@ -307,10 +310,12 @@ class RAMBO(SAC):
         :param noise: ``(noises_per_update, B, A)``.
         :return: the numbers named in ``metrics``, on the device.
         """
+        if self._explicit is not None:
+            return self._explicit(batch, noise)
         return sac_update(parts, batch, noise[0], noise[1])
 
-    def _make_step(self) -> GraphedStep:
-        """One update as a function of row numbers and noise."""
+    def _make_step(self, batch_size: int) -> GraphedStep:
+        """One update on batches of that size, as a function of row numbers and noise."""
         for optimizer in (self.actor.optimizer, self.critic.optimizer, self.ent_coef_optimizer):
             if optimizer is not None:
                 make_capturable(optimizer, self.device)
@@ -328,6 +333,8 @@ class RAMBO(SAC):
             self.tau,
             float(self.target_entropy),
         )
+        self._step_rows = batch_size
+        self._explicit = ExplicitSACUpdate(parts, batch_size) if is_explicit(parts) else None
         buffer = self.replay_buffer
         assert buffer is not None
 
@@ -343,7 +350,8 @@ class RAMBO(SAC):
     def _excluded_save_params(self) -> list[str]:
         # the last observations are data-set states, n_envs of them
         states = ["_last_obs", "_last_original_obs", "_last_episode_starts"]
-        return [*super()._excluded_save_params(), "_generator", "_step", "_acting", *states]
+        caches = ["_generator", "_step", "_explicit", "_acting"]
+        return [*super()._excluded_save_params(), *caches, *states]
 
 
 def _as_world(env: Any) -> AdvWorldModelVecEnv:

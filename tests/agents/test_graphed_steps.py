@@ -36,7 +36,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def agent_update(agent: RAMBO) -> Update:
-    buffer, step = agent.replay_buffer, agent._make_step()
+    buffer, step = agent.replay_buffer, agent._make_step(16)
     assert buffer is not None
     real, synthetic = buffer.draw(1, 16)
     noise = torch.randn((2, 16, 1), generator=torch.Generator().manual_seed(0))

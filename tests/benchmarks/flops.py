@@ -10,8 +10,8 @@ that no implementation can leave out:
   then only for those inputs.
 
 A network's elementwise work (activations, densities, optimisers, target networks, draws) is no
-part of the count: it is what the share of the machine's rate is lowered by. All critics count in
-the actor's gradient, though each row's minimum takes the gradient of one.
+part of the count: it is what the share of the machine's rate is lowered by. In the actor's gradient
+one critic counts for each row, the one with the least Q.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def agent_update(c: Configuration) -> Work:
     pi, q, b = actor(c), critics(c), c.batch
     of_actor = pi.training(b) + pi.forward(b)
     of_critics = q.forward(b) + q.training(b)
-    through_critics = q.forward(b) + q.input_gradients(b, c.action_dim)
+    least = Network(q.sizes)  # of the critics, for each row
+    through_critics = q.forward(b) + least.input_gradients(b, c.action_dim)
     return Work({c.agent_width: of_actor + of_critics + through_critics})
 
 

@@ -147,6 +147,15 @@ class AgentConfig(Section):
             "alpha: learned (auto), learned from X (auto_X), fixed", at_least=0, pattern=_ENT_COEF
         ),
     ] = "auto"
+    critic_warmup: Annotated[
+        int, Setting("iterations in which only the critics learn, of the clone", at_least=0)
+    ] = 0
+    entropy_in_target: Annotated[
+        bool, Setting("the critics learn the soft value; false: the plain one")
+    ] = True
+    fresh_outcomes: Annotated[
+        bool, Setting("drawn model rows get r, s' and termination of the present model")
+    ] = False
     target_entropy: Annotated[
         str | float, Setting("nats; auto: minus the action's size", pattern=_TARGET_ENTROPY)
     ] = "auto"

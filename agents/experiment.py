@@ -167,6 +167,9 @@ class _Experiment:
             tau=agent.tau,
             ent_coef=agent.ent_coef,
             target_entropy=agent.target_entropy,
+            critic_warmup=agent.critic_warmup,
+            entropy_in_target=agent.entropy_in_target,
+            fresh_outcomes=agent.fresh_outcomes,
             policy_kwargs={
                 "net_arch": list(agent.hidden_sizes),
                 "n_critics": agent.n_critics,

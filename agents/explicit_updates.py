@@ -212,15 +212,17 @@ class ExplicitSACUpdate:
 
         alpha = parts.fixed_alpha if parts.log_alpha is None else parts.log_alpha.exp()
         entropy_loss = torch.zeros_like(alpha)
-        if parts.log_alpha is not None and parts.entropy_optimizer is not None:
+        if parts.entropy_optimizer is not None and not parts.actor_frozen:
+            assert parts.log_alpha is not None
             gap = (log_prob + parts.target_entropy).mean()
             entropy_loss = -parts.log_alpha * gap
             parts.log_alpha.grad = -gap.reshape(1)
             parts.entropy_optimizer.step()
 
         next_q = self.targets.forward(self.next_rows).amin(0)
-        soft_value = next_q - alpha * next_log_prob
-        target = torch.addcmul(batch.reward, batch.continues, soft_value, value=parts.gamma)
+        if parts.entropy_in_target:
+            next_q = next_q - alpha * next_log_prob
+        target = torch.addcmul(batch.reward, batch.continues, next_q, value=parts.gamma)
         q = self.critics.forward(self.data_rows)
         error = q - target
         self.critics.backward_parameters(error / n)  # of half the mean square
@@ -228,13 +230,8 @@ class ExplicitSACUpdate:
 
         q_pi = self.critics.forward(self.pi_rows)
         least, lowest = q_pi.min(0)
-        q_grad = self.critics.action_grad(lowest, self.action_dim)
-        pi = action[:n]
-        # u = mean + sigma noise, d log pi / du = 2 tanh u, and d log pi / d log sigma = -1 besides
-        u_grad = (2.0 * alpha * pi - q_grad * (1.0 - pi.square())) / n
-        within = (unclipped[:n] >= LOG_STD_MIN) & (unclipped[:n] <= LOG_STD_MAX)
-        self.actor.backward([u_grad, (u_grad * spread[:n] - alpha / n) * within])
-        parts.actor.optimizer.step()
+        if not parts.actor_frozen:
+            self._step_actor(action[:n], spread[:n], unclipped[:n], alpha, lowest)
 
         torch._foreach_lerp_(parts.target, parts.online, parts.tau)
         return torch.stack(
@@ -247,3 +244,15 @@ class ExplicitSACUpdate:
                 -log_prob.mean(),
             ]
         )
+
+    def _step_actor(
+        self, pi: Tensor, spread: Tensor, unclipped: Tensor, alpha: Tensor, lowest: Tensor
+    ) -> None:
+        """Descend mean(alpha log pi - min Q); ``lowest`` says whose Q is the least."""
+        q_grad = self.critics.action_grad(lowest, self.action_dim)
+        # u = mean + sigma noise, d log pi / du = 2 tanh u, and d log pi / d log sigma = -1 besides
+        u_grad = (2.0 * alpha * pi - q_grad * (1.0 - pi.square())) / self.batch_size
+        within = (unclipped >= LOG_STD_MIN) & (unclipped <= LOG_STD_MAX)
+        log_std_grad = (u_grad * spread - alpha / self.batch_size) * within
+        self.actor.backward([u_grad, log_std_grad])
+        self.parts.actor.optimizer.step()

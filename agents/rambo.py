@@ -15,11 +15,10 @@ from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, TrainFr
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from adv_worldmodel.dynamics.adversary import DRAWN_TOGETHER
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
-from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.seeding import make_generator
-from agents.buffers import Batch, MixedReplayBuffer
+from agents.agent_step import AgentStep, Update
+from agents.buffers import MixedReplayBuffer
 from agents.cloning import clone_behaviour
 from agents.explicit_updates import ExplicitSACUpdate, is_explicit
 from agents.policies import RAMBOPolicy, Standardise
@@ -47,6 +46,12 @@ class RAMBO(SAC):
     :param rollout_policy: who acts in the rollouts: ``"current"``, or ``"random"`` for uniform
         actions.
     :param gradient_steps: updates per iteration.
+    :param critic_warmup: iterations in which only the critics learn: they evaluate the cloned
+        policy, in the model, before it starts to change.
+    :param entropy_in_target: whether the critics' targets hold the entropy bonus (SAC's soft
+        value); without, alpha only keeps the actor stochastic.
+    :param fresh_outcomes: give a synthetic (s, a) the reward, successor and termination of the
+        present model when it is drawn from the buffer, instead of those it had in its rollout.
     :param policy_kwargs: SB3's, and ``layer_norm`` for the critics. States are standardised
         with the data's statistics unless a features extractor is given.
 
@@ -80,6 +85,9 @@ class RAMBO(SAC):
         tau: float = 0.005,
         ent_coef: str | float = "auto",
         target_entropy: str | float = "auto",
+        critic_warmup: int = 0,
+        entropy_in_target: bool = True,
+        fresh_outcomes: bool = False,
         policy_kwargs: dict[str, Any] | None = None,
         tensorboard_log: str | None = None,
         verbose: int = 0,
@@ -91,17 +99,18 @@ class RAMBO(SAC):
             raise ValueError(f"rollout_policy = {rollout_policy!r} is not 'current' or 'random'")
         if retain_iterations < 1 or gradient_steps < 1 or batch_size < 1:
             raise ValueError("retain_iterations, gradient_steps and batch_size must be at least 1")
+        if critic_warmup < 0:
+            raise ValueError(f"critic_warmup = {critic_warmup} must not be negative")
         if not 0.0 <= real_ratio <= 1.0:
             raise ValueError(f"real_ratio = {real_ratio} must lie between 0 and 1")
         self.actor_learning_rate = actor_learning_rate
         self.entropy_learning_rate = entropy_learning_rate
         self.real_ratio, self.retain_iterations = real_ratio, retain_iterations
-        self.rollout_policy = rollout_policy
+        self.rollout_policy, self.critic_warmup = rollout_policy, critic_warmup
+        self.entropy_in_target, self.fresh_outcomes = entropy_in_target, fresh_outcomes
         #: replay the update as a CUDA graph, on a GPU
         self.graphs = True
-        self._step: GraphedStep | None = None
-        self._step_rows = 0
-        self._explicit: ExplicitSACUpdate | None = None
+        self._step: AgentStep | None = None
         self._acting: SquashedPolicy | None = None
         #: finished iterations (rollout and updates)
         self.iteration = 0
@@ -281,17 +290,12 @@ class RAMBO(SAC):
             raise ValueError("the replay buffer is missing: give env=make_sb3_env(dataset, ...)")
         start = time.perf_counter()
         self.policy.set_training_mode(True)
-        if self._step is None or self._step_rows != batch_size:
-            self._step = self._make_step(batch_size)
+        step, frozen = self._step, self.iteration < self.critic_warmup
+        if step is None or (step.batch_size, step.actor_frozen) != (batch_size, frozen):
+            step = self._step = AgentStep(self, batch_size, actor_frozen=frozen)
         sums = torch.zeros(len(self.metrics), device=self.device)
-        indices = zip(*self.replay_buffer.draw(gradient_steps, batch_size), strict=True)
-        noise = torch.empty(0)
-        for i, (real, synthetic) in enumerate(indices):
-            if i % DRAWN_TOGETHER == 0:
-                n = min(DRAWN_TOGETHER, gradient_steps - i)
-                shape = (n, self.noises_per_update, batch_size, self.replay_buffer.action_dim)
-                noise = torch.randn(shape, generator=self._generator, device=self.device)
-            sums += self._step(real, synthetic, noise[i % DRAWN_TOGETHER])[0]
+        for draws in step.draws(gradient_steps):
+            sums += step(*draws)
         means = (sums / gradient_steps).tolist()  # the one wait for the device
         self._n_updates += gradient_steps
         self.iteration += 1
@@ -304,44 +308,14 @@ class RAMBO(SAC):
         self.logger.record("time/updates_per_second", gradient_steps / seconds)
         self.logger.dump(step=self.iteration)
 
-    def _update(self, parts: SACParts, batch: Batch, noise: Tensor) -> Tensor:
-        """One update; an algorithm of another loss overrides it.
+    def _make_update(self, parts: SACParts, batch_size: int) -> Update:
+        """The update of a batch and noise ``(noises_per_update, B, A)``, which gives ``metrics``.
 
-        :param noise: ``(noises_per_update, B, A)``.
-        :return: the numbers named in ``metrics``, on the device.
+        An algorithm of another loss overrides this.
         """
-        if self._explicit is not None:
-            return self._explicit(batch, noise)
-        return sac_update(parts, batch, noise[0], noise[1])
-
-    def _make_step(self, batch_size: int) -> GraphedStep:
-        """One update on batches of that size, as a function of row numbers and noise."""
-        for optimizer in (self.actor.optimizer, self.critic.optimizer, self.ent_coef_optimizer):
-            if optimizer is not None:
-                make_capturable(optimizer, self.device)
-        fixed_alpha = torch.zeros(1, device=self.device)
-        if self.log_ent_coef is None:
-            fixed_alpha += self.ent_coef_tensor
-        parts = SACParts(
-            self.actor,
-            self.policy.critic,
-            self.policy.critic_target,
-            self.log_ent_coef,
-            fixed_alpha,
-            self.ent_coef_optimizer,
-            self.gamma,
-            self.tau,
-            float(self.target_entropy),
-        )
-        self._step_rows = batch_size
-        self._explicit = ExplicitSACUpdate(parts, batch_size) if is_explicit(parts) else None
-        buffer = self.replay_buffer
-        assert buffer is not None
-
-        def update(real: Tensor, synthetic: Tensor, noise: Tensor) -> tuple[Tensor]:
-            return (self._update(parts, buffer.gather(real, synthetic), noise),)
-
-        return GraphedStep(update, self.device, enabled=self.graphs)
+        if is_explicit(parts):
+            return ExplicitSACUpdate(parts, batch_size)
+        return lambda batch, noise: sac_update(parts, batch, noise[0], noise[1])
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._step = None  # parameters may have been loaded since: capture anew
@@ -350,7 +324,7 @@ class RAMBO(SAC):
     def _excluded_save_params(self) -> list[str]:
         # the last observations are data-set states, n_envs of them
         states = ["_last_obs", "_last_original_obs", "_last_episode_starts"]
-        caches = ["_generator", "_step", "_explicit", "_acting"]
+        caches = ["_generator", "_step", "_acting"]
         return [*super()._excluded_save_params(), *caches, *states]
 
 

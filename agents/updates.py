@@ -48,6 +48,8 @@ class SACParts:
     gamma: float
     tau: float
     target_entropy: float
+    entropy_in_target: bool = True  #: whether the critics learn the soft value, or the plain one
+    actor_frozen: bool = False  #: evaluate the policy: actor and entropy coefficient stay
 
     def __post_init__(self) -> None:
         self.online: list[Tensor] = list(self.critic.parameters())
@@ -64,7 +66,8 @@ def sac_update(parts: SACParts, batch: Batch, noise: Tensor, next_noise: Tensor)
     action, log_prob = sample_action(parts.actor, batch.obs, noise)
     alpha = parts.fixed_alpha if parts.log_alpha is None else parts.log_alpha.detach().exp()
     entropy_loss = torch.zeros_like(alpha)
-    if parts.log_alpha is not None and parts.entropy_optimizer is not None:
+    if parts.entropy_optimizer is not None and not parts.actor_frozen:
+        assert parts.log_alpha is not None
         gap = (log_prob.detach() + parts.target_entropy).mean()
         entropy_loss = -parts.log_alpha.detach() * gap
         parts.log_alpha.grad = -gap.reshape(1)  # its derivative, without a graph for one number
@@ -73,8 +76,9 @@ def sac_update(parts: SACParts, batch: Batch, noise: Tensor, next_noise: Tensor)
     with torch.no_grad():
         next_action, next_log_prob = sample_action(parts.actor, batch.next_obs, next_noise)
         next_q = parts.critic_target.q_values(batch.next_obs, next_action).amin(0)
-        soft_value = next_q - alpha * next_log_prob
-        target = batch.reward + parts.gamma * batch.continues * soft_value
+        if parts.entropy_in_target:
+            next_q = next_q - alpha * next_log_prob
+        target = batch.reward + parts.gamma * batch.continues * next_q
     q = parts.critic.q_values(batch.obs, batch.action)
     critic_loss = 0.5 * (q - target).square().mean(dim=1).sum()
     parts.critic.optimizer.zero_grad()
@@ -83,9 +87,10 @@ def sac_update(parts: SACParts, batch: Batch, noise: Tensor, next_noise: Tensor)
 
     q_pi = parts.critic.q_values(batch.obs, action, frozen=True).amin(0)
     actor_loss = (alpha * log_prob - q_pi).mean()
-    parts.actor.optimizer.zero_grad()
-    actor_loss.backward()
-    parts.actor.optimizer.step()
+    if not parts.actor_frozen:
+        parts.actor.optimizer.zero_grad()
+        actor_loss.backward()
+        parts.actor.optimizer.step()
 
     with torch.no_grad():
         torch._foreach_lerp_(parts.target, parts.online, parts.tau)

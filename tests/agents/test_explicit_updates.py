@@ -24,7 +24,13 @@ OBSERVATIONS = Box(-10.0, 10.0, (S,))
 ACTIONS = Box(-1.0, 1.0, (A,))
 
 
-def make_parts(*, learned_alpha: bool = True, **kwargs: Any) -> SACParts:
+def make_parts(
+    *,
+    learned_alpha: bool = True,
+    entropy_in_target: bool = True,
+    actor_frozen: bool = False,
+    **kwargs: Any,
+) -> SACParts:
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "net_arch": [24, 16],
@@ -38,6 +44,7 @@ def make_parts(*, learned_alpha: bool = True, **kwargs: Any) -> SACParts:
     return SACParts(
         policy.actor, policy.critic, policy.critic_target, log_alpha,
         torch.full((1,), 0.2), optimizer, gamma=0.9, tau=0.05, target_entropy=-1.0,
+        entropy_in_target=entropy_in_target, actor_frozen=actor_frozen,
     )  # fmt: skip
 
 
@@ -60,8 +67,18 @@ def make_batch(generator: torch.Generator) -> tuple[Batch, Tensor]:
         (True, {"n_critics": 1}),
         (True, {"n_critics": 5, "net_arch": [16, 8, 16]}),
         (True, {"net_arch": [16]}),
+        (True, {"entropy_in_target": False}),
+        (True, {"actor_frozen": True}),
     ],
-    ids=["learned-alpha", "fixed-alpha", "one-critic", "five-deep-critics", "one-hidden-layer"],
+    ids=[
+        "learned-alpha",
+        "fixed-alpha",
+        "one-critic",
+        "five-deep-critics",
+        "one-hidden-layer",
+        "plain-value",
+        "actor-frozen",
+    ],
 )
 def test_losses_and_parameters_are_autograd_s(
     learned_alpha: bool, settings: dict[str, Any]
@@ -82,7 +99,12 @@ def test_losses_and_parameters_are_autograd_s(
         pairs = zip(getattr(fast, name), getattr(reference, name), strict=True)
         for mine, theirs in pairs:
             torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-4)
-    if learned_alpha:
+    if settings.get("actor_frozen"):
+        untouched = make_parts().actor_parameters
+        assert all(map(torch.equal, fast.actor_parameters, untouched))
+        assert float(fast.log_alpha) == 0.0  # type: ignore[arg-type]
+    elif learned_alpha:
+        assert abs(float(fast.log_alpha)) > 0.01  # type: ignore[arg-type]
         torch.testing.assert_close(fast.log_alpha, reference.log_alpha, rtol=0, atol=1e-4)
 
 

@@ -16,6 +16,7 @@ from adv_worldmodel import Adversary, AdversarySettings, OfflineDataset, WorldMo
 from adv_worldmodel.dynamics.adversary import SCORES
 from adv_worldmodel.graphs import GraphedStep
 from agents import RAMBO
+from agents.agent_step import AgentStep
 from agents.values import policy_and_value
 
 Update = tuple[Callable[[], object], Callable[[], list[Tensor]]]
@@ -36,7 +37,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def agent_update(agent: RAMBO) -> Update:
-    buffer, step = agent.replay_buffer, agent._make_step(16)
+    buffer, step = agent.replay_buffer, AgentStep(agent, 16)
     assert buffer is not None
     real, synthetic = buffer.draw(1, 16)
     noise = torch.randn((2, 16, 1), generator=torch.Generator().manual_seed(0))

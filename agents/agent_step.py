@@ -1,0 +1,122 @@
+"""The agent's update as a function of drawn rows and noise, and the drawing of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adv_worldmodel.dynamics.adversary import DRAWN_TOGETHER
+from adv_worldmodel.dynamics.ensemble import MemberDraw, n_slots
+from adv_worldmodel.graphs import GraphedStep, make_capturable
+from agents.buffers import Batch
+from agents.updates import SACParts
+
+if TYPE_CHECKING:
+    from adv_worldmodel.dynamics import WorldModel
+    from agents.rambo import RAMBO
+
+#: One update of a batch and standard normals, which returns metrics.
+Update = Callable[[Batch, Tensor], Tensor]
+
+
+class AgentStep:
+    """Updates of RAMBO's networks on mixed batches of one size.
+
+    :param model: whose networks, buffer and generator they are.
+    :param batch_size: rows, real and synthetic.
+    :param actor_frozen: only the critics learn.
+    """
+
+    def __init__(self, model: RAMBO, batch_size: int, *, actor_frozen: bool = False) -> None:
+        assert model.replay_buffer is not None
+        self.model, self.buffer, self.batch_size = model, model.replay_buffer, batch_size
+        self.actor_frozen = actor_frozen
+        self.n_real = self.buffer.n_real(batch_size)
+        self.update = model._make_update(self._parts(), batch_size)
+        self.graphed = GraphedStep(self._update, model.device, enabled=model.graphs)
+
+    def _parts(self) -> SACParts:
+        model = self.model
+        policy, device = model.policy, model.device
+        for optimizer in (
+            policy.actor.optimizer,
+            policy.critic.optimizer,
+            model.ent_coef_optimizer,
+        ):
+            if optimizer is not None:
+                make_capturable(optimizer, device)
+        fixed_alpha = torch.zeros(1, device=device)
+        if model.log_ent_coef is None:
+            fixed_alpha += model.ent_coef_tensor
+        return SACParts(
+            policy.actor,
+            policy.critic,
+            policy.critic_target,
+            model.log_ent_coef,
+            fixed_alpha,
+            model.ent_coef_optimizer,
+            model.gamma,
+            model.tau,
+            float(model.target_entropy),
+            model.entropy_in_target,
+            self.actor_frozen,
+        )
+
+    @property
+    def captured(self) -> bool:
+        """Whether updates are replays of a CUDA graph by now."""
+        return self.graphed.captured
+
+    @property
+    def world_model(self) -> WorldModel:
+        """Whose rollouts the buffer holds."""
+        world_model: WorldModel = self.model.env.world_model  # type: ignore[union-attr]
+        return world_model
+
+    def __call__(self, *draws: Tensor) -> Tensor:
+        """One update with the draws of one update; returns ``model.metrics``."""
+        return self.graphed(*draws)[0]
+
+    def _update(
+        self, real: Tensor, synthetic: Tensor, noise: Tensor, *outcome: Tensor
+    ) -> tuple[Tensor]:
+        batch = self.buffer.gather(real, synthetic)
+        if outcome:
+            self._renew(batch, *outcome)
+        return (self.update(batch, noise),)
+
+    def draws(self, n_updates: int) -> Iterator[tuple[Tensor, ...]]:
+        """For each update: row numbers of data and model rows, standard normals of the policy.
+
+        With ``fresh_outcomes`` also who evaluates which model row, and its standard normals.
+        """
+        model, generator, device = self.model, self.model._generator, self.model.device
+        rows = self.buffer.draw(n_updates, self.batch_size)
+        n_model = self.batch_size - self.n_real
+        for start in range(0, n_updates, DRAWN_TOGETHER):
+            n = min(DRAWN_TOGETHER, n_updates - start)
+            shape = (n, model.noises_per_update, self.batch_size, self.buffer.action_dim)
+            blocks = [block[start : start + n] for block in rows]
+            blocks.append(torch.randn(shape, generator=generator, device=device))
+            if model.fresh_outcomes and n_model > 0:
+                ensemble = self.world_model.ensemble
+                places = n_slots(n_model, ensemble.n_members)
+                keys = torch.rand((n, places), generator=generator, device=device)
+                shape_y = (n, n_model, ensemble.output_dim)
+                blocks.append(keys.argsort(dim=1))
+                blocks.append(torch.randn(shape_y, generator=generator, device=device))
+            yield from zip(*blocks, strict=True)
+
+    def _renew(self, batch: Batch, slots: Tensor, noise: Tensor) -> None:
+        """What the present model makes of the model rows' (s, a), in their place."""
+        world_model, bounds = self.world_model, self.buffer.bounds
+        rows = Batch(*(column[self.n_real :] for column in batch))
+        members = MemberDraw(slots, len(rows.obs), world_model.n_members)
+        action = bounds.unscale(rows.action)
+        next_obs, reward, terminated = world_model.transition(rows.obs, action, members, noise)
+        rows.next_obs.copy_(next_obs)
+        rows.reward.copy_(reward)
+        rows.continues.copy_(~terminated)

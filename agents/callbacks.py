@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import cast
+from typing import Literal, cast
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
@@ -20,23 +20,28 @@ class RamboCallback(BaseCallback):
     RAMBO, SAC, TD3, TQC, CrossQ, PPO. Pass it to ``learn`` itself or in a list: callbacks inside
     another (``EvalCallback(callback_on_new_best=...)``, ``EveryNTimesteps``) hear of no rollouts.
 
-    :param adversary_weight: lambda of P eq. 9; 0 leaves the model as it is.
+    :param adversary_weight: lambda of P eq. 9; 0 leaves the model as it is, ``"auto"`` finds it
+        by dual ascent on P's constraint.
     :param adversary_updates: updates before each rollout.
     :param score: ``"mixture"``, ``"member"`` or ``"pathwise"``.
     :param learning_rate: Adam's. :param batch_size: rows of data and of model rollouts per update.
     :param continue_fit: with weight 0, go on fitting the model to the data.
+    :param xi: with ``"auto"``, nats per transition by which the model's negative log-likelihood on
+        the data may exceed the fit's. :param max_weight: what lambda may then rise to.
     :param seed: of the adversary's draws; default the algorithm's.
     """
 
     def __init__(
         self,
-        adversary_weight: float = 3e-4,
+        adversary_weight: float | Literal["auto"] = 3e-4,
         adversary_updates: int = 1000,
         *,
         score: Score = "mixture",
         learning_rate: float = 3e-4,
         batch_size: int = 256,
         continue_fit: bool = False,
+        xi: float = 0.1,
+        max_weight: float = 1.0,
         seed: int | None = None,
         verbose: int = 0,
     ) -> None:
@@ -49,6 +54,8 @@ class RamboCallback(BaseCallback):
             batch_size=batch_size,
             learning_rate=learning_rate,
             continue_fit=continue_fit,
+            xi=xi,
+            max_weight=max_weight,
         )
         self.adversary_updates = adversary_updates
         self.seed = seed

@@ -52,6 +52,7 @@ _ENT_COEF = Pattern(
     r"auto(_(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)?",
     "auto, auto_X with a start value X such as auto_0.1, or a number >= 0",
 )
+_WEIGHT = Pattern("auto", "auto or a number >= 0")
 _TARGET_ENTROPY = Pattern("auto", "auto (minus the action's size) or a number")
 
 
@@ -176,8 +177,15 @@ class AdversaryConfig(Section):
 
     section: ClassVar[str] = "adversary"
     weight: Annotated[
-        float, Setting("lambda, of the mean adversarial loss (P eq. 9, Table 5)", at_least=0)
+        str | float,
+        Setting(
+            "lambda (P eq. 9, Table 5); auto: by the constraint xi", at_least=0, pattern=_WEIGHT
+        ),
     ] = 3e-4
+    xi: Annotated[
+        float, Setting("nats per transition that the data may lose (weight auto)", above=0)
+    ] = 0.1
+    max_weight: Annotated[float, Setting("what weight auto may rise to", above=0)] = 1.0
     updates: Annotated[int, Setting("model updates per iteration (P Table 4)", at_least=0)] = 1000
     score: Annotated[
         Literal["mixture", "member", "pathwise"],

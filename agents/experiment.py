@@ -214,12 +214,14 @@ class _Experiment:
             self.evaluator, every=config.evaluation.every, path=self.folder.evaluations
         )
         adversary = RamboCallback(
-            config.adversary.weight,
+            config.adversary.weight,  # type: ignore[arg-type]  # a text is "auto"
             config.adversary.updates,
             score=config.adversary.score,
             learning_rate=config.adversary.learning_rate,
             batch_size=config.adversary.batch_size,
             continue_fit=config.adversary.continue_fit,
+            xi=config.adversary.xi,
+            max_weight=config.adversary.max_weight,
             seed=config.seed,
         )
         callbacks: list[BaseCallback] = [

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.device import shared_tensor
+from adv_worldmodel.dynamics.constraint import DualWeight
 from adv_worldmodel.dynamics.ensemble import (
     MemberDraw,
     gaussian_log_density,
     mixture_log_density,
     n_slots,
 )
-from adv_worldmodel.dynamics.fitting import make_optimizer, supervised_loss
+from adv_worldmodel.dynamics.fitting import make_optimizer, mean_nll, supervised_loss
 from adv_worldmodel.dynamics.world_model import WorldModel
 from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.protocols import Policy, ValueFunction
@@ -25,6 +26,8 @@ from adv_worldmodel.seeding import make_generator
 Score = Literal["mixture", "member", "pathwise"]
 SCORES: tuple[str, ...] = get_args(Score)
 STD_FLOOR = 1e-6
+#: Data rows that the fit's likelihood is measured on, at most.
+REFERENCE_ROWS = 50_000
 #: Updates whose random numbers are drawn together; bounds memory, and calls to the generator.
 DRAWN_TOGETHER = 250
 
@@ -42,7 +45,8 @@ class ModelGradient(NamedTuple):
 class AdversarySettings:
     """How the world model is turned against the agent; defaults are the paper's.
 
-    :param weight: lambda of P eq. 9, on the *mean* over the batch of the adversarial loss.
+    :param weight: lambda of P eq. 9, on the *mean* over the batch of the adversarial loss;
+        ``"auto"``: found by dual ascent on the constraint that P's problem has in its place.
     :param score: estimator of the model gradient: ``mixture`` (the paper's: score of the elite
         mixture), ``member`` (score of the drawn member alone: same expectation, a fifth of the
         work, more variance) or ``pathwise`` (through the sample and the critic).
@@ -51,21 +55,31 @@ class AdversarySettings:
     :param continue_fit: with weight 0, go on fitting the data; otherwise weight 0 does nothing.
     :param baseline: subtract Q(s, a) from the score functions' return.
     :param normalise: standardise the advantage over the batch (P 5.2).
+    :param xi: with weight ``"auto"``, nats per transition by which the model's negative
+        log-likelihood on the data may exceed the fit's; see :class:`DualWeight`.
+    :param max_weight: with weight ``"auto"``, what lambda may rise to.
     """
 
-    weight: float = 3e-4
+    weight: float | Literal["auto"] = 3e-4
     score: Score = "mixture"
     batch_size: int = 256
     learning_rate: float = 3e-4
     continue_fit: bool = False
     baseline: bool = True
     normalise: bool = True
+    xi: float = 0.1
+    max_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
             raise ValueError(f"score = {self.score!r} is not one of {', '.join(SCORES)}")
-        if self.weight < 0:
+        if isinstance(self.weight, str):
+            if self.weight != "auto":
+                raise ValueError(f"weight = {self.weight!r} is neither a number nor 'auto'")
+        elif self.weight < 0:
             raise ValueError(f"weight = {self.weight} must not be negative")
+        if self.xi <= 0 or self.max_weight <= 0:
+            raise ValueError(f"xi = {self.xi}, max_weight = {self.max_weight} must be positive")
         if self.batch_size < 1:
             raise ValueError(f"batch_size = {self.batch_size} must be at least 1")
 
@@ -186,6 +200,11 @@ class Adversary:
         self.start_states = shared_tensor(dataset.observations, device)
         #: present states of the rollouts, ``(B, S)``
         self.obs = self.start_states[self._rows(len(self.start_states), 1)[0]]
+        #: lambda, where the settings leave it to the constraint
+        self.dual: DualWeight | None = None
+        if settings.weight == "auto":
+            fit_nll = self._fit_nll()
+            self.dual = DualWeight(fit_nll, settings.xi, settings.max_weight, device)
         self.n_updates = 0
         self._against: tuple[Policy, ValueFunction] | None = None
         self._step: GraphedStep | None = None
@@ -193,7 +212,19 @@ class Adversary:
     @property
     def active(self) -> bool:
         """Whether an update changes anything: lambda = 0 leaves the model at its fit."""
-        return self.settings.weight > 0 or self.settings.continue_fit
+        return self.settings.weight != 0 or self.settings.continue_fit
+
+    @torch.no_grad()
+    def _fit_nll(self) -> float:
+        """The members' mean negative log-likelihood on training rows (nats per transition)."""
+        rows = torch.arange(len(self.train_rows), device=self.model.device)
+        rows = self.train_rows[rows[:: -(-len(rows) // REFERENCE_ROWS)]]
+        total = torch.zeros((), dtype=torch.float64, device=self.model.device)
+        for part in rows.split(REFERENCE_ROWS // 10):
+            mean, logvar = self.model.ensemble(self.inputs[part])
+            log_p = gaussian_log_density(self.targets[part], mean, logvar)
+            total -= log_p.mean(0).sum()
+        return float(total) / len(rows)
 
     def _rows(self, n: int, n_updates: int) -> Tensor:
         shape = (n_updates, self.settings.batch_size)
@@ -226,7 +257,9 @@ class Adversary:
         :return: means over the updates of ``objective`` (the normalised L_adv), ``advantage_mean``
             and ``advantage_std`` (before normalisation, in units of reward), ``supervised_loss``;
             after them ``holdout_nll``, the mixture's on held-out data (nats per transition).
-            With weight 0 there is no adversary and none of its first three.
+            With weight 0 there is no adversary and none of its first three. With weight
+            ``"auto"`` also lambda as it is in the end, ``weight``, and ``excess_nll``, the running
+            mean of what the constraint bounds by xi.
         """
         sums = torch.zeros(4, device=self.model.device)
         left = n_updates if self.active else 0
@@ -235,14 +268,14 @@ class Adversary:
             for draws in zip(*self.draw(n), strict=True):
                 sums += self.update(Draws(*draws), policy, value)
             left -= n
-        names = ("objective", "advantage_mean", "advantage_std", "supervised_loss")
-        found = torch.cat([sums / max(n_updates, 1), self.holdout_nll().unsqueeze(0)])
-        *means, holdout_nll = found.tolist()  # the one wait for the device
-        metrics = dict(zip(names, means, strict=True)) if self.active else {}
-        if self.settings.weight == 0:
-            metrics = {name: metrics[name] for name in names[3:] if name in metrics}
-        metrics["holdout_nll"] = holdout_nll
-        return metrics
+        names = ["objective", "advantage_mean", "advantage_std", "supervised_loss", "holdout_nll"]
+        found = [*(sums / max(n_updates, 1)), self.holdout_nll()]
+        if self.dual is not None:
+            names += ["weight", "excess_nll"]
+            found += [self.dual.weight, self.dual.excess]
+        means = torch.stack(found).tolist()  # the one wait for the device
+        unknown = names[:4] if not self.active else names[:3] if self.settings.weight == 0 else ()
+        return {n: mean for n, mean in zip(names, means, strict=True) if n not in unknown}
 
     def update(self, draws: Draws, policy: Policy, value: ValueFunction) -> Tensor:
         """One update with the random numbers of one update; returns four metrics as a tensor."""
@@ -288,8 +321,12 @@ class Adversary:
             self.settings,
             (self.inputs[batch], self.targets[batch]),
         )
-        loss = self.settings.weight * step.loss + supervised
+        # without a dual weight the settings hold a number
+        weight = float(self.settings.weight) if self.dual is None else self.dual.weight
+        loss = weight * step.loss + supervised
         loss.backward(inputs=self.parameters)
+        if self.dual is not None:
+            self.dual.update(mean_nll(self.model.ensemble, supervised.detach()))
         self.optimizer.step()
         ended = (step.terminated | restart).unsqueeze(-1)
         self.obs.copy_(torch.where(ended, self.start_states[starts], step.next_obs))

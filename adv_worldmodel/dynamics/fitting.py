@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.device import resolve_device, shared_tensor
-from adv_worldmodel.dynamics.ensemble import Ensemble
+from adv_worldmodel.dynamics.ensemble import LOG_2PI, Ensemble
 from adv_worldmodel.dynamics.termination import TerminationFunction, make_termination
 from adv_worldmodel.dynamics.world_model import FORMAT_VERSION, RewardFunction, WorldModel
 from adv_worldmodel.seeding import make_generator
@@ -93,8 +93,19 @@ def supervised_loss(ensemble: Ensemble, mean: Tensor, logvar: Tensor, y: Tensor)
     The L2 terms live in the optimiser (:func:`make_optimizer`).
     """
     fit = ((y - mean).square() * torch.exp(-logvar) + logvar).mean(dim=(-2, -1)).sum()
-    limits = ensemble.max_logvar.sum() - ensemble.min_logvar.sum()
-    return fit + LOGVAR_LIMIT_WEIGHT * limits
+    return fit + _limits(ensemble)
+
+
+def _limits(ensemble: Ensemble) -> Tensor:
+    spread: Tensor = ensemble.max_logvar.sum() - ensemble.min_logvar.sum()
+    return LOGVAR_LIMIT_WEIGHT * spread
+
+
+@torch.no_grad()
+def mean_nll(ensemble: Ensemble, supervised: Tensor) -> Tensor:
+    """The members' mean negative log-likelihood (nats per transition) behind a supervised loss."""
+    per_dimension = (supervised - _limits(ensemble)) / ensemble.n_members + LOG_2PI
+    return per_dimension * (0.5 * ensemble.output_dim)
 
 
 def fit_world_model(

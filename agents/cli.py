@@ -1,4 +1,4 @@
-"""The command line: `adv-worldmodel train | evaluate | data`.
+"""The command line: `adv-worldmodel train | evaluate | results | select | sweep | data`.
 
 Exit codes: 0 done, 1 the run failed (a divergence; bugs show their traceback), 2 bad input (one
 line on stderr that says what to do), 130 interrupted.
@@ -7,21 +7,18 @@ line on stderr that says what to do), 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 # torch and Stable-Baselines3 take seconds to import: only the handlers do, so that --help is quick.
 from agents.data_commands import add_data_parser
+from agents.experiment_commands import add_experiment_parsers
+from agents.terminal import PROG, positive, terminated_as_interrupted, user_input
 
 if TYPE_CHECKING:
     from agents.config import TrainConfig
-
-PROG = "adv-worldmodel"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
     try:
         args = _parser().parse_args(argv)
-        if args.command == "data":  # reads and writes data sets, no more: what fails is input
-            with user_input():
+        if args.command in ("data", "results", "select"):  # read and write files, no more:
+            with user_input():  # what fails is input
                 return int(args.func(args))
         return int(args.func(args))
     except SystemExit as stop:
@@ -55,21 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROG}: interrupted", file=sys.stderr)
         return 130
-
-
-@contextmanager
-def user_input() -> Iterator[None]:
-    """Turn the errors that the user's input causes into one line on stderr and exit code 2.
-
-    Wrap only the reading and checking of input: a ValueError from further inside is a bug, and its
-    traceback is needed.
-    """
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"{PROG}: error: {message}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "print its return and, where reference returns are known, its score.",
     )
     evaluate.add_argument("run", metavar="RUN", help="a folder that 'train' printed")
-    evaluate.add_argument("--episodes", metavar="N", type=_positive, default=10)
+    evaluate.add_argument("--episodes", metavar="N", type=positive, default=10)
     evaluate.add_argument(
         "--env", metavar="ID", help="another environment; 'module:ID' imports module first"
     )
@@ -115,18 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--render", metavar="FILE", help="write one episode as .mp4 or .gif")
     evaluate.set_defaults(func=_evaluate)
 
+    add_experiment_parsers(commands)
     add_data_parser(commands)
     return parser
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return number
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -141,7 +114,7 @@ def _train(args: argparse.Namespace) -> int:
     with user_input():
         prepared = prepare(config)
     try:
-        with _terminated_as_interrupted():
+        with terminated_as_interrupted():
             run(prepared)
     except (DivergenceError, FloatingPointError) as error:
         print(f"{PROG}: the run failed: {error}", file=sys.stderr)
@@ -154,25 +127,12 @@ def _train_seeds(config: TrainConfig) -> int:
 
     with user_input():
         plan = prepare_seeds(config)
-    with _terminated_as_interrupted():
+    with terminated_as_interrupted():
         runs = run_seeds(plan)
     if runs.errors:
         seeds = ", ".join(map(str, runs.errors))
         print(f"{PROG}: not finished: seed {seeds}", file=sys.stderr)
     return 1 if runs.errors else 0
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM (a scheduler's stop) end the run as Ctrl-C does, with its files written."""
-    if threading.current_thread() is not threading.main_thread():  # signals are not ours to set
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

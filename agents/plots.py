@@ -13,10 +13,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from agents.evaluation import EvaluationRow, read_evaluations
+from agents.intervals import bootstrap_interval
+from agents.run_groups import Group, known
 
 Rows = Sequence[EvaluationRow]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+_LINE_STYLES = ("-", "--", "-.", ":")  # one after the other, once all colours are taken
 _REFERENCE_STYLES = {"behaviour": ("#555555", "--"), "clone": ("#555555", ":")}
 
 
@@ -43,7 +46,7 @@ def plot_learning_curve(
         FileNotFoundError, ValueError: nothing to draw, or an unreadable file.
     """
     rows = _rows(run)
-    figure, axes = _figure(title)
+    figure, (axes,) = _figure([title])
     iterations = np.array([row["iteration"] for row in rows])
     mean = np.array([row["return_mean"] for row in rows])
     spread = np.array([row["return_std"] for row in rows])
@@ -52,7 +55,7 @@ def plot_learning_curve(
         iterations, mean - spread, mean + spread, color=_COLOURS[0], alpha=0.2, linewidth=0
     )
     _references(axes, behaviour_return, cloning_return)
-    return _save(figure, axes, path)
+    return _save(figure, path)
 
 
 def compare_curves(
@@ -63,7 +66,7 @@ def compare_curves(
     cloning_return: float | None = None,
     title: str = "",
 ) -> Path:
-    """One curve for each group of runs: mean over its seeds, and their range as a band.
+    """One curve for each group of runs: mean over its seeds, its 95 % bootstrap interval as a band.
 
     Args:
         groups: label -> runs (folders, CSV files or rows). Only iterations that all runs of a
@@ -77,19 +80,50 @@ def compare_curves(
     """
     if not groups:
         raise ValueError("No groups of runs to compare.")
-    figure, axes = _figure(title)
+    figure, (axes,) = _figure([title])
+    _curves(axes, groups)
+    _references(axes, behaviour_return, cloning_return)
+    return _save(figure, path)
+
+
+def plot_groups(groups: Sequence[Group], path: str | Path) -> Path:
+    """Learning curves of the runs that finished, as `compare_curves` draws them, by data set.
+
+    Raises:
+        FileNotFoundError, ValueError: as `compare_curves`.
+    """
+    drawn = [group for group in groups if group.finished]
+    if not drawn:
+        raise ValueError("None of the runs has finished, so there is no curve to draw.")
+    datasets = list(dict.fromkeys(group.dataset for group in drawn))
+    figure, panels = _figure(datasets)
+    for dataset, axes in zip(datasets, panels, strict=True):
+        own = [group for group in drawn if group.dataset == dataset]
+        _curves(axes, {group.label: [run.folder.path for run in group.finished] for group in own})
+        runs = [run for group in own for run in group.finished]
+        returns = [known(runs, key) for key in ("behaviour_return", "cloning_return")]
+        _references(axes, *(float(np.mean(values)) if values else None for values in returns))
+    return _save(figure, path)
+
+
+def _curves(axes: Axes, groups: Mapping[str, Sequence[str | Path | Rows]]) -> None:
+    """The curves and bands of `compare_curves`."""
     for number, (label, runs) in enumerate(groups.items()):
         iterations, returns = _stack(label, [_rows(run) for run in runs])
         colour = _COLOURS[number % len(_COLOURS)]
+        style = _LINE_STYLES[number // len(_COLOURS) % len(_LINE_STYLES)]
         seeds = f"{label} ({len(runs)} seeds)" if len(runs) > 1 else label
         axes.plot(
-            iterations, returns.mean(axis=0), color=colour, label=seeds, marker=_marker(iterations)
+            iterations,
+            returns.mean(axis=0),
+            color=colour,
+            linestyle=style,
+            label=seeds,
+            marker=_marker(iterations),
         )
         if len(runs) > 1:
-            low, high = returns.min(axis=0), returns.max(axis=0)
+            low, high = bootstrap_interval(returns)
             axes.fill_between(iterations, low, high, color=colour, alpha=0.2, linewidth=0)
-    _references(axes, behaviour_return, cloning_return)
-    return _save(figure, axes, path)
 
 
 def _rows(run: str | Path | Rows) -> Rows:
@@ -111,17 +145,19 @@ def _stack(label: str, runs: Sequence[Rows]) -> tuple[NDArray[np.int64], NDArray
     return np.array(common), np.array([[curve[i] for i in common] for curve in curves])
 
 
-def _figure(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+def _figure(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel for each title, side by side."""
+    figure = Figure(figsize=(6.4 * len(titles), 4.0), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    axes.set_xlabel("iteration")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("return in the real environment")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    panels = list(figure.subplots(1, len(titles), squeeze=False)[0])
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title)
+        axes.set_xlabel("iteration")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("return in the real environment")
+    return figure, panels
 
 
 def _marker(iterations: NDArray[np.int64]) -> str:
@@ -137,9 +173,10 @@ def _references(axes: Axes, behaviour: float | None, clone: float | None) -> Non
             axes.axhline(value, color=colour, linestyle=style, label=f"{name} ({value:.0f})")
 
 
-def _save(figure: Figure, axes: Axes, path: str | Path) -> Path:
+def _save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
-    axes.legend(frameon=False)
+    for axes in figure.axes:
+        axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the version that matplotlib writes into the file, equal runs give equal files.
     figure.savefig(path, format="png", dpi=150, metadata={"Software": None})

@@ -8,36 +8,17 @@ one) and no more run at once than there are cores. Each writes an ordinary run f
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
-import signal
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from multiprocessing.connection import wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 from agents.config import TrainConfig
-from agents.divergence import DivergenceError
-from agents.experiment import train
 from agents.preparation import prepare
-from agents.progress import duration
+from agents.processes import RunProcesses, cores
 from agents.results import seeds_table
-from agents.run_folder import RunFolder, new_run_folder
+from agents.run_folder import new_run_folder
 
 __all__ = ["SeedRuns", "SeedsPlan", "prepare_seeds", "run_seeds", "train_seeds"]
-
-#: Seconds from one line of progress to the next.
-LINE_EVERY = 15.0
-#: Seconds that an interrupted run has to write its files.
-GRACE = 120.0
-#: Seconds after which a run that has not ended is asked once more.
-ASK_AGAIN = 15.0
 
 
 @dataclass(frozen=True)
@@ -83,164 +64,33 @@ def prepare_seeds(config: TrainConfig) -> SeedsPlan:
     """Read and check, once, all that `config` names; see `agents.preparation.prepare`."""
     n = config.seeds or 1
     prepared = prepare(dataclasses.replace(config, seeds=None))
-    cores = _cores()
+    available = cores()
     return SeedsPlan(
         config,
         range(config.seed, config.seed + n),
-        config.n_threads or max(1, cores // n),
-        min(n, cores) if prepared.device.type == "cpu" else n,
+        config.n_threads or max(1, available // n),
+        min(n, available) if prepared.device.type == "cpu" else n,
     )
 
 
 def run_seeds(plan: SeedsPlan, *, progress: bool = True) -> SeedRuns:
     """Run a checked plan; see `train_seeds`."""
     folder = new_run_folder(plan.config.out, plan.config.name, "seeds").path
-    runs = _Runs(plan, folder, progress)
+    names = {seed: f"seed-{seed}" for seed in plan.seeds}
+    configs = {name: plan.of_seed(seed, folder) for seed, name in names.items()}
+    runs = RunProcesses(configs, plan.at_once, progress)
+    threads = f"{plan.n_threads} thread" + ("s" if plan.n_threads > 1 else "")
+    runs.say(f"seeds        {plan.seeds[0]} to {plan.seeds[-1]}, {plan.at_once} at once,")
+    runs.say(f"             each in a process of its own on {threads}")
     try:
         runs.run()
-    except KeyboardInterrupt:
-        runs.stop()
-        raise
     finally:
-        runs.kill()
-        found = runs.found()
+        results, errors = runs.results(), runs.errors()
+        found = SeedRuns(
+            folder,
+            {seed: results[name] for seed, name in names.items()},
+            {seed: errors[name] for seed, name in names.items() if name in errors},
+        )
         for line in [*seeds_table(found.results, found.errors), str(folder)]:
             runs.say(line)
     return found
-
-
-class _Runs:
-    """The processes, from the first start to the last end."""
-
-    def __init__(self, plan: SeedsPlan, folder: Path, progress: bool) -> None:
-        self.plan, self.folder, self.progress = plan, folder, progress
-        self.processes: dict[int, SpawnProcess] = {}
-        self.reported: set[int] = set()
-        self.started = self.last_line = time.monotonic()
-
-    def say(self, line: str) -> None:
-        if self.progress:
-            print(line, flush=True)
-
-    def running(self) -> dict[int, SpawnProcess]:
-        return {seed: p for seed, p in self.processes.items() if p.is_alive()}
-
-    def run(self) -> None:
-        """Start them as places become free, until the last has ended."""
-        plan = self.plan
-        threads = f"{plan.n_threads} thread" + ("s" if plan.n_threads > 1 else "")
-        self.say(f"seeds        {plan.seeds[0]} to {plan.seeds[-1]}, {plan.at_once} at once,")
-        self.say(f"             each in a process of its own on {threads}")
-        waiting = list(plan.seeds)
-        while waiting or self.running():
-            while waiting and len(self.running()) < plan.at_once:
-                self.start(waiting.pop(0))
-            wait([p.sentinel for p in self.running().values()], timeout=1.0)
-            self.report()
-
-    def start(self, seed: int) -> None:
-        # spawn: a fork would share what CUDA has set up in this process
-        process = multiprocessing.get_context("spawn").Process(
-            target=_run_one, args=(self.plan.of_seed(seed, self.folder),), name=f"seed-{seed}"
-        )
-        with _ctrl_c_is_for_this_process():
-            process.start()
-        self.processes[seed] = process
-
-    def report(self) -> None:
-        """Say who has ended since, and now and then how far the others are."""
-        for seed, process in self.processes.items():
-            if seed in self.reported or process.is_alive():
-                continue
-            self.reported.add(seed)
-            error = self.error(seed)
-            self.say(f"seed {seed:<7} {'finished' if error is None else error}")
-        now = time.monotonic()
-        if self.progress and now - self.last_line >= LINE_EVERY and (left := self.running()):
-            self.last_line = now
-            total = self.plan.config.iterations
-            done = ", ".join(f"seed {s} {_rows(self.folder_of(s).progress)}" for s in left)
-            line = f"iterations of {total}: {done}; {duration(now - self.started)}"
-            print(line, file=sys.stderr, flush=True)
-
-    def folder_of(self, seed: int) -> RunFolder:
-        return RunFolder(self.folder / f"seed-{seed}")
-
-    def error(self, seed: int) -> str | None:
-        """Why the run of an ended process did not finish; None if it did."""
-        process, result = self.processes.get(seed), self.result(seed)
-        if process is None:
-            return "not started"
-        status = result.get("status", "running")
-        if process.exitcode == 0 and status == "finished":
-            return None
-        if status == "running":  # it could not say so itself: killed, or out of memory
-            return f"failed: its process ended with exit code {process.exitcode}"
-        return f"{status}: {result['error']}"
-
-    def result(self, seed: int) -> dict[str, Any]:
-        try:
-            return self.folder_of(seed).read_result()
-        except (FileNotFoundError, ValueError):
-            return {}
-
-    def stop(self) -> None:
-        """Ask the runs to write their files and end; a second Ctrl-C does not wait for them."""
-        until = time.monotonic() + GRACE
-        while self.running() and time.monotonic() < until:
-            for process in self.running().values():
-                process.terminate()  # again, where Python lost the first (raised in a destructor)
-            again = time.monotonic() + ASK_AGAIN
-            while (left := self.running()) and time.monotonic() < again:
-                wait([process.sentinel for process in left.values()], timeout=1.0)
-
-    def kill(self) -> None:
-        """End what has not ended by itself."""
-        for process in self.running().values():
-            process.kill()
-            process.join()
-
-    def found(self) -> SeedRuns:
-        errors = {seed: self.error(seed) for seed in self.plan.seeds}
-        return SeedRuns(
-            self.folder,
-            {seed: self.result(seed) for seed in self.plan.seeds},
-            {seed: error for seed, error in errors.items() if error is not None},
-        )
-
-
-def _rows(path: Path) -> int:
-    """Rows of a CSV file with a header, 0 before there is one."""
-    with suppress(OSError), path.open(encoding="utf-8") as file:
-        return max(0, sum(1 for _ in file) - 1)
-    return 0
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    known = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-
-
-@contextmanager
-def _ctrl_c_is_for_this_process() -> Iterator[None]:
-    """Processes started here do not hear a terminal's Ctrl-C: this process ends them in order."""
-    resource_tracker.ensure_running()  # its start would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _run_one(config: TrainConfig) -> None:
-    """The process of one seed; what goes wrong stands in its `result.json`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        train(config, progress=False)
-    except (DivergenceError, FloatingPointError):
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise SystemExit(130) from None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from agents.evaluation import EvaluationRow
-from agents.plots import _stack, compare_curves, plot_learning_curve
+from agents.plots import _curves, _figure, _stack, compare_curves, plot_learning_curve
 
 
 def rows(*returns: float, every: int = 1) -> list[EvaluationRow]:
@@ -37,6 +37,16 @@ def test_a_group_is_stacked_over_common_iterations() -> None:
     iterations, returns = _stack("g", [rows(1, 2, 3, 4), rows(20, 40, every=2)])
     assert iterations.tolist() == [2, 4]
     np.testing.assert_array_equal(returns, [[2, 4], [20, 40]])
+
+
+def test_the_band_is_the_interval_over_the_seeds() -> None:
+    _, (axes,) = _figure(["title"])
+    _curves(axes, {"two": [rows(1, 2), rows(3, 6)], "one": [rows(5, 5)]})
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[2, 4], [5, 5]]
+    (band,) = axes.collections  # one seed has no interval; that of two spans both
+    assert {tuple(point) for point in band.get_paths()[0].vertices} == {
+        (1.0, 1.0), (2.0, 2.0), (2.0, 6.0), (1.0, 3.0),
+    }  # fmt: skip
 
 
 def test_groups_are_read_from_run_folders(tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""`adv-worldmodel results`, `select` and `sweep`: many runs, and what they amount to."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from agents.terminal import PROG, positive, terminated_as_interrupted, user_input
+
+# scipy, matplotlib and torch take seconds to import: only the commands do, not --help.
+
+RUNS_HELP = "run folders, or folders that hold run folders"
+
+
+def add_experiment_parsers(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> None:
+    """Adds the three commands; each sets `func(arguments) -> exit code`."""
+    results = subparsers.add_parser(
+        "results",
+        help="table of the returns of many runs, over their seeds",
+        description="Group runs by data set and configuration; print mean, standard deviation, "
+        "interquartile mean and 95 % bootstrap intervals over the seeds as a Markdown table. Of "
+        "equal runs the newest counts.",
+    )
+    results.add_argument("runs", metavar="RUNS", nargs="+", help=RUNS_HELP)
+    results.add_argument("--csv", metavar="FILE", help="write the table as CSV too")
+    results.add_argument("--markdown", metavar="FILE", help="write the table as Markdown too")
+    results.add_argument(
+        "--plot", metavar="FILE.png", help="draw learning curves, with bands over the seeds"
+    )
+    results.set_defaults(func=_results)
+
+    select = subparsers.add_parser(
+        "select",
+        help="choose among configurations without the real environment",
+        description="For each data set, choose the configuration with the least Q_avg + Q_var "
+        "(RAMBO-OFF), say what the choice cost in return, and when it cannot be trusted.",
+    )
+    select.add_argument("runs", metavar="RUNS", nargs="+", help=RUNS_HELP)
+    select.set_defaults(func=_select)
+
+    sweep = subparsers.add_parser(
+        "sweep",
+        help="train every combination of some settings, on several seeds",
+        description="Train the product of settings and seeds, each run in a process of its own "
+        "and in the folder OUT/SETTINGS/seed-S. Called again, it skips what is finished and does "
+        "the rest; a run that fails does not stop the others. The last line printed is OUT.",
+    )
+    sweep.add_argument("config", metavar="CONFIG", help="a shipped name or the path of a YAML file")
+    sweep.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="settings of all runs, before the options; out=FOLDER is OUT (runs/sweep-NAME)",
+    )
+    sweep.add_argument(
+        "--grid",
+        metavar="key=v1,v2",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="settings to combine, for example rollout.horizon=2,5 adversary.weight=0,3e-4",
+    )
+    sweep.add_argument(
+        "--preset",
+        choices=["paper"],
+        help="paper: its three candidates (rollout.horizon, adversary.weight) = (2, 3e-4), "
+        "(5, 3e-4), (5, 0)",
+    )
+    sweep.add_argument(
+        "--seeds", metavar="A:B", help="seeds A to B - 1, or a list such as 0,3,7; default: one"
+    )
+    sweep.add_argument(
+        "--jobs", metavar="N", type=positive, help="runs at the same time; default: the cores"
+    )
+    sweep.set_defaults(func=_sweep)
+
+
+def _results(args: argparse.Namespace) -> int:
+    from agents.aggregate import aggregate, markdown, write_csv
+    from agents.run_folder import write_text
+    from agents.run_groups import find_runs, group_runs
+
+    runs = find_runs(args.runs)
+    groups = group_runs(runs)
+    rows = aggregate(groups)
+    table = markdown(rows, groups, left_out=len(runs) - sum(len(group.runs) for group in groups))
+    if args.csv is not None:
+        write_csv(rows, args.csv)
+    if args.markdown is not None:
+        write_text(Path(args.markdown), table)
+    if args.plot is not None:
+        from agents.plots import plot_groups
+
+        plot_groups(groups, args.plot)
+    print(table, end="")
+    return 0
+
+
+def _select(args: argparse.Namespace) -> int:
+    from agents.run_groups import find_runs, group_runs
+    from agents.selection import report, select
+
+    selections = select(group_runs(find_runs(args.runs)))
+    print("\n\n".join(report(selection) for selection in selections))
+    without = [s.dataset for s in selections if s.choice is None]
+    if without:
+        print(f"{PROG}: nothing to choose from on {', '.join(without)}", file=sys.stderr)
+    return 1 if without else 0
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from agents.sweep import plan_sweep, run_sweep
+
+    with user_input():
+        plan = plan_sweep(
+            args.config,
+            args.overrides,
+            grid=args.grid,
+            preset=args.preset,
+            seeds=args.seeds,
+            jobs=args.jobs,
+        )
+    with terminated_as_interrupted():
+        errors = run_sweep(plan)
+    if errors:
+        print(f"{PROG}: not finished: {', '.join(errors)}", file=sys.stderr)
+    return 1 if errors else 0

@@ -1,0 +1,186 @@
+"""Run folders as groups: runs of one data set and configuration, which differ in their seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.config import TrainConfig, load_config
+from agents.run_folder import RunFolder
+
+__all__ = [
+    "BESIDE",
+    "Group",
+    "Run",
+    "compared_settings",
+    "find_runs",
+    "group_runs",
+    "known",
+    "setting_text",
+]
+
+#: Settings that say where, how and how often a run computes, not what; the seed is not one either.
+BESIDE = ("name", "seed", "seeds", "out", "device", "n_threads", "model.cache")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, read."""
+
+    folder: RunFolder
+    config: TrainConfig
+    result: Mapping[str, Any]  #: `result.json`
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def status(self) -> str:
+        """ "finished", "diverged", "failed", "interrupted" or "running"."""
+        return str(self.result["status"])
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        return compared_settings(self.config)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds only, one of each seed, in the seeds' order."""
+
+    dataset: str
+    settings: Mapping[str, Any]  #: by dotted key, those in which the data set's groups differ
+    runs: tuple[Run, ...]
+
+    @property
+    def label(self) -> str:
+        """The configuration as overrides, such as `adversary.weight=0`; its name where alone."""
+        differing = (f"{key}={setting_text(value)}" for key, value in self.settings.items())
+        return ", ".join(differing) or self.runs[0].config.name
+
+    def of_status(self, *statuses: str) -> list[Run]:
+        return [run for run in self.runs if run.status in statuses]
+
+    @property
+    def finished(self) -> list[Run]:
+        return self.of_status("finished")
+
+    @property
+    def failed(self) -> list[Run]:
+        return self.of_status("diverged", "failed")
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Read all runs that `paths` are or hold, each once.
+
+    Args:
+        paths: run folders, or folders in which to look for them at any depth.
+
+    Raises:
+        FileNotFoundError: a path is no folder, or holds no run.
+        ValueError: a run's `result.json` or `config.yaml` cannot be read.
+    """
+    found: dict[Path, Run] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise FileNotFoundError(
+                f"no folder at {path}: give folders that 'adv-worldmodel train' or 'sweep' printed"
+            )
+        folders = sorted(file.parent for file in path.rglob("result.json"))
+        if not folders:
+            raise FileNotFoundError(
+                f"{path} holds no run (no result.json at any depth): give folders that "
+                "'adv-worldmodel train' or 'sweep' printed"
+            )
+        for folder in folders:
+            found.setdefault(folder.resolve(), _read(RunFolder(folder)))
+    return list(found.values())
+
+
+def _read(folder: RunFolder) -> Run:
+    result = folder.read_result()
+    if "status" not in result:
+        raise ValueError(
+            f"{folder.result} has no key 'status': it is not a run's; give the run folders"
+        )
+    if not folder.config.is_file():
+        raise ValueError(
+            f"{folder.path} holds a result.json but no config.yaml, so its settings are unknown: "
+            "leave it out, or train again"
+        )
+    return Run(folder, load_config(folder.config), result)
+
+
+def compared_settings(config: TrainConfig) -> dict[str, Any]:
+    """Settings by dotted key, without those of `BESIDE`: equal ones make equal experiments.
+
+    A data set that is a file here is named by its absolute path, as in a run's `config.yaml`.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": item for key, item in value.items()}
+        else:
+            flat[name] = value
+    source = Path(config.dataset).expanduser()
+    if source.suffix and source.is_file():
+        flat["dataset"] = str(source.resolve())
+    return {key: value for key, value in flat.items() if key not in BESIDE}
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Group runs by data set and configuration, in the order of names and settings.
+
+    Of several runs with the same settings and seed, only the one whose `result.json` is the newest
+    stays: a run done again replaces the one before.
+    """
+    by_dataset: dict[str, dict[tuple[Any, ...], dict[int, Run]]] = {}
+    for run in sorted(runs, key=lambda run: run.folder.result.stat().st_mtime_ns):
+        configurations = by_dataset.setdefault(run.settings["dataset"], {})
+        configurations.setdefault(tuple(run.settings.items()), {})[run.seed] = run
+    names = _short_names(list(by_dataset))
+    groups = []
+    for dataset in sorted(by_dataset, key=lambda dataset: names[dataset]):
+        members = [
+            tuple(by_seed[seed] for seed in sorted(by_seed))
+            for by_seed in by_dataset[dataset].values()
+        ]
+        settings = [of_seeds[0].settings for of_seeds in members]
+        differing = [key for key in settings[0] if len({of[key] for of in settings}) > 1]
+        of_dataset = [
+            Group(names[dataset], {key: of[key] for key in differing}, of_seeds)
+            for of, of_seeds in zip(settings, members, strict=True)
+        ]
+        groups += sorted(of_dataset, key=lambda group: [_rank(v) for v in group.settings.values()])
+    return groups
+
+
+def known(runs: Sequence[Run], key: str) -> list[float]:
+    """The numbers that `result.json` of `runs` has at `key`, without those that are null."""
+    return [value for run in runs if (value := run.result.get(key)) is not None]
+
+
+def setting_text(value: Any) -> str:
+    """A setting as it is written in an override: `0.0003`, `[256, 256]`, `true`, `null`, `auto`."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short_names(datasets: Sequence[str]) -> dict[str, str]:
+    """File names instead of whole paths, where no two are alike."""
+    short = {name: Path(name).name if Path(name).is_absolute() else name for name in datasets}
+    given = list(short.values())
+    return {name: text if given.count(text) == 1 else name for name, text in short.items()}
+
+
+def _rank(value: Any) -> tuple[int, float, str]:
+    """Numbers in their order, then texts and lists in theirs."""
+    number = isinstance(value, int | float)
+    return (0, value, "") if number else (1, 0.0, setting_text(value))

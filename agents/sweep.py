@@ -1,0 +1,229 @@
+"""Every combination of some settings, on several seeds: what is finished is not done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import itertools
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from agents.aggregate import aggregate, markdown
+from agents.config import TrainConfig, load_config
+from agents.config_files import split_override
+from agents.processes import RunProcesses, cores
+from agents.run_folder import RunFolder, check_new_folder
+from agents.run_groups import BESIDE, compared_settings, find_runs, group_runs, setting_text
+
+__all__ = ["PRESETS", "SweepPlan", "parse_seeds", "plan_sweep", "run_sweep", "split_values"]
+
+#: Settings that go together: the paper tries these three everywhere (P B.5, table 5).
+PRESETS: dict[str, list[tuple[str, ...]]] = {
+    "paper": [
+        ("rollout.horizon=2", "adversary.weight=3e-4"),
+        ("rollout.horizon=5", "adversary.weight=3e-4"),
+        ("rollout.horizon=5", "adversary.weight=0"),
+    ]
+}
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What `run_sweep` does; nothing in it depends on the user's input being right any more.
+
+    No other plan of the same folder can be made until this one has run or is gone.
+    """
+
+    folder: Path
+    configs: dict[str, TrainConfig]  #: of all runs, by the run folder below `folder`
+    finished: frozenset[str]  #: those of them that are done
+    at_once: int
+    lock: IO[str] = field(repr=False, compare=False)
+
+
+def plan_sweep(
+    config: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    grid: Iterable[str] = (),
+    preset: str | None = None,
+    seeds: str | None = None,
+    jobs: int | None = None,
+) -> SweepPlan:
+    """Read and check all settings, and find the runs that are finished.
+
+    Args:
+        config: path or shipped name, as for `load_config`.
+        overrides: `key=value` for all runs; `out` is the sweep's folder, by default
+            `runs/sweep-<name>`, always the same so that a second call finds the first one's runs.
+        grid: `key=v1,v2`, all of which are combined.
+        preset: a key of `PRESETS`, combined with the grid.
+        seeds: "A:B" for A to B - 1, or numbers and such ranges with commas; default: the
+            configuration's.
+        jobs: runs at the same time; default: as many as there are cores.
+
+    Raises:
+        FileNotFoundError, ValueError: a wrong setting in any combination, an occupied folder, or
+            another sweep at work in it. Data sets are read by the runs: one that is missing fails
+            its own runs only.
+    """
+    overrides = list(overrides)
+    base = load_config(config, overrides)
+    axes = [_axis(word) for word in grid] + ([PRESETS[preset]] if preset is not None else [])
+    keys = [key for axis in axes for key in sorted({split_override(w)[0] for w in sum(axis, ())})]
+    _check_keys(keys)
+    folder = Path(base.out or f"runs/sweep-{base.name}")
+    given = list(range(base.seed, base.seed + (base.seeds or 1)))
+    numbers = given if seeds is None else parse_seeds(seeds)
+    available = cores()
+    combinations = list(itertools.product(*axes))
+    at_once = min(jobs or available, len(combinations) * len(numbers))
+    n_threads = base.n_threads or max(1, available // at_once)
+    configs: dict[str, TrainConfig] = {}
+    for settings in combinations:
+        combined = load_config(config, [*overrides, "seeds=null", *itertools.chain(*settings)])
+        # Seeds inside: the next combination then finds the fits of these seeds in the cache.
+        for seed in numbers:
+            name = f"{_folder_name(combined, keys)}/seed-{seed}"
+            if name in configs:
+                raise ValueError(f"two runs would share the folder {name}: a value stands twice")
+            out = str(folder / name)
+            configs[name] = dataclasses.replace(combined, seed=seed, out=out, n_threads=n_threads)
+    lock = _lock(folder)
+    finished = frozenset(name for name, config in configs.items() if _is_finished(config))
+    return SweepPlan(folder, configs, finished, at_once, lock)
+
+
+def run_sweep(plan: SweepPlan, *, progress: bool = True) -> dict[str, str]:
+    """Do the runs of a plan that are not finished; return why runs did not finish, by name.
+
+    Prints, unless `progress` is False, what the runs do, the table of `adv-worldmodel results` for
+    them all, and the folder. A script that calls this needs the guard
+    `if __name__ == "__main__":`: each process imports the script anew.
+    """
+    waiting = {name: c for name, c in plan.configs.items() if name not in plan.finished}
+    runs = RunProcesses(waiting, plan.at_once, progress)
+    threads = next(iter(plan.configs.values())).n_threads
+    runs.say(
+        f"sweep        {len(plan.configs)} runs, {len(plan.finished)} of them finished before;"
+    )
+    runs.say(f"             {plan.at_once} at once, n_threads={threads}")
+    for config in waiting.values():  # what an earlier call left unfinished
+        shutil.rmtree(_out(config), ignore_errors=True)
+    try:
+        runs.run()
+    finally:
+        written = [_out(c) for c in plan.configs.values() if RunFolder(_out(c)).result.is_file()]
+        if written and progress:
+            groups = group_runs(find_runs(written))
+            runs.say(markdown(aggregate(groups), groups).rstrip())
+        runs.say(str(plan.folder))
+        plan.lock.close()
+    return runs.errors()
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of "0:5" (0 to 4), "3" or "0,3,7:9", in their order, each once.
+
+    Raises:
+        ValueError: anything else, or no seed.
+    """
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?::\s*(\d+)\s*)?", part)
+        if match is None:
+            raise ValueError(f"--seeds {text}: expected A:B such as 0:5, or numbers such as 0,3,7")
+        first = int(match[1])
+        seeds |= dict.fromkeys(range(first, first + 1 if match[2] is None else int(match[2])))
+    if not seeds:
+        raise ValueError(f"--seeds {text}: holds no seed; A:B is A to B - 1")
+    return list(seeds)
+
+
+def split_values(text: str) -> list[str]:
+    """Split at the commas that stand outside brackets and quotes: "[1,2],[3]" has two values."""
+    # An escape-free subset of YAML's flow style, which is all that settings need.
+    parts = re.findall(r"\[[^\]]*\]|'[^']*'|\"[^\"]*\"|,|[^,\['\"]+|.", text)
+    values = [""]
+    for part in parts:
+        if part == ",":
+            values.append("")
+        else:
+            values[-1] += part
+    return values
+
+
+def _axis(word: str) -> list[tuple[str, ...]]:
+    """One tuple of overrides for each value of `key=v1,v2`."""
+    key, text = split_override(word)
+    values = split_values(text)
+    if not all(value.strip() for value in values):
+        raise ValueError(f"--grid {word}: a value is missing between commas")
+    return [(f"{key}={value.strip()}",) for value in values]
+
+
+def _check_keys(keys: Sequence[str]) -> None:
+    for key in keys:
+        if key in BESIDE:
+            what = "give --seeds" if key in ("seed", "seeds") else f"give {key}=VALUE before --grid"
+            raise ValueError(f"--grid {key}: does not change what is trained; {what}")
+        if keys.count(key) > 1:
+            raise ValueError(f"--grid {key}: stands twice, in the grid or in the preset")
+
+
+def _folder_name(config: TrainConfig, keys: Sequence[str]) -> str:
+    """The settings at `keys`, in the configuration's order, as the name of a folder."""
+    settings = compared_settings(config) | {"dataset": config.dataset}
+    values = {key: value for key, value in settings.items() if key in keys}
+    parts = [
+        f"{key}={'x'.join(map(str, v)) if isinstance(v, tuple) else setting_text(v)}"
+        for key, v in values.items()
+    ]
+    return re.sub(r"[^\w.=,+-]+", "-", ",".join(parts)) or config.name
+
+
+def _out(config: TrainConfig) -> Path:
+    assert config.out is not None
+    return Path(config.out)
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Let no other sweep write into `folder`, which is made, as long as the file is open."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give out=FOLDER")
+    if not folder.exists():
+        check_new_folder(str(folder))
+        folder.mkdir(parents=True)
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(
+            f"another sweep is at work in {folder}: wait for its end, or give another out=FOLDER"
+        ) from None
+    return file
+
+
+def _is_finished(config: TrainConfig) -> bool:
+    """Whether the run's folder holds the finished run; ValueError if it holds something else."""
+    folder = RunFolder(_out(config))
+    if not folder.path.exists():
+        return False
+    written = {path.name for path in folder.path.iterdir()}
+    if written and folder.config.name not in written:
+        raise ValueError(f"{folder.path} holds files, but no run: give another out=FOLDER")
+    if not folder.result.is_file() or folder.read_result().get("status") != "finished":
+        return False
+    there = load_config(folder.config)
+    wanted, found = ({"seed": c.seed} | compared_settings(c) for c in (config, there))
+    if differing := [key for key, value in wanted.items() if found[key] != value]:
+        raise ValueError(
+            f"{folder.path} holds a finished run of other settings ({', '.join(differing)}): "
+            "give another out=FOLDER"
+        )
+    return True

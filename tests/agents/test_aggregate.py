@@ -1,0 +1,116 @@
+"""The table of many runs, as Markdown, as CSV and as a picture."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import imageio.v3 as imageio
+import pytest
+
+from agents.cli import main
+from tests.agents.made_up_runs import make_run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Four seeds of one configuration and two of another, one of which diverged."""
+    folder = tmp_path / "runs"
+    for seed, value in enumerate([10.0, 20.0, 40.0, 90.0]):
+        make_run(folder / f"a-{seed}", f"seed={seed}", return_mean=value, wall_s={"total": 60})
+    other = "adversary.weight=0"
+    make_run(folder / "b-0", other, return_mean=-7.25)
+    why = "mean Q is 1e9"
+    make_run(folder / "b-1", other, "seed=1", status="diverged", error=why, return_mean=-1e9)
+    make_run(folder / "b-2", other, "seed=2", status="running")
+    return folder
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_is_over_the_seeds_that_finished(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["results", str(runs)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert cells(lines[0]) == [
+        "data set", "configuration", "seeds", "mean return", "std", "IQM of return",
+        "failed", "unfinished", "minutes",
+    ]  # fmt: skip
+    frozen, rambo = cells(lines[2]), cells(lines[3])
+    assert frozen == [
+        "pendulum-random", "adversary.weight=0", "1", "-7.25", "-", "-7.25", "1", "1", "-",
+    ]  # fmt: skip
+    assert rambo[:3] == ["pendulum-random", "adversary.weight=0.0003", "4"]
+    assert rambo[3].startswith("40.0 [")
+    assert rambo[4] == "35.6"  # squares of -30, -20, 0, 50: 3800; sqrt(3800 / 3)
+    assert rambo[5].startswith("30.0 [")  # (20 + 40) / 2
+    assert rambo[6:] == ["0", "0", "1"]
+    assert f"Not in it: {runs / 'b-1'}: diverged: mean Q is 1e9" in lines
+    assert f"Not in it: {runs / 'b-2'}: running" in lines
+
+
+def test_scores_stand_beside_returns_and_say_their_reference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, score in enumerate([30.0, 50.0]):
+        known = {"return_mean": 1000.0, "score": score, "score_reference": "which one"}
+        make_run(tmp_path / str(seed), f"seed={seed}", **known)
+    assert main(["results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert cells(lines[0])[6:9] == ["mean score", "std", "IQM of score"]
+    assert cells(lines[2])[3:9] == [
+        "1000.0 [1000.0, 1000.0]", "0.0", "1000.0 [1000.0, 1000.0]",
+        "40.0 [30.0, 50.0]", "14.1", "40.0 [30.0, 50.0]",
+    ]  # fmt: skip
+    assert lines[-1] == "Score: which one."
+
+
+def test_files_hold_the_same_table(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(runs / "a-0-again", "seed=0", return_mean=10.0)
+    markdown, table = tmp_path / "table.md", tmp_path / "table.csv"
+    assert main(["results", str(runs), "--markdown", str(markdown), "--csv", str(table)]) == 0
+    printed = capsys.readouterr().out
+    assert markdown.read_text() == printed
+    assert "Left out: 1 older runs" in printed
+    with table.open(newline="") as file:
+        frozen, rambo = csv.DictReader(file)
+    assert (rambo["dataset"], rambo["configuration"]) == (
+        "pendulum-random",
+        "adversary.weight=0.0003",
+    )
+    assert (rambo["seeds"], float(rambo["return_mean"]), float(rambo["return_iqm"])) == (
+        "4",
+        40,
+        30,
+    )
+    assert float(rambo["return_mean_low"]) < 30 < 50 < float(rambo["return_mean_high"])
+    assert (rambo["score_mean"], frozen["return_mean_low"], frozen["failed"]) == ("", "", "1")
+
+
+def test_the_picture_has_a_panel_for_each_data_set(runs: Path, tmp_path: Path) -> None:
+    make_run(runs / "c", "dataset=another", return_mean=1.0)
+    make_run(runs / "d", "dataset=a-third", status="diverged")
+    for folder in runs.iterdir():
+        rows = "1,2.0,0.0,5.0,\n2,3.0,0.0,5.0,\n"
+        header = "iteration,return_mean,return_std,length_mean,score\n"
+        (folder / "evaluations.csv").write_text(header + rows)
+    picture = tmp_path / "curves.png"
+    assert main(["results", str(runs), "--plot", str(picture)]) == 0
+    assert imageio.imread(picture).shape[:2] == (600, 2 * 960)
+
+
+def test_without_a_run_there_is_no_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["results", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    make_run(tmp_path / "run", status="failed", error="x")
+    assert main(["results", str(tmp_path), "--plot", str(tmp_path / "a.png")]) == 2
+    assert "None of the runs has finished" in capsys.readouterr().err

@@ -1,0 +1,32 @@
+"""Runs in processes of their own: what they could not say themselves is said for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agents.config import load_config
+from agents.processes import RunProcesses
+from agents.run_folder import RunFolder
+from tests.agents.tiny import TINY
+
+
+def test_a_process_that_dies_leaves_a_failed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deadly.py").write_text(
+        "import os\ndef rule(obs, action, next_obs):\n    os._exit(9)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "run"
+    words = [*TINY, "model.termination=deadly:rule", f"out={out}"]
+    runs = RunProcesses({"one": load_config("pendulum-random", words)}, 1, progress=True)
+    assert runs.errors() == {"one": "not started"}
+    runs.run()
+    error = "its process ended with exit code 9"
+    assert runs.errors() == {"one": f"failed: {error}"}
+    assert capsys.readouterr().out.split(maxsplit=1)[1] == f"failed: {error}\n"
+    result = RunFolder(out).read_result()
+    assert (result["status"], result["error"]) == ("failed", error)
+    assert result["behaviour_return"] < -1000  # what the run had written stays

@@ -1,0 +1,90 @@
+"""Run folders are found, and grouped by what makes two experiments the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agents.config import load_config
+from agents.run_groups import compared_settings, find_runs, group_runs, setting_text
+from tests.agents.made_up_runs import make_run
+
+
+def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
+    make_run(tmp_path / "a" / "b" / "seed-0")
+    make_run(tmp_path / "c", "seed=1")
+    runs = find_runs([tmp_path, tmp_path / "c", tmp_path / "a" / ".." / "c"])
+    assert sorted(run.seed for run in runs) == [0, 1]
+
+
+def test_what_holds_no_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no folder at"):
+        find_runs([tmp_path / "none"])
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        find_runs([tmp_path])
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match="no key 'status'"):
+        find_runs([tmp_path])
+    (tmp_path / "result.json").write_text('{"status": "finished"}')
+    with pytest.raises(ValueError, match=r"no config\.yaml"):
+        find_runs([tmp_path])
+
+
+def test_seeds_and_machines_do_not_make_another_configuration(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", "seed=4", "n_threads=2", "device=cpu", "name=one")
+    make_run(tmp_path / "b", "seed=3", "n_threads=1", "device=auto", "name=other")
+    (group,) = group_runs(find_runs([tmp_path]))
+    assert [run.seed for run in group.runs] == [3, 4]
+    assert group.settings == {}
+    assert group.label == "other"  # that of the first
+
+
+def test_groups_are_labelled_by_the_settings_in_which_they_differ(tmp_path: Path) -> None:
+    wide = "agent.hidden_sizes=[8, 8]"
+    make_run(tmp_path / "a", "rollout.horizon=10", wide)
+    make_run(tmp_path / "b", "rollout.horizon=2", wide)
+    make_run(tmp_path / "c", "rollout.horizon=2", wide, "adversary.weight=0")
+    make_run(tmp_path / "d", "rollout.horizon=7", "dataset=another")
+    groups = group_runs(find_runs([tmp_path]))
+    assert [(group.dataset, group.label) for group in groups] == [
+        ("another", "pendulum-random"),
+        ("pendulum-random", "rollout.horizon=2, adversary.weight=0"),
+        ("pendulum-random", "rollout.horizon=2, adversary.weight=0.0003"),
+        ("pendulum-random", "rollout.horizon=10, adversary.weight=0.0003"),
+    ]
+
+
+def test_a_run_done_again_replaces_the_one_before(tmp_path: Path) -> None:
+    make_run(tmp_path / "z", status="diverged")
+    make_run(tmp_path / "a", status="finished", return_mean=1.0)
+    make_run(tmp_path / "m", "seed=1", status="failed")
+    (group,) = group_runs(find_runs([tmp_path]))
+    assert [run.folder.path.name for run in group.runs] == ["a", "m"]
+    assert [run.seed for run in group.finished] == [0]
+    assert [run.seed for run in group.failed] == [1]
+
+
+def test_files_are_named_by_their_last_part_where_that_is_enough(tmp_path: Path) -> None:
+    for number, name in enumerate(["x/log.npz", "y/log.npz", "y/other.npz"]):
+        make_run(tmp_path / str(number), f"dataset={tmp_path / name}")
+    names = [group.dataset for group in group_runs(find_runs([tmp_path]))]
+    assert names == [str(tmp_path / "x/log.npz"), str(tmp_path / "y/log.npz"), "other.npz"]
+
+
+def test_a_file_is_the_same_data_set_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    near = load_config("pendulum-random", ["dataset=log.npz"])
+    far = load_config("pendulum-random", [f"dataset={tmp_path / 'log.npz'}"])
+    assert compared_settings(near) == compared_settings(far)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3e-4, "0.0003"), (0.0, "0"), (5, "5"), ((8, 8), "[8, 8]"), (True, "true"), (None, "null")],
+)
+def test_a_setting_reads_as_its_override(value: object, text: str) -> None:
+    assert setting_text(value) == text

@@ -1,0 +1,188 @@
+"""Sweeps: which runs they are, that finished ones are left alone, that failures stop nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agents import sweep
+from agents.cli import main
+from agents.run_folder import RunFolder
+from agents.sweep import SweepPlan, parse_seeds, plan_sweep, split_values
+from tests.agents.made_up_runs import make_run
+from tests.agents.tiny import TINY
+
+
+def plan(folder: Path, *overrides: str, **options: object) -> SweepPlan:
+    found = plan_sweep("pendulum-random", [f"out={folder}", *overrides], **options)  # type: ignore[arg-type]
+    found.lock.close()
+    return found
+
+
+def test_values_are_split_outside_brackets_and_quotes() -> None:
+    assert split_values("1,3e-4") == ["1", "3e-4"]
+    assert split_values("[8, 8],[16],x") == ["[8, 8]", "[16]", "x"]
+    assert split_values("'a,b',\"c,d\",auto") == ["'a,b'", '"c,d"', "auto"]
+    assert split_values("") == [""]
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0:5", [0, 1, 2, 3, 4]), ("3", [3]), ("4:6,0, 5", [4, 5, 0])],
+)
+def test_seeds_are_ranges_and_lists(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["5:5", "", "a", "0:", "-1", "0:5:2"])
+def test_other_seeds_are_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_a_sweep_is_the_product_of_its_axes(tmp_path: Path) -> None:
+    found = plan(
+        tmp_path,
+        "iterations=7",
+        grid=["agent.hidden_sizes=[8,8],[16]", "adversary.weight=0,3e-4"],
+        seeds="0:2",
+    )
+    weights = ["adversary.weight=0", "adversary.weight=0.0003"]
+    assert list(found.configs) == [
+        f"agent.hidden_sizes={sizes},{weight}/seed-{seed}"
+        for sizes in ("8x8", "16")
+        for weight in weights
+        for seed in (0, 1)
+    ]
+    last = list(found.configs.values())[-1]
+    assert (last.agent.hidden_sizes, last.adversary.weight, last.seed) == ((16,), 3e-4, 1)
+    assert last.iterations == 7
+    assert last.out == str(tmp_path / list(found.configs)[-1])
+
+
+def test_the_paper_s_candidates_are_three_joint_settings(tmp_path: Path) -> None:
+    found = plan(tmp_path, preset="paper", grid=["agent.layer_norm=false,true"])
+    chosen = [
+        (config.rollout.horizon, config.adversary.weight, config.agent.layer_norm)
+        for config in found.configs.values()
+    ]
+    candidates = [(2, 3e-4), (5, 3e-4), (5, 0)]
+    assert sorted(chosen) == sorted((k, w, n) for k, w in candidates for n in (False, True))
+
+
+def test_the_cores_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "cores", lambda: 8)
+
+    def of(jobs: int | None, seeds: str, threads: str = "null") -> tuple[int, int | None]:
+        found = plan(tmp_path, f"n_threads={threads}", seeds=seeds, jobs=jobs)
+        return found.at_once, next(iter(found.configs.values())).n_threads
+
+    assert of(None, "0:20") == (8, 1)
+    assert of(3, "0:20") == (3, 2)
+    assert of(None, "0:2") == (2, 4)  # there are no more runs
+    assert of(20, "0:20") == (20, 1)
+    assert of(None, "0:2", threads="3") == (2, 3)  # as the user says
+
+
+def test_only_finished_runs_of_the_same_settings_are_skipped(tmp_path: Path) -> None:
+    grid, name = ["adversary.weight=0,1"], "adversary.weight={}/seed-{}"
+    # What does not change the run does not count, nor how a number was written.
+    make_run(tmp_path / name.format(0, 0), "adversary.weight=0.0", "n_threads=7", "name=other")
+    for weight, status in [(0, "running"), (1, "diverged")]:
+        folder = tmp_path / name.format(weight, 1)
+        make_run(folder, f"adversary.weight={weight}", "seed=1", status=status)
+    found = plan(tmp_path, grid=grid, seeds="0:2")
+    assert len(found.configs) == 4
+    assert found.finished == {name.format(0, 0)}
+    with pytest.raises(ValueError, match=r"finished run of other settings \(iterations\)"):
+        plan(tmp_path, "iterations=7", grid=grid, seeds="0:2")
+
+
+def test_files_that_are_no_run_are_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "pendulum-random" / "seed-0"
+    folder.mkdir(parents=True)
+    assert plan(tmp_path).finished == frozenset()
+    (folder / "mine.txt").touch()
+    with pytest.raises(ValueError, match="holds files, but no run"):
+        plan(tmp_path)
+
+
+def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
+    first = plan_sweep("pendulum-random", [f"out={tmp_path}"])
+    with pytest.raises(ValueError, match="another sweep is at work"):
+        plan(tmp_path)
+    first.lock.close()
+    plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["no-such-config"], "no-such-config"),
+        (["pendulum-random", "--grid", "adversary.wieght=0"], "adversary.weight"),
+        (["pendulum-random", "--grid", "adversary.weight=0,-1"], "must be at least 0"),
+        (["pendulum-random", "--grid", "adversary.weight=0,,1"], "missing between commas"),
+        (["pendulum-random", "--grid", "adversary.weight=0,0.0"], "a value stands twice"),
+        (["pendulum-random", "--grid", "adversary.weight"], "expected key=value"),
+        (["pendulum-random", "--grid", "seed=0,1"], "give --seeds"),
+        (["pendulum-random", "--grid", "n_threads=1,2"], "before --grid"),
+        (["pendulum-random", "--grid", "rollout.horizon=2", "--preset", "paper"], "twice"),
+        (["pendulum-random", "--seeds", "5:0"], "--seeds 5:0"),
+        (["pendulum-random", "--jobs", "0"], "at least 1"),
+        (["pendulum-random", "--preset", "mine"], "paper"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_written(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_stops_nothing_and_is_done_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    # A step of 1e30 makes the fit's loss infinite.
+    words = [*TINY, f"out={out}", "--grid", "model.fit_learning_rate=1e30,1e-3", "--jobs", "1"]
+    good, bad = "model.fit_learning_rate=0.001/seed-0", "model.fit_learning_rate=1e+30/seed-0"
+    make_run(out / bad, status="interrupted")  # of an earlier call
+    assert main(["sweep", "pendulum-random", *words]) == 1
+    printed, errors = capfd.readouterr()
+    assert printed.splitlines()[0].startswith("sweep        2 runs, 0 of them finished before")
+    assert printed.splitlines()[-1] == str(out)
+    assert f"Not in it: {out / bad}: diverged: " in printed
+    assert errors.splitlines()[-1] == f"adv-worldmodel: not finished: {bad}"
+    statuses = [RunFolder(out / name).read_result()["status"] for name in (good, bad)]
+    assert statuses == ["finished", "diverged"]
+
+    # Without the one that diverges all is finished, so that nothing is left to be run.
+    written = (out / good / "result.json").stat().st_mtime_ns
+    words[words.index("model.fit_learning_rate=1e30,1e-3")] = "model.fit_learning_rate=1e-3"
+    assert main(["sweep", "pendulum-random", *words]) == 0
+    assert "1 runs, 1 of them finished before" in capfd.readouterr().out
+    assert (out / good / "result.json").stat().st_mtime_ns == written
+
+
+def test_a_missing_data_set_fails_its_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, f"out={tmp_path}", "--grid", "dataset=nowhere.npz"]
+    assert main(["sweep", "pendulum-random", *words]) == 1
+    folder = RunFolder(tmp_path / "dataset=nowhere.npz" / "seed-0")
+    result = folder.read_result()
+    assert result["status"] == "failed"
+    assert "nowhere.npz does not exist" in result["error"]
+    assert "nowhere.npz does not exist" in capfd.readouterr().out
+    assert main(["results", str(tmp_path)]) == 0
+    assert "| nowhere.npz | pendulum-random | 0 " in capfd.readouterr().out

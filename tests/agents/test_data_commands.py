@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stable_baselines3 import SAC
 
 from adv_worldmodel.data import load_dataset
+from agents.collection import collect
 from agents.data_commands import add_data_parser
 
 
@@ -81,3 +83,114 @@ def test_to_minari_writes_what_load_reads(
 def test_errors_go_to_the_caller() -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
         run("info", "nowhere.npz")
+
+
+def made(name: str, *options: str) -> int:
+    return run("make", "Pendulum-v1", "--rows", "30", *options, "--id", name)
+
+
+def test_make_writes_a_minari_set_that_says_where_it_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("make", "Pendulum", "--policy", "random", "--rows", "250", "--seed", "3") == 0
+    summary, folder = capsys.readouterr().out.splitlines()
+    assert folder == str(tmp_path / "minari" / "pendulum" / "random-v0")
+    dataset = load_dataset("pendulum/random-v0")
+    assert dataset.env_id == "Pendulum-v1"
+    assert dataset.episode_lengths().tolist() == [200, 50]
+    assert dataset.content_hash == collect("Pendulum-v1", [None], 250, seed=3).content_hash
+    assert summary.startswith("Pendulum-v1: 250 transitions in 2 episodes (0 terminated), return -")
+
+
+def test_make_writes_the_same_rows_to_a_file(tmp_path: Path) -> None:
+    words = ("make", "InvertedDoublePendulum-v5", "--policy", "random", "--rows", "60")
+    assert run(*words, "--id", "mine/double-v0") == 0
+    assert run(*words, "--npz", str(tmp_path / "new" / "double.npz")) == 0
+    dataset = load_dataset(tmp_path / "new" / "double.npz")
+    assert dataset.env_id == "InvertedDoublePendulum-v5"
+    assert dataset.terminations.any()
+    assert dataset.content_hash == load_dataset("mine/double-v0").content_hash
+
+
+def test_make_steps_an_environment_of_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pendulums_of_a_user.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('OfAUser-v3', 'gymnasium.envs.classic_control:PendulumEnv')\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert (
+        collect("pendulums_of_a_user:OfAUser", [None], 3).env_id == "pendulums_of_a_user:OfAUser-v3"
+    )
+    assert run("make", "pendulums_of_a_user:OfAUser", "--policy", "random", "--rows", "3") == 0
+    assert load_dataset("ofauser/random-v0").env_id == "OfAUser-v3"
+
+
+def test_make_trains_keeps_and_loads_policies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "medium.zip")
+    assert made("mine/medium-v0", "--policy", "sac:110", "--save-policy", file) == 0
+    assert made("mine/loaded-v0", "--policy", file) == 0
+    medium, loaded = load_dataset("mine/medium-v0"), load_dataset("mine/loaded-v0")
+    assert len(medium) == 30
+    assert medium.content_hash == loaded.content_hash
+
+    capsys.readouterr()
+    words = ("make", "Pendulum-v1", "--policy", file, "--policy", "random", "--rows", "30")
+    assert run(*words) == 0
+    assert capsys.readouterr().out.strip().endswith("pendulum/medium-random-v0")
+    both = load_dataset("pendulum/medium-random-v0")
+    assert (both.actions[:15] == medium.actions[:15]).all()
+    assert both.episode_lengths().tolist() == [15, 15]
+
+    assert made("mine/still-v0", "--policy", file, "--deterministic", "--noise", "0.05") == 0
+    assert not (load_dataset("mine/still-v0").actions == medium.actions).all()
+
+
+def test_make_writes_the_replay_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("make", "Pendulum-v1", "--policy", "sac:110", "--replay") == 0
+    assert capsys.readouterr().out.strip().endswith("pendulum/sac-110-replay-v0")
+    assert len(load_dataset("pendulum/sac-110-replay-v0")) == 110
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--policy random", "--rows N is missing"),
+        ("--policy sac:many --rows 5", "whole number of at least 1"),
+        ("--policy sac:0 --rows 5", "whole number of at least 1"),
+        ("--policy expert --rows 5", "expert does not exist"),
+        ("--policy random --replay", "--replay writes what SAC saw"),
+        ("--policy sac:1000000 --policy random --replay", "--replay writes what SAC saw"),
+        ("--policy sac:1000000 --replay --rows 5", "leave out --rows"),
+        ("--policy random --rows 5 --noise 0.1", "random actions have none"),
+        ("--policy sac:1000000 --rows 5 --noise -1", "at least 0"),
+        ("--policy random --rows 5 --save-policy a.zip", "keeps one SAC"),
+        ("--policy sac:1000000 --rows 5 --save-policy a.pt", "ends in .zip"),
+        ("--policy sac:1000000 --rows 5 --npz a.csv", "ends in .npz"),
+        ("--policy sac:1000000 --rows 5 --npz there.npz", "exists already"),
+        ("--policy sac:1000000 --rows 5 --id pendulum", "is no Minari id"),
+        ("--policy sac:1000000 --rows 5 --id mine/there-v0", "exists already"),
+    ],
+)
+def test_make_refuses_before_it_trains(
+    options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "there.npz")
+    (tmp_path / "minari" / "mine" / "there-v0").mkdir(parents=True)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run("make", "Pendulum-v1", *options.split())
+
+
+def test_make_refuses_discrete_actions_and_policies_of_other_tasks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="action space is Discrete"):
+        run("make", "CartPole-v1", "--policy", "sac:1000000", "--rows", "5")
+    file = tmp_path / "small.zip"
+    SAC("MlpPolicy", "Pendulum-v1", device="cpu").save(file)
+    words = ("--policy", str(file), "--policy", "sac:1000000", "--rows", "5")
+    with pytest.raises(ValueError, match=r"policy .*small.zip's observation space"):
+        run("make", "InvertedDoublePendulum-v5", *words)

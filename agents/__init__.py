@@ -1,4 +1,4 @@
-"""RAMBO, and the callback that makes any SB3 algorithm adversarial in a world model."""
+"""RAMBO, COMBO, and the callback that makes any SB3 algorithm adversarial in a world model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agents.callbacks import RamboCallback
+    from agents.combo import COMBO
     from agents.rambo import RAMBO
 
-__all__ = ["RAMBO", "RamboCallback"]
+__all__ = ["COMBO", "RAMBO", "RamboCallback"]
 
 
 def __getattr__(name: str) -> Any:
     # torch and SB3 take seconds to import: the command line's --help does without them
+    if name == "COMBO":
+        from agents.combo import COMBO
+
+        return COMBO
     if name == "RAMBO":
         from agents.rambo import RAMBO
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,10 +58,17 @@ class SACParts:
         self.actor_parameters = list(self.actor.parameters())
 
 
-def sac_update(parts: SACParts, batch: Batch, noise: Tensor, next_noise: Tensor) -> Tensor:
+def sac_update(
+    parts: SACParts,
+    batch: Batch,
+    noise: Tensor,
+    next_noise: Tensor,
+    penalty: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Entropy coefficient, critics, actor, then target networks: SB3's order.
 
     :param noise: standard normal ``(B, A)`` for the actions at s, :param next_noise: at s'.
+    :param penalty: added to the critics' loss, a function of their Q ``(C, B)`` of the batch.
     :return: the values named in :data:`METRICS`, on the device.
     """
     action, log_prob = sample_action(parts.actor, batch.obs, noise)
@@ -81,8 +89,9 @@ def sac_update(parts: SACParts, batch: Batch, noise: Tensor, next_noise: Tensor)
         target = batch.reward + parts.gamma * batch.continues * next_q
     q = parts.critic.q_values(batch.obs, batch.action)
     critic_loss = 0.5 * (q - target).square().mean(dim=1).sum()
+    penalised = critic_loss if penalty is None else critic_loss + penalty(q)
     parts.critic.optimizer.zero_grad()
-    critic_loss.backward()
+    penalised.backward()
     parts.critic.optimizer.step()
 
     q_pi = parts.critic.q_values(batch.obs, action, frozen=True).amin(0)

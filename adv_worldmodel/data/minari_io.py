@@ -162,7 +162,8 @@ def to_minari(
         return minari.create_dataset_from_buffers(
             dataset_id,
             buffers,
-            env=env_id,
+            # "module:ID": buildable() has imported the module, Minari knows the plain id
+            env=env_id and env_id.rpartition(":")[2],
             observation_space=dataset.observation_space,
             action_space=dataset.action_space,
             description=description or f"Converted from {dataset.name}.",

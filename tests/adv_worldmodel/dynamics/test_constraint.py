@@ -48,15 +48,6 @@ def test_lambda_s_speed_and_size_are_bounded() -> None:
     assert float(dual.weight) == pytest.approx(0.01)
 
 
-def test_what_the_fit_gains_is_not_the_adversary_s_to_spend() -> None:
-    """The likelihood falls to 1: an excess of 0.5 is then one over 1, not over the first fit."""
-    dual = DualWeight(fit_nll=2.0, xi=0.5, largest=1.0, device=CPU)
-    for nll in (1.0, 1.5):
-        for _ in range(2000):
-            dual.update(torch.tensor(nll))
-    assert float(dual.excess) == pytest.approx(0.5, rel=1e-3)
-
-
 def test_nll_behind_the_supervised_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     ensemble = Ensemble(3, 4, 2, (8,), generator)

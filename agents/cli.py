@@ -1,7 +1,7 @@
 """The command line: `adv-worldmodel train | evaluate | results | select | sweep | data`.
 
-Exit codes: 0 done, 1 the run failed (a divergence; bugs show their traceback), 2 bad input (one
-line on stderr that says what to do), 130 interrupted.
+Exit codes: 0 done, 1 the run failed (bugs show their traceback), 2 bad input (one line on stderr
+that says what to do), 3 the run diverged, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ from typing import TYPE_CHECKING, NoReturn
 # torch and Stable-Baselines3 take seconds to import: only the handlers do, so that --help is quick.
 from agents.data_commands import add_data_parser
 from agents.experiment_commands import add_experiment_parsers
+from agents.run_folder import Terminated
 from agents.terminal import PROG, positive, terminated_as_interrupted, user_input
 
 if TYPE_CHECKING:
     from agents.config import TrainConfig
+    from agents.preparation import Preparation
+    from agents.resumption import Resumption
+
+#: Exit code of a run whose critics or fit ran away.
+DIVERGED = 3
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.func(args))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Terminated:
+        print(f"{PROG}: terminated", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print(f"{PROG}: interrupted", file=sys.stderr)
         return 130
@@ -71,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Fit the world model, train RAMBO in it, evaluate in the real environment. "
         "Everything is kept in a run folder, whose path is the last line printed.",
     )
-    train.add_argument("config", metavar="CONFIG", help="a shipped name or the path of a YAML file")
+    train.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="a shipped name or the path of a YAML file"
+    )
     train.add_argument(
         "overrides",
         metavar="key=value",
@@ -79,6 +90,19 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="settings to change, for example seed=1 rollout.horizon=2 out=FOLDER; "
         "seeds=5 trains five seeds at once",
+    )
+    train.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="in place of CONFIG: go on with the run in this folder from its last checkpoint",
+    )
+    train.add_argument(
+        "--overwrite", action="store_true", help="replace the run that out=FOLDER holds"
+    )
+    train.add_argument(
+        "--on-divergence",
+        choices=["stop", "continue"],
+        help="what a run does whose values ran away (default: stop, as failed, exit code 3)",
     )
     train.set_defaults(func=_train)
 
@@ -95,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--seed", metavar="N", type=int, default=0)
     evaluate.add_argument("--render", metavar="FILE", help="write one episode as .mp4 or .gif")
+    evaluate.add_argument(
+        "--trust",
+        action="store_true",
+        help="run code that the folder names: an older run's policy.zip (pickles), and the module "
+        "of a 'module:ID' environment; only for runs of your own",
+    )
     evaluate.set_defaults(func=_evaluate)
 
     add_experiment_parsers(commands)
@@ -107,19 +137,43 @@ def _train(args: argparse.Namespace) -> int:
     from agents.divergence import DivergenceError
     from agents.experiment import prepare, run
 
+    if args.on_divergence is not None:
+        args.overrides.append(f"on_divergence={args.on_divergence}")
     with user_input():
-        config = load_config(args.config, args.overrides)
-    if config.seeds is not None:
+        if args.resume is not None:
+            prepared, resumption = _resumed(args)
+        else:
+            if args.config is None:
+                raise ValueError("give a CONFIG to train, or --resume RUN")
+            config = load_config(args.config, args.overrides)
+            if config.seeds is None:
+                prepared, resumption = prepare(config, overwrite=args.overwrite), None
+            elif args.overwrite:
+                raise ValueError("--overwrite replaces a single run: give seeds=null")
+    if args.resume is None and config.seeds is not None:
         return _train_seeds(config)
-    with user_input():
-        prepared = prepare(config)
     try:
         with terminated_as_interrupted():
-            run(prepared)
+            run(prepared, resumption=resumption)
     except (DivergenceError, FloatingPointError) as error:
         print(f"{PROG}: the run failed: {error}", file=sys.stderr)
+        return DIVERGED
+    except OSError as error:  # a full disk, a folder that is gone: the last checkpoint is whole
+        print(f"{PROG}: the run failed, its files cannot be written: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _resumed(args: argparse.Namespace) -> tuple[Preparation, Resumption]:
+    from agents.resumption import prepare_resumption
+
+    words = [] if args.config is None else [args.config]
+    if args.overwrite:
+        raise ValueError("--resume goes on with a run, --overwrite replaces it: give one of them")
+    prepared, resumption = prepare_resumption(args.resume, [*words, *args.overrides])
+    for key, (before, now) in resumption.changed.items():
+        print(f"changed      {key}: {before} -> {now}")
+    return prepared, resumption
 
 
 def _train_seeds(config: TrainConfig) -> int:
@@ -143,8 +197,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     with user_input():
         folder = RunFolder(Path(args.run))
-        env_id = args.env or folder.read_result()["env_id"]
-        policy = folder.load_policy()
+        env_id = args.env or folder.env_id(trust=args.trust)
+        policy = folder.load_policy(trust=args.trust)
         env = make_real_env(env_id)
         check_spaces(policy, env, env_id)
         env.close()

@@ -37,6 +37,7 @@ __all__ = [
     "TrainConfig",
     "config_names",
     "dump_config",
+    "flat_settings",
     "load_config",
 ]
 
@@ -230,6 +231,12 @@ class TrainConfig(Section):
         int | None, Setting("runs at once, seeds SEED, SEED + 1, ...; null: one run", at_least=1)
     ] = None
     iterations: Annotated[int, Setting("rollouts + updates (P Table 4)", at_least=1)] = 2000
+    checkpoint_every: Annotated[
+        int, Setting("iterations from one checkpoint to the next", at_least=1)
+    ] = 10
+    on_divergence: Annotated[
+        Literal["stop", "continue"], Setting("what a run does whose values ran away")
+    ] = "stop"
     out: Annotated[
         str | None, Setting("run folder; null: runs/NAME-SEED-DATE-TIME", pattern=_NAME)
     ] = None
@@ -285,6 +292,17 @@ def load_config(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Trai
 def dump_config(config: TrainConfig) -> str:
     """YAML text that :func:`load_config` reads back as an equal configuration."""
     return dump_yaml(dataclasses.asdict(config))
+
+
+def flat_settings(config: TrainConfig) -> dict[str, Any]:
+    """All settings by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": item for key, item in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _build(values: Mapping[str, Any]) -> TrainConfig:

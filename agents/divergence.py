@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
 from adv_worldmodel.data import OfflineDataset
 from agents.progress import MetricsHistory
 
+#: Iterations of a quantity that ran away which a result tells of.
+HISTORY = 100
+#: Share of its first spread below which the advantage counts as collapsed.
+COLLAPSED = 1e-3
+
 
 class DivergenceError(RuntimeError):
-    """The critics' values are no values any more: not finite, or far beyond what is possible."""
+    """The critics' values are no values any more: not finite, or far beyond what is possible.
+
+    Args:
+        message: for the user.
+        quantity: which number ran away, its `history` by iteration up to then, and the `limit`
+            that it left (None: it is not finite).
+    """
+
+    def __init__(
+        self, message: str, quantity: str, history: Sequence[float], limit: float | None
+    ) -> None:
+        super().__init__(message)
+        self.details = {
+            "quantity": quantity,
+            "iteration": len(history),
+            "value": history[-1],
+            "limit": limit,
+            "history": list(history[-HISTORY:]),
+        }
 
 
 def value_limit(dataset: OfflineDataset, gamma: float, alpha: float = 1.0) -> float:
@@ -34,39 +60,106 @@ def value_limit(dataset: OfflineDataset, gamma: float, alpha: float = 1.0) -> fl
 
 
 class DivergenceCallback(BaseCallback):
-    """Raises `DivergenceError` after an iteration whose mean Q leaves `value_limit`.
+    """Raises `DivergenceError` after an iteration that ran away, and warns of what leads there.
+
+    A run has diverged when a metric is not finite, or when mean Q leaves `value_limit`.
 
     Args:
         dataset: the data trained on.
         gamma: the agent's discount.
-        history: where the metrics `train/q_mean` and `train/alpha` arrive.
+        history: where the metrics arrive.
+        stop: False warns instead, and lets the run go on.
+        warn: called with each warning, once for each kind.
+
+    Attributes:
+        found: details of the first divergence, None without one.
     """
 
-    def __init__(self, dataset: OfflineDataset, gamma: float, history: MetricsHistory) -> None:
+    def __init__(
+        self,
+        dataset: OfflineDataset,
+        gamma: float,
+        history: MetricsHistory,
+        *,
+        stop: bool = True,
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> None:
         super().__init__()
         self._dataset = dataset
         self._gamma = gamma
         self._history = history
+        self._stop = stop
+        self._warn = warn
+        self._warned: set[str] = set()
+        self._rewards = float(dataset.rewards.min()), float(dataset.rewards.max())
+        self.found: dict[str, Any] | None = None
 
     def _on_rollout_start(self) -> None:
-        self._check()
+        self._look()
 
     def _on_step(self) -> bool:
         return True
 
     def _on_training_end(self) -> None:
-        self._check()
+        self._look()
+
+    def _look(self) -> None:
+        self._watch()
+        try:
+            self._check()
+        except DivergenceError as error:
+            self.found = self.found or error.details
+            if self._stop:
+                raise
+            self._once("divergence", f"diverged, and goes on as asked: {error}")
 
     def _check(self) -> None:
+        latest = self._history.rows[-1] if self._history.rows else {}
+        for key, value in latest.items():
+            if not math.isfinite(value):
+                history = self._history.series(key)
+                message = f"{key} is {value} after iteration {len(history)}: the run diverged"
+                raise DivergenceError(message, key, history, None)
         q_means = self._history.series("train/q_mean")
         if not q_means:
             return
         alphas = self._history.series("train/alpha")
         limit = value_limit(self._dataset, self._gamma, max([1.0, *alphas]))
-        if abs(q_means[-1]) <= limit:  # False for NaN
+        if abs(q_means[-1]) <= limit:
             return
-        raise DivergenceError(
+        message = (
             f"mean Q is {q_means[-1]:.4g} after iteration {len(q_means)}, but rewards as in the "
             f"data give less than {limit:.4g}: the critics diverged. Try agent.layer_norm=true, "
             "a smaller adversary.weight, or more adversary.updates per agent update"
         )
+        raise DivergenceError(message, "train/q_mean", q_means, limit)
+
+    def _watch(self) -> None:
+        """Signs that a run may go wrong."""
+        nll = self._history.series("adversary/holdout_nll")
+        if nll and nll[-1] > nll[0] + abs(nll[0]):
+            self._once(
+                "fit",
+                f"the model fits held-out data worse than at the start: {nll[-1]:.2f} nats per "
+                f"transition after {nll[0]:.2f}; a smaller adversary.weight or learning rate helps",
+            )
+        spread = self._history.series("adversary/advantage_std")
+        if spread and spread[-1] < COLLAPSED * spread[0]:
+            self._once(
+                "advantage",
+                f"the advantage hardly varies any more ({spread[-1]:.2g}, at first "
+                f"{spread[0]:.2g}): normalised, its noise is what drives the adversary",
+            )
+        reward = self._history.series("model/reward_mean")
+        low, high = self._rewards
+        if reward and not low <= reward[-1] <= high:
+            self._once(
+                "reward",
+                f"the model's mean reward, {reward[-1]:.4g}, lies outside the data's range "
+                f"({low:.4g} to {high:.4g}): the policy exploits the model",
+            )
+
+    def _once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self._warn(message)

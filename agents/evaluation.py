@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -176,6 +176,7 @@ class EvaluationCallback(BaseCallback):
         path: `evaluations.csv` to append to, one flushed row per evaluation; None for no file.
             A training that starts at iteration 0 begins the file anew.
         on_evaluation: called with (iteration, evaluation) after each.
+        history: rows of a training that goes on, with which the file begins.
         verbose: 1 prints each evaluation.
 
     Attributes:
@@ -189,6 +190,7 @@ class EvaluationCallback(BaseCallback):
         every: int = 1,
         path: str | Path | None = None,
         on_evaluation: Callable[[int, Evaluation], None] | None = None,
+        history: Iterable[EvaluationRow] = (),
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
@@ -198,17 +200,22 @@ class EvaluationCallback(BaseCallback):
         self.every = every
         self.path = None if path is None else Path(path)
         self.on_evaluation = on_evaluation
-        self.history: list[EvaluationRow] = []
+        self.history: list[EvaluationRow] = list(history)
+        self._resumed = bool(self.history)
         self._rollouts = 0
         self._last = 0
 
     def _on_training_start(self) -> None:
         self._last = self._iteration()
-        if self.path is None or (self._last > 0 and self.path.exists()):
+        if self._resumed and self.history[-1]["iteration"] == self._last:
+            self._log(self.history[-1])  # for the dump of the iteration that comes
+        if self.path is None or (self._last > 0 and self.path.exists() and not self._resumed):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(EVALUATION_COLUMNS)
+        for row in self.history:
+            self._append(row)
 
     def _on_rollout_start(self) -> None:
         iteration = self._iteration()
@@ -241,23 +248,26 @@ class EvaluationCallback(BaseCallback):
         }
         self.history.append(row)
         self._append(row)
-        self._record(iteration, {f"eval/{key}": x for key, x in row.items() if x is not None})
+        self._log(row)
+        self._to_tensorboard(row)
         if self.verbose:
             print(f"iteration {iteration}: return {evaluation.return_mean:.1f}")
         if self.on_evaluation is not None:
             self.on_evaluation(iteration, evaluation)
 
-    def _record(self, iteration: int, values: Mapping[str, Any]) -> None:
-        """To SB3's logger, whose next dump comes with the next iteration's metrics.
-
-        TensorBoard is written at once, at the step evaluated: the last evaluation has no next
-        iteration, and the step of the next dump would be late by one.
-        """
-        for key, value in values.items():
+    def _log(self, row: EvaluationRow) -> None:
+        """To SB3's logger, whose next dump comes with the next iteration's metrics."""
+        for key, value in _values(row).items():
             self.logger.record(key, value, exclude="tensorboard")
+
+    def _to_tensorboard(self, row: EvaluationRow) -> None:
+        """At once, at the step evaluated: the last evaluation has no next iteration, and the step
+        of the next dump would be late by one.
+        """
+        values = _values(row)
         for output in self.logger.output_formats:
             if isinstance(output, TensorBoardOutputFormat):
-                output.write(dict(values), dict.fromkeys(values, ()), iteration)
+                output.write(dict(values), dict.fromkeys(values, ()), row["iteration"])
 
     def _append(self, row: EvaluationRow) -> None:
         """Opened and closed for each row: an interrupted run leaves whole rows.
@@ -269,6 +279,10 @@ class EvaluationCallback(BaseCallback):
         cells = ["" if value is None else repr(value) for value in row.values()]
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(cells)
+
+
+def _values(row: EvaluationRow) -> dict[str, Any]:
+    return {f"eval/{key}": value for key, value in row.items() if value is not None}
 
 
 def read_evaluations(path: str | Path) -> list[EvaluationRow]:
@@ -283,18 +297,21 @@ def read_evaluations(path: str | Path) -> list[EvaluationRow]:
     if not path.exists():
         raise FileNotFoundError(f"No evaluations in '{path}'; expected the file of a training run.")
     rows: list[EvaluationRow] = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for line, cells in enumerate(csv.DictReader(file), start=2):
-            try:
-                rows.append(
-                    {
-                        "iteration": int(cells["iteration"]),
-                        "return_mean": float(cells["return_mean"]),
-                        "return_std": float(cells["return_std"]),
-                        "length_mean": float(cells["length_mean"]),
-                        "score": float(cells["score"]) if cells["score"] else None,
-                    }
-                )
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"'{path}', line {line}: cannot be read ({error!r}).") from error
+    try:
+        lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"'{path}' is no CSV text ({error}): train again.") from error
+    for line, cells in enumerate(lines, start=2):
+        try:
+            rows.append(
+                {
+                    "iteration": int(cells["iteration"]),
+                    "return_mean": float(cells["return_mean"]),
+                    "return_std": float(cells["return_std"]),
+                    "length_mean": float(cells["length_mean"]),
+                    "score": float(cells["score"]) if cells["score"] else None,
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"'{path}', line {line}: cannot be read ({error!r}).") from error
     return rows

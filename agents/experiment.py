@@ -16,9 +16,9 @@ from adv_worldmodel import (
     WorldModel,
     cached_world_model,
     fit_world_model,
-    make_sb3_env,
 )
-from agents.callbacks import RamboCallback
+from agents.assembly import build_adversary, build_agent
+from agents.checkpoints import CheckpointCallback, Snapshot, restore_counters
 from agents.config import TrainConfig, dump_config
 from agents.divergence import DivergenceCallback, DivergenceError
 from agents.evaluation import EvaluationCallback, Evaluator
@@ -27,9 +27,11 @@ from agents.preparation import Preparation, prepare
 from agents.progress import LapCallback, MetricsHistory, PhaseClock, ProgressCallback
 from agents.rambo import RAMBO
 from agents.results import q_summary, return_summary, returns_table, versions
+from agents.resumption import Resumption
 from agents.run_folder import (
     RunFolder,
     new_run_folder,
+    remove_asides,
     signals_held,
     write_json,
     write_text,
@@ -53,6 +55,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     * `q_avg`: mean Q of the last iteration, `q_var`: variance of that mean over the last 100
       iterations (P B.5), `q_ceiling`: what the data's largest reward can sum to, r_max / (1 -
       gamma);
+    * `divergence`: which quantity ran away, when, and its history; null where none did;
     * `status`: "running", "finished", "interrupted", "diverged" or "failed"; `error` says why.
 
     Args:
@@ -69,12 +72,21 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     return run(prepare(config), progress=progress)
 
 
-def run(prepared: Preparation, *, progress: bool = True) -> Path:
-    """Run a checked experiment; see `train`."""
+def run(
+    prepared: Preparation, *, progress: bool = True, resumption: Resumption | None = None
+) -> Path:
+    """Run a checked experiment, or go on with one; see `train`."""
     config = prepared.config
-    folder = new_run_folder(config.out, config.name, config.seed)
+    if resumption is None:
+        overwrite = prepared.overwrite
+        folder = new_run_folder(config.out, config.name, config.seed, overwrite=overwrite)
+    else:
+        folder = resumption.folder
+        for place in (folder.path, folder.checkpoints):
+            remove_asides(place)
+    snapshot = None if resumption is None else resumption.snapshot
     with _torch_threads(config.n_threads):
-        experiment = _Experiment(prepared, folder, progress)
+        experiment = _Experiment(prepared, folder, progress, snapshot)
         try:
             experiment.fit()
             experiment.clone()
@@ -98,19 +110,29 @@ def run(prepared: Preparation, *, progress: bool = True) -> Path:
 class _Experiment:
     """The phases of a run, in their order, and what they have found so far."""
 
-    def __init__(self, prepared: Preparation, folder: RunFolder, progress: bool) -> None:
+    def __init__(
+        self,
+        prepared: Preparation,
+        folder: RunFolder,
+        progress: bool,
+        snapshot: Snapshot | None = None,
+    ) -> None:
         self.config, self.dataset = prepared.config, prepared.dataset
         self.prepared, self.folder, self.progress = prepared, folder, progress
         self.bars = progress and sys.stderr.isatty()  # in a file they would be hundreds of lines
-        self.clock = PhaseClock({"data": prepared.seconds})
-        self.history = MetricsHistory()
+        self.snapshot = snapshot
+        before = {} if snapshot is None else snapshot.numbers["experiment"]
+        self.clock = PhaseClock(before.get("seconds", {"data": prepared.seconds}))
+        self.history = MetricsHistory(before.get("metrics", ()))
         self.evaluator = Evaluator(prepared.env_id, episodes=self.config.evaluation.episodes)
         self.world_model: WorldModel | None = None
         self.agent: RAMBO | None = None
         self.logger: Logger | None = None
         self.bar: ProgressCallback | None = None
         self.evaluation: EvaluationCallback | None = None
-        self.cloning_return: float | None = None
+        self.checkpoints: CheckpointCallback | None = None
+        self.divergence: DivergenceCallback | None = None
+        self.cloning_return: float | None = before.get("cloning_return")
         write_text(folder.config, dump_config(prepared.resolved_config))
         self.write_result("running")
         data = self.dataset
@@ -125,6 +147,15 @@ class _Experiment:
     def fit(self) -> None:
         """Fit the world model, or take it from the cache, and make the agent in it."""
         config, prepared = self.config, self.prepared
+        if self.snapshot is not None:
+            self.world_model = WorldModel.load(
+                self.folder.world_model,
+                device=prepared.device,
+                termination=prepared.termination if callable(prepared.termination) else None,
+            )
+            self.agent = build_agent(prepared, self.world_model)
+            self.say(f"checkpoint   after iteration {self.snapshot.iteration}")
+            return
         fit = cached_world_model if config.model.cache else fit_world_model
         self.say("world model  fitting (or reading a fit from the cache)")
         with self.clock.phase("fit"):
@@ -140,50 +171,13 @@ class _Experiment:
             model.save(aside)
         info = model.fit_info
         self.say(f"world model  {info['steps']} steps, holdout NLL {info['holdout_nll']:.2f}")
-        self.agent = self.make_agent(model)
-
-    def make_agent(self, world_model: WorldModel) -> RAMBO:
-        config, agent = self.config, self.config.agent
-        env = make_sb3_env(
-            self.dataset,
-            config.rollout.starts,
-            config.rollout.horizon,
-            seed=config.seed,
-            world_model=world_model,
-            member_per=config.rollout.member_per,
-        )
-        return RAMBO(
-            "MlpPolicy",
-            env,
-            agent.critic_learning_rate,
-            actor_learning_rate=agent.actor_learning_rate,
-            entropy_learning_rate=agent.entropy_learning_rate,
-            real_ratio=agent.real_ratio,
-            retain_iterations=config.rollout.retain_iterations,
-            rollout_policy=config.rollout.policy,
-            gradient_steps=agent.updates,
-            batch_size=agent.batch_size,
-            gamma=agent.gamma,
-            tau=agent.tau,
-            ent_coef=agent.ent_coef,
-            target_entropy=agent.target_entropy,
-            critic_warmup=agent.critic_warmup,
-            entropy_in_target=agent.entropy_in_target,
-            fresh_outcomes=agent.fresh_outcomes,
-            policy_kwargs={
-                "net_arch": list(agent.hidden_sizes),
-                "n_critics": agent.n_critics,
-                "layer_norm": agent.layer_norm,
-            },
-            seed=config.seed,
-            device=self.prepared.device,
-        )
+        self.agent = build_agent(prepared, model)
 
     def clone(self) -> None:
         """Clone the data's behaviour (P C.4) and evaluate the clone."""
         cloning, agent = self.config.cloning, self.agent
         assert agent is not None
-        if cloning.epochs == 0:
+        if cloning.epochs == 0 or self.snapshot is not None:
             return
         with self.clock.phase("clone"):
             agent.clone(
@@ -200,42 +194,62 @@ class _Experiment:
         """Train in the world model while the adversary changes it (P algorithm 1)."""
         config, agent = self.config, self.agent
         assert agent is not None
-        self.folder.tensorboard.mkdir()
-        self.logger = Logger(
-            str(self.folder.path),
-            [
-                CSVOutputFormat(str(self.folder.progress)),
-                TensorBoardOutputFormat(str(self.folder.tensorboard)),
-                self.history,
-            ],
-        )
+        self.folder.tensorboard.mkdir(exist_ok=True)
+        table = CSVOutputFormat(str(self.folder.progress))  # begins the file anew
+        for row in self.history.rows:
+            table.write(row, dict.fromkeys(row, ()))
+        outputs = [table, TensorBoardOutputFormat(str(self.folder.tensorboard)), self.history]
+        self.logger = Logger(str(self.folder.path), outputs)
         agent.set_logger(self.logger)
+        before = {} if self.snapshot is None else self.snapshot.numbers["experiment"]
         self.evaluation = EvaluationCallback(
-            self.evaluator, every=config.evaluation.every, path=self.folder.evaluations
+            self.evaluator,
+            every=config.evaluation.every,
+            path=self.folder.evaluations,
+            history=before.get("evaluations", ()),
         )
-        adversary = RamboCallback(
-            config.adversary.weight,  # type: ignore[arg-type]  # a text is "auto"
-            config.adversary.updates,
-            score=config.adversary.score,
-            learning_rate=config.adversary.learning_rate,
-            batch_size=config.adversary.batch_size,
-            continue_fit=config.adversary.continue_fit,
-            xi=config.adversary.xi,
-            max_weight=config.adversary.max_weight,
-            seed=config.seed,
+        adversary = build_adversary(config)
+        self.checkpoints = CheckpointCallback(
+            self.folder.checkpoints,
+            config.checkpoint_every,
+            adversary,
+            self.state,
+            self.snapshot,
+        )
+        self.divergence = DivergenceCallback(
+            self.dataset,
+            config.agent.gamma,
+            self.history,
+            stop=config.on_divergence == "stop",
+            warn=lambda message: print(f"warning: {message}", file=sys.stderr, flush=True),
         )
         callbacks: list[BaseCallback] = [
             LapCallback(self.clock, "agent", rollout=True),
-            DivergenceCallback(self.dataset, config.agent.gamma, self.history),
+            self.divergence,
             self.evaluation,
             LapCallback(self.clock, "evaluation"),
         ]
         if self.progress:
             self.bar = ProgressCallback(config.iterations, lambda: agent.iteration, self.note)
             callbacks.append(self.bar)
+        callbacks += [self.checkpoints, LapCallback(self.clock, "checkpoint")]
         callbacks += [adversary, LapCallback(self.clock, "adversary")]
-        agent.learn(config.iterations * agent.timesteps_per_iteration, callback=callbacks)
+        total = config.iterations * agent.timesteps_per_iteration
+        if self.snapshot is not None:
+            restore_counters(agent, self.snapshot)
+        agent.learn(total - agent.num_timesteps, callback=callbacks, reset_num_timesteps=False)
         self.logger.dump(step=agent.iteration)  # the last evaluation, which no iteration follows
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the state of the training."""
+        evaluations = [] if self.evaluation is None else list(self.evaluation.history)
+        found = {
+            "metrics": list(self.history.rows),
+            "evaluations": evaluations,
+            "cloning_return": self.cloning_return,
+            "seconds": dict(self.clock.seconds),
+        }
+        return {"experiment": found}
 
     def note(self) -> str:
         """What stands beside the progress bar."""
@@ -254,9 +268,13 @@ class _Experiment:
     def _conclude(self, status: str, error: str | None) -> None:
         if self.bar is not None:
             self.bar.close()
+        if status == "interrupted" and self.checkpoints is not None:
+            self.checkpoints.write()
         if self.agent is not None:
             with written_aside(self.folder.policy) as aside:
                 self.agent.save(aside)
+            with written_aside(self.folder.weights) as aside:
+                self.agent.save_weights(aside)
         if self.world_model is not None:
             with written_aside(self.folder.adversarial_model) as aside:
                 self.world_model.save(aside)
@@ -282,6 +300,7 @@ class _Experiment:
         result = {
             "status": status,
             "error": error,
+            "divergence": None if self.divergence is None else self.divergence.found,
             "env_id": prepared.env_id,
             "env_note": prepared.env_note,
             "dataset": config.dataset,

@@ -37,6 +37,7 @@ class Preparation:
         env_id: the real environment in which the policy is evaluated.
         env_note: why it is that one, where it is not simply the one behind the data.
         seconds: that all of this took.
+        overwrite: replace a run that the run folder holds.
     """
 
     config: TrainConfig
@@ -47,6 +48,7 @@ class Preparation:
     env_id: str
     env_note: str | None
     seconds: float
+    overwrite: bool = False
 
     @property
     def resolved_config(self) -> TrainConfig:
@@ -58,8 +60,12 @@ class Preparation:
         return dataclasses.replace(self.config, dataset=dataset, out=None)
 
 
-def prepare(config: TrainConfig) -> Preparation:
+def prepare(config: TrainConfig, *, overwrite: bool = False) -> Preparation:
     """Read and check all that `config` names.
+
+    Args:
+        config: of one run.
+        overwrite: its folder may hold a run, which is replaced.
 
     Raises:
         ValueError, FileNotFoundError: the data set cannot be read, no termination rule is known,
@@ -73,7 +79,7 @@ def prepare(config: TrainConfig) -> Preparation:
             f"seeds = {config.seeds} asks for several runs: use agents.seeds.train_seeds(config), "
             "or seeds=null for one"
         )
-    check_new_folder(config.out)
+    check_new_folder(config.out, overwrite=overwrite)
     device = _usable_device(config.device)
     dataset = _dataset(config)
     env_id, env_note = _real_env(config, dataset)
@@ -93,7 +99,9 @@ def prepare(config: TrainConfig) -> Preparation:
         seed=config.seed,
     )
     seconds = time.perf_counter() - started
-    return Preparation(config, dataset, termination, fit, device, env_id, env_note, seconds)
+    return Preparation(
+        config, dataset, termination, fit, device, env_id, env_note, seconds, overwrite
+    )
 
 
 def _dataset(config: TrainConfig) -> OfflineDataset:

@@ -19,7 +19,9 @@ from typing import Any
 from agents.config import TrainConfig, dump_config
 from agents.divergence import DivergenceError
 from agents.experiment import prepare, run
+from agents.preparation import Preparation
 from agents.progress import duration
+from agents.resumption import Resumption, prepare_resumption
 from agents.run_folder import RunFolder, write_json, write_text
 
 __all__ = ["RunProcesses", "cores"]
@@ -180,16 +182,25 @@ def _run_one(config: TrainConfig) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         try:
-            prepared = prepare(config)
+            prepared, resumption = _prepare(config)
         except (ValueError, OSError) as error:  # a data set that is not there, and the like
             _record_failure(config, " ".join(str(error).split()))
             raise SystemExit(1) from None
-        run(prepared, progress=False)
+        run(prepared, progress=False, resumption=resumption)
     except (DivergenceError, FloatingPointError):
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(130) from None
+
+
+def _prepare(config: TrainConfig) -> tuple[Preparation, Resumption | None]:
+    """A run that its folder holds already goes on."""
+    assert config.out is not None
+    if RunFolder(Path(config.out)).config.is_file():
+        n_threads = "null" if config.n_threads is None else config.n_threads
+        return prepare_resumption(config.out, [f"n_threads={n_threads}"])
+    return prepare(config), None
 
 
 def _record_failure(config: TrainConfig, error: str) -> None:

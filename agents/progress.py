@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,14 @@ from tqdm import tqdm
 
 
 class MetricsHistory(KVWriter):
-    """A Stable-Baselines3 logger output that keeps every dumped number in memory, by key."""
+    """A Stable-Baselines3 logger output that keeps every dumped number in memory, by key.
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
+    Args:
+        rows: dumps before this one was made.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, float]] = ()) -> None:
+        self.rows: list[dict[str, float]] = [dict(row) for row in rows]
 
     def write(
         self,
@@ -28,9 +32,8 @@ class MetricsHistory(KVWriter):
     ) -> None:
         """Append the scalars of one dump."""
         numbers = (int, float, np.number)
-        self.rows.append(
-            {key: float(value) for key, value in key_values.items() if isinstance(value, numbers)}
-        )
+        kept = {key: value for key, value in key_values.items() if isinstance(value, numbers)}
+        self.rows.append({k: v if isinstance(v, int) else float(v) for k, v in kept.items()})
 
     def close(self) -> None:
         """Keep the rows: there is no file to close."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from stable_baselines3 import SAC
@@ -24,6 +25,7 @@ from agents.explicit_updates import ExplicitSACUpdate, is_explicit
 from agents.policies import RAMBOPolicy, Standardise
 from agents.updates import METRICS, SACParts, sac_update
 from agents.values import SquashedPolicy
+from agents.weights import load_weights, save_weights
 
 ROLLOUT_POLICIES = ("current", "random")
 
@@ -316,6 +318,24 @@ class RAMBO(SAC):
         if is_explicit(parts):
             return ExplicitSACUpdate(parts, batch_size)
         return lambda batch, noise: sac_update(parts, batch, noise[0], noise[1])
+
+    def save_weights(self, folder: str | Path) -> None:
+        """Write the policy's weights and architecture into ``folder``, as safetensors and JSON.
+
+        :raises ValueError: an activation or a class that JSON cannot name; :meth:`save` can.
+        """
+        save_weights(self, folder)
+
+    @classmethod
+    def load_weights(cls, folder: str | Path, device: torch.device | str = "auto") -> Self:
+        """An agent for prediction from :meth:`save_weights`; no code in ``folder`` can run.
+
+        To go on training, :meth:`load` what :meth:`save` wrote; that one runs code in its file.
+
+        :raises FileNotFoundError: a file is missing.
+        :raises ValueError: a file is damaged or from a newer version.
+        """
+        return load_weights(cls, folder, device)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._step = None  # parameters may have been loaded since: capture anew

@@ -8,7 +8,9 @@ A run folder holds::
     tensorboard/         the same metrics as TensorBoard events
     world_model/         the model after the maximum-likelihood fit
     adversarial_model/   the model at the end of training
-    policy.zip           the agent, for `RAMBO.load`
+    checkpoints/         the last two states of the training, to go on from
+    policy/              the policy, for `RAMBO.load_weights`, which runs no code
+    policy.zip           the agent, for `RAMBO.load`, which runs what the file's pickles say
     learning_curve.png   return against iteration
     result.json          what the run amounts to; `status` says whether it finished
 
@@ -66,8 +68,16 @@ class RunFolder:
         return self.path / "adversarial_model"
 
     @property
+    def weights(self) -> Path:
+        return self.path / "policy"
+
+    @property
     def policy(self) -> Path:
         return self.path / "policy.zip"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
 
     @property
     def learning_curve(self) -> Path:
@@ -95,7 +105,7 @@ class RunFolder:
             )
         try:
             result = json.loads(self.result.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.result} is not valid JSON ({error}): train again") from error
         if not isinstance(result, dict):
             raise ValueError(
@@ -103,19 +113,51 @@ class RunFolder:
             )
         return result
 
-    def load_policy(self, device: str = "auto") -> RAMBO:
-        """Load the agent, for prediction. Its file holds pickles: open only runs you trust.
+    def env_id(self, *, trust: bool = False) -> str:
+        """Return the environment in which `result.json` says the policy was evaluated.
+
+        Args:
+            trust: allow `module:ID`, with which a stranger's file would choose what is imported.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read_result`; none is named, or a module's.
+        """
+        env_id = self.read_result().get("env_id")
+        if not isinstance(env_id, str):
+            raise ValueError(f"{self.result} names no environment (env_id): give --env ID")
+        if ":" in env_id and not trust:
+            raise ValueError(
+                f"{self.result} names {env_id!r}, which imports the module before the colon: "
+                f"where you trust it, give --env {env_id}, or --trust"
+            )
+        return env_id
+
+    def load_policy(self, device: str = "auto", *, trust: bool = False) -> RAMBO:
+        """Load the agent, for prediction, from `policy/`: no code in it can run.
+
+        Args:
+            device: where to put it.
+            trust: load `policy.zip` where there is no `policy/`, as in runs of older versions.
+                Its pickles run whatever their author put there.
 
         Raises:
             FileNotFoundError: the run was stopped before there was an agent.
-            ValueError: the file is damaged or of another version.
+            ValueError: a file is damaged or of another version, or needs `trust`.
         """
         from agents.rambo import RAMBO
 
+        if self.weights.is_dir():
+            return RAMBO.load_weights(self.weights, device)
         if not self.policy.is_file():
             raise FileNotFoundError(
-                f"{self.path} holds no policy.zip: the run stopped before there was a policy; "
-                f"train again with 'adv-worldmodel train {self.config}'"
+                f"{self.path} holds no policy/ and no policy.zip: the run stopped before there was "
+                f"a policy; train again with 'adv-worldmodel train {self.config}'"
+            )
+        if not trust:
+            raise ValueError(
+                f"{self.path} holds no policy/, only an older run's policy.zip, whose pickles run "
+                "code when loaded: if the run is your own, 'adv-worldmodel evaluate RUN --trust', "
+                f"or RAMBO.load({str(self.policy)!r})"
             )
         try:
             return RAMBO.load(self.policy, device=device)
@@ -124,12 +166,28 @@ class RunFolder:
             raise ValueError(f"{self.policy} cannot be read ({reason}): train again") from error
 
 
-def check_new_folder(out: str | None) -> None:
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler wants the machine back."""
+
+
+def raise_terminated(*_: object) -> None:
+    """A handler of SIGTERM."""
+    raise Terminated
+
+
+def check_new_folder(out: str | None, *, overwrite: bool = False) -> None:
     """Raise ValueError unless `new_run_folder` can make its folder; writes nothing."""
     path = Path("runs" if out is None else out)
+    if overwrite and _holds_run(path):
+        return
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: give out=FOLDER that does not exist yet")
     if out is not None and path.is_dir() and any(path.iterdir()):
+        if _holds_run(path):
+            raise ValueError(
+                f"out={out} holds a run: go on with it by 'adv-worldmodel train --resume {out}', "
+                "replace it by --overwrite, or give another folder"
+            )
         raise ValueError(f"out={out} is not empty: give a folder that does not exist yet")
     parent = path.absolute()
     while not parent.exists():
@@ -140,10 +198,22 @@ def check_new_folder(out: str | None) -> None:
         raise ValueError(f"{parent} is not writable: give out=FOLDER that is")
 
 
-def new_run_folder(out: str | None, name: str, seed: int | str) -> RunFolder:
-    """Make the folder of a run: `out`, or `runs/<name>-<seed>-<date-time>` of the current one."""
+def _holds_run(path: Path) -> bool:
+    return RunFolder(path).config.is_file()
+
+
+def new_run_folder(
+    out: str | None, name: str, seed: int | str, *, overwrite: bool = False
+) -> RunFolder:
+    """Make the folder of a run: `out`, or `runs/<name>-<seed>-<date-time>` of the current one.
+
+    Args:
+        overwrite: remove a run that `out` holds.
+    """
     if out is not None:
         path = Path(out)
+        if overwrite and _holds_run(path):
+            shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
         return RunFolder(path)
     stem = f"{name}-{seed}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -174,6 +244,13 @@ def written_aside(target: Path) -> Iterator[Path]:
             shutil.rmtree(aside)
         else:
             aside.unlink(missing_ok=True)
+
+
+def remove_asides(folder: Path) -> None:
+    """Remove what a killed process was writing aside in `folder`."""
+    for path in folder.glob(".*-*"):
+        if path.name[1:].partition("-")[0].isdigit():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_text(target: Path, text: str) -> None:
@@ -218,4 +295,4 @@ def signals_held() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if late:
-        raise KeyboardInterrupt
+        raise Terminated if signal.SIGTERM in late else KeyboardInterrupt

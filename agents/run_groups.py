@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.config import TrainConfig, load_config
+from agents.config import TrainConfig, flat_settings, load_config
 from agents.run_folder import RunFolder
 
 __all__ = [
@@ -25,7 +24,7 @@ __all__ = [
 ]
 
 #: Settings that say where, how and how often a run computes, not what; the seed is not one either.
-BESIDE = ("name", "seed", "seeds", "out", "device", "n_threads", "model.cache")
+BESIDE = ("name", "seed", "seeds", "checkpoint_every", "out", "device", "n_threads", "model.cache")
 
 
 @dataclass(frozen=True)
@@ -122,12 +121,7 @@ def compared_settings(config: TrainConfig) -> dict[str, Any]:
 
     A data set that is a file here is named by its absolute path, as in a run's `config.yaml`.
     """
-    flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": item for key, item in value.items()}
-        else:
-            flat[name] = value
+    flat = flat_settings(config)
     source = Path(config.dataset).expanduser()
     if source.suffix and source.is_file():
         flat["dataset"] = str(source.resolve())

@@ -112,8 +112,9 @@ def run_sweep(plan: SweepPlan, *, progress: bool = True) -> dict[str, str]:
         f"sweep        {len(plan.configs)} runs, {len(plan.finished)} of them finished before;"
     )
     runs.say(f"             {plan.at_once} at once, n_threads={threads}")
-    for config in waiting.values():  # what an earlier call left unfinished
-        shutil.rmtree(_out(config), ignore_errors=True)
+    for config in waiting.values():  # what an earlier call left unfinished, and cannot go on
+        if not _goes_on(config):
+            shutil.rmtree(_out(config), ignore_errors=True)
     try:
         runs.run()
     finally:
@@ -207,6 +208,15 @@ def _lock(folder: Path) -> IO[str]:
             f"another sweep is at work in {folder}: wait for its end, or give another out=FOLDER"
         ) from None
     return file
+
+
+def _goes_on(config: TrainConfig) -> bool:
+    """Whether the run's folder holds a checkpoint of just this run."""
+    folder = RunFolder(_out(config))
+    if not (folder.config.is_file() and folder.checkpoints.is_dir()):
+        return False
+    there = load_config(folder.config)
+    return there.seed == config.seed and compared_settings(there) == compared_settings(config)
 
 
 def _is_finished(config: TrainConfig) -> bool:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agents.run_folder import raise_terminated
+
 PROG = "adv-worldmodel"
 
 
@@ -33,7 +35,7 @@ def terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # signals are not ours to set
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, raise_terminated)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from adv_worldmodel.data.columns import from_columns, wanted_keys
 from adv_worldmodel.data.dataset import OfflineDataset
+from adv_worldmodel.data.links import stored_elsewhere
 
 SUFFIXES = (".hdf5", ".h5", ".npz")
 """File names that `load_file` reads."""
@@ -73,6 +74,13 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _read_hdf5(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
+    with _reading(path), h5py.File(path, "r") as file:
+        elsewhere = stored_elsewhere(file)
+    if elsewhere is not None:
+        raise ValueError(
+            f"{path}: {elsewhere}; expected all arrays in the file itself. Read them and write "
+            "them into a new file."
+        )
     with _reading(path), h5py.File(path, "r") as file:
         names = [key for key in file if isinstance(key, str)]  # bytes where a file is damaged
         present = [key for key in names if isinstance(file[key], h5py.Dataset)]

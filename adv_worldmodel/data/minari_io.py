@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
@@ -10,11 +11,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 
 from adv_worldmodel.data import validation
 from adv_worldmodel.data.dataset import OfflineDataset
 from adv_worldmodel.data.environments import buildable, check_fit
+from adv_worldmodel.data.links import stored_elsewhere
 
 if TYPE_CHECKING:
     from minari import MinariDataset  # type: ignore[import-untyped]
@@ -54,6 +57,7 @@ def load_minari(dataset_id: str, *, env_id: str | None = None) -> OfflineDataset
     if not (minari_folder() / dataset_id / "data").is_dir():
         _download(dataset_id)
     try:
+        _check_metadata(minari_folder() / dataset_id / "data" / "metadata.json")
         dataset = minari.load_dataset(dataset_id)
     except Exception as error:  # storage formats raise their own kinds
         raise ValueError(
@@ -79,6 +83,7 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
     where = f"minari:{dataset.spec.dataset_id}"
     observation_space = validation.flat_box(dataset.observation_space, "observation", where)
     action_space = validation.flat_box(dataset.action_space, "action", where)
+    _refuse_links(dataset, where)
     parts: list[tuple[Any, ...]] = []
     for episode in _episodes(dataset, where):
         label = f"{where}: episode {episode.id}"
@@ -97,7 +102,8 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
         parts.append((states, actions, episode.rewards, successors, terminations, truncations))
     if not parts:
         raise ValueError(f"{where}: the data set is empty (no episodes); expected at least 1.")
-    if env_id is None and dataset.env_spec is not None:
+    # As in a file, an id such as "module:Name-v0" would import a module of the file's choice.
+    if env_id is None and dataset.env_spec is not None and ":" not in dataset.env_spec.id:
         env_id = _usable(dataset.env_spec.id, observation_space.shape[0], action_space.shape[0])
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return OfflineDataset(
@@ -171,6 +177,43 @@ def to_minari(
         )
 
 
+def _check_metadata(path: Path) -> None:
+    """ValueError where Minari would take a space from the environment that the file describes.
+
+    It builds that one by calling what the file names as its entry point, be it `os:system`.
+    """
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("observation_space", "action_space"):
+        if not isinstance(metadata.get(key), str):
+            raise ValueError(
+                f"{path.name} does not state the {key}, and to find out Minari would run code that "
+                "the file names"
+            )
+
+
+def _refuse_links(dataset: MinariDataset, where: str) -> None:
+    path = Path(dataset.storage.data_path) / "main_data.hdf5"
+    if not path.is_file():  # another storage format
+        return
+    try:
+        with h5py.File(path, "r") as file:
+            elsewhere = stored_elsewhere(file)
+    except Exception as error:  # HDF5 raises all kinds
+        raise ValueError(_unreadable(where, error)) from None
+    if elsewhere is not None:
+        raise ValueError(
+            f"{where}: {elsewhere} in {path}; expected all arrays in the file itself. Make the "
+            "data set again."
+        )
+
+
+def _unreadable(where: str, error: Exception) -> str:
+    return (
+        f"{where}: an episode cannot be read ({_first_line(error)}). The files are truncated: "
+        "delete the data set and fetch or make it again."
+    )
+
+
 def _episodes(dataset: MinariDataset, where: str) -> Iterator[Any]:
     iterator = dataset.iterate_episodes()
     while True:
@@ -179,10 +222,7 @@ def _episodes(dataset: MinariDataset, where: str) -> Iterator[Any]:
         except StopIteration:
             return
         except Exception as error:  # storage formats raise their own kinds
-            raise ValueError(
-                f"{where}: an episode cannot be read ({_first_line(error)}). The files are "
-                "truncated: delete the data set and fetch or make it again."
-            ) from None
+            raise ValueError(_unreadable(where, error)) from None
         yield episode
 
 

@@ -125,7 +125,7 @@ def test_a_damaged_run_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "no policy.zip" in capsys.readouterr().err
     (tmp_path / "policy.zip").write_bytes(b"no zip")
-    assert main(["evaluate", str(tmp_path)]) == 2
+    assert main(["evaluate", str(tmp_path), "--trust"]) == 2
     assert "policy.zip cannot be read" in capsys.readouterr().err
 
 
@@ -152,11 +152,11 @@ def test_an_interrupted_training_exits_with_130(
     assert capsys.readouterr().err == "adv-worldmodel: interrupted\n"
 
 
-def test_a_diverged_training_exits_with_1_and_says_so(
+def test_a_diverged_training_exits_with_3_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(experiment, "fit_world_model", raising(FloatingPointError("went to NaN")))
-    assert main(["train", "pendulum-random", *TINY, f"out={tmp_path / 'run'}"]) == 1
+    assert main(["train", "pendulum-random", *TINY, f"out={tmp_path / 'run'}"]) == 3
     assert capsys.readouterr().err == "adv-worldmodel: the run failed: went to NaN\n"
     assert RunFolder(tmp_path / "run").read_result()["status"] == "diverged"
 

@@ -57,9 +57,11 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_the_folder_holds_every_file_and_nothing_written_aside(finished: RunFolder) -> None:
     assert sorted(path.name for path in finished.path.iterdir()) == [
         "adversarial_model",
+        "checkpoints",
         "config.yaml",
         "evaluations.csv",
         "learning_curve.png",
+        "policy",
         "policy.zip",
         "progress.csv",
         "result.json",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from agents import sweep
 from agents.cli import main
-from agents.run_folder import RunFolder
+from agents.run_folder import RunFolder, write_json
 from agents.sweep import SweepPlan, parse_seeds, plan_sweep, split_values
 from tests.agents.made_up_runs import make_run
 from tests.agents.tiny import TINY
@@ -186,3 +187,18 @@ def test_a_missing_data_set_fails_its_run(
     assert "nowhere.npz does not exist" in capfd.readouterr().out
     assert main(["results", str(tmp_path)]) == 0
     assert "| nowhere.npz | pendulum-random | 0 " in capfd.readouterr().out
+
+
+def test_an_unfinished_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "adversary.weight=0" / "seed-0")
+    settings = [*TINY, "iterations=2", "checkpoint_every=1", "adversary.weight=0"]
+    assert main(["train", "pendulum-random", *settings, f"out={run.path}"]) == 0
+    shutil.rmtree(run.checkpoints / "iteration-000002")  # as if it had been killed after one
+    write_json(run.result, {**run.read_result(), "status": "running"})
+    fitted = (run.world_model / "model.json").stat().st_mtime_ns
+    evaluations = run.evaluations.read_text()
+    sweep = ["sweep", "pendulum-random", *settings[:-1], f"out={tmp_path}"]
+    assert main([*sweep, "--grid", "adversary.weight=0", "--seeds", "0"]) == 0
+    assert run.read_result()["status"] == "finished"
+    assert (run.world_model / "model.json").stat().st_mtime_ns == fitted
+    assert run.evaluations.read_text() == evaluations

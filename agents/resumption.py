@@ -1,0 +1,69 @@
+"""Going on with a run: its configuration, what may change in it, and its last checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.checkpoints import Snapshot, latest_checkpoint
+from agents.config import flat_settings, load_config
+from agents.preparation import Preparation, prepare
+from agents.run_folder import RunFolder
+
+__all__ = ["Resumption", "prepare_resumption"]
+
+#: Settings that may differ: how long, how often written, where. (Another device or number of
+#: threads rounds otherwise.)
+FREE = ("iterations", "checkpoint_every", "on_divergence", "n_threads", "device", "name", "out")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A run to go on with."""
+
+    folder: RunFolder
+    changed: dict[str, tuple[Any, Any]]  #: settings that differ, before and now
+    snapshot: Snapshot | None  #: None: it stopped before the first checkpoint, and starts anew
+
+
+def prepare_resumption(
+    run: str | Path, overrides: Iterable[str] = ()
+) -> tuple[Preparation, Resumption]:
+    """Read a run folder and check that the run can go on.
+
+    Args:
+        run: what `adv-worldmodel train` printed.
+        overrides: `key=value`, of settings in `FREE` only.
+
+    Raises:
+        FileNotFoundError, ValueError: no run there, a setting or the data have changed, or no
+            checkpoint can be read.
+    """
+    folder = RunFolder(Path(run))
+    began = folder.config.is_file()  # a kill may come between the first two files
+    result = {} if began and not folder.result.is_file() else folder.read_result()
+    written = load_config(folder.config)
+    wanted = load_config(folder.config, overrides)
+    before, now = flat_settings(written), flat_settings(wanted)
+    changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
+    if refused := [key for key in changed if key not in FREE]:
+        raise ValueError(
+            f"{', '.join(refused)} would change the result of {run}: train into another folder, "
+            f"or resume without (what may differ: {', '.join(FREE[:5])})"
+        )
+    prepared = prepare(dataclasses.replace(wanted, out=None, seeds=None))
+    if result.get("content_hash") not in (None, prepared.dataset.content_hash):
+        raise ValueError(
+            f"{wanted.dataset} is not what {run} was trained on (its content has changed): bring "
+            "the data back, or train into another folder"
+        )
+    snapshot = latest_checkpoint(folder.checkpoints)
+    if snapshot is not None and snapshot.iteration > wanted.iterations:
+        raise ValueError(
+            f"{run} has done {snapshot.iteration} iterations already: give iterations="
+            f"{snapshot.iteration} or more"
+        )
+    return prepared, Resumption(folder, changed, snapshot)

@@ -1,0 +1,101 @@
+"""Divergence: what a run that ran away says, what it does if asked to go on, what it warns of."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adv_worldmodel import OfflineDataset
+from agents.cli import main
+from agents.divergence import DivergenceCallback, DivergenceError
+from agents.progress import MetricsHistory
+from tests.agents.tiny import TINY
+
+SOUND = {"train/q_mean": 1.0, "train/alpha": 1.0}
+
+
+def dataset() -> OfflineDataset:
+    """Rewards from -1 to 1."""
+    return OfflineDataset.from_arrays(
+        np.zeros((2, 1)), np.zeros((2, 1)), [1.0, -1.0], np.zeros((2, 1)), [False, False]
+    )
+
+
+def test_any_metric_that_is_not_finite_is_a_divergence() -> None:
+    history = MetricsHistory()
+    callback = DivergenceCallback(dataset(), 0.9, history)
+    history.write({**SOUND, "adversary/objective": 0.5}, {})
+    callback.on_rollout_start()
+    history.write({**SOUND, "adversary/objective": math.inf}, {})
+    with pytest.raises(DivergenceError, match="adversary/objective is inf after iteration 2") as e:
+        callback.on_rollout_start()
+    expected = {"quantity": "adversary/objective", "iteration": 2, "limit": None}
+    assert {key: e.value.details[key] for key in expected} == expected
+    assert e.value.details["history"] == [0.5, math.inf]
+
+
+def test_if_asked_a_run_goes_on_and_tells_once() -> None:
+    history, warnings = MetricsHistory(), list[str]()
+    callback = DivergenceCallback(dataset(), 0.9, history, stop=False, warn=warnings.append)
+    for q in (1.0, 500.0, 900.0):
+        history.write({**SOUND, "train/q_mean": q}, {})
+        callback.on_rollout_start()
+    assert len(warnings) == 1
+    assert "goes on as asked: mean Q is 500" in warnings[0]
+    assert callback.found is not None
+    assert callback.found["history"] == [1.0, 500.0]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("adversary/holdout_nll", (2.0, 3.0, 4.1), "fits held-out data worse"),
+        ("adversary/holdout_nll", (-2.0, -1.0, 0.1), "fits held-out data worse"),
+        ("adversary/advantage_std", (1.0, 0.01, 0.0009), "advantage hardly varies"),
+        ("model/reward_mean", (0.0, 1.0, 1.1), "outside the data's range"),
+        ("model/reward_mean", (0.0, -1.0, -1.1), "outside the data's range"),
+    ],
+)
+def test_only_the_last_value_is_worth_a_warning(
+    key: str, values: tuple[float, ...], message: str
+) -> None:
+    history, warnings = MetricsHistory(), list[str]()
+    callback = DivergenceCallback(dataset(), 0.9, history, warn=warnings.append)
+    counts = []
+    for value in (*values, values[-1]):
+        history.write({**SOUND, key: value}, {})
+        callback.on_rollout_start()
+        counts.append(len(warnings))
+    assert counts == [0, 0, 1, 1]
+    assert message in warnings[0]
+
+
+RUNAWAY = ("agent.gamma=0.0", "agent.critic_learning_rate=10", "agent.updates=60", "iterations=3")
+
+
+def test_a_run_that_ran_away_exits_with_3_and_keeps_its_history(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "pendulum-random", *TINY, *RUNAWAY, f"out={tmp_path / 'r'}"]) == 3
+    assert "the critics diverged" in capsys.readouterr().err
+    result = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert result["status"] == "diverged"
+    found = result["divergence"]
+    assert found["quantity"] == "train/q_mean"
+    assert abs(found["value"]) > found["limit"]
+    assert len(found["history"]) == found["iteration"]
+
+
+def test_on_divergence_continue_finishes_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*TINY, *RUNAWAY, f"out={tmp_path / 'r'}", "--on-divergence", "continue"]
+    assert main(["train", "pendulum-random", *arguments]) == 0
+    assert capsys.readouterr().err.count("goes on as asked") == 1
+    result = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert (result["status"], result["iterations"]) == ("finished", 3)
+    assert result["divergence"]["quantity"] == "train/q_mean"

@@ -1,0 +1,172 @@
+"""Runs that stop and go on: bit-equal to those that were left alone, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agents.checkpoints import TENSORS_FILE, latest_checkpoint, read
+from agents.cli import main
+from agents.run_folder import RunFolder
+from tests.agents.tiny import TINY
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = ("iterations=4", "checkpoint_every=1", "agent.updates=20", "adversary.updates=10")
+
+
+def train(*arguments: str) -> int:
+    return main(["train", *arguments])
+
+
+def states(folder: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    return load_file(newest / TENSORS_FILE)
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    assert (one / "evaluations.csv").read_bytes() == (other / "evaluations.csv").read_bytes()
+    mine, theirs = states(one), states(other)
+    assert mine.keys() == theirs.keys()
+    assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four iterations."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    settings = (*TINY, *RUN, "adversary.weight=auto", f"out={folder}")
+    assert train("pendulum-random", *settings) == 0
+    return folder
+
+
+@pytest.fixture
+def half(whole: Path, tmp_path: Path) -> Path:
+    """The same as it was after its last checkpoint but one."""
+    folder = tmp_path / "half"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(sorted((folder / "checkpoints").iterdir())[-1])
+    return folder
+
+
+def test_a_resumed_run_is_the_run(
+    whole: Path, half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--resume", str(half)) == 0
+    assert "checkpoint   after iteration 3" in capsys.readouterr().out
+    assert_equal_runs(whole, half)
+    rows = [len(RunFolder(f).progress.read_text().splitlines()) for f in (whole, half)]
+    assert rows[0] == rows[1]
+
+
+def test_a_finished_run_goes_on_for_more_iterations(
+    whole: Path, half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = tmp_path / "longer"
+    shutil.copytree(whole, longer)
+    assert train("--resume", str(longer), "iterations=5") == 0
+    assert "changed      iterations: 4 -> 5" in capsys.readouterr().out
+    assert RunFolder(longer).read_result()["iterations"] == 5
+    assert "iterations: 5" in RunFolder(longer).config.read_text()
+
+
+def test_the_last_two_checkpoints_are_kept(whole: Path) -> None:
+    names = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert names == ["iteration-000003", "iteration-000004"]
+
+
+def test_a_damaged_checkpoint_is_passed_over(half: Path, whole: Path) -> None:
+    newest = half / "checkpoints" / "iteration-000003"
+    shutil.copytree(newest, half / "checkpoints" / "iteration-000004")
+    file = half / "checkpoints" / "iteration-000004" / TENSORS_FILE
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="is not what was written"):
+        read(file.parent)
+    with pytest.warns(UserWarning, match="the one before it is taken"):
+        found = latest_checkpoint(half / "checkpoints")
+    assert found is not None
+    assert found.iteration == 3
+
+
+def test_without_a_good_checkpoint_there_is_an_error(
+    half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (half / "checkpoints" / "iteration-000003" / TENSORS_FILE).write_bytes(b"")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert train("--resume", str(half)) == 2
+    error = capsys.readouterr().err
+    assert "no checkpoint in" in error
+    assert "--overwrite" in error
+
+
+def test_a_changed_setting_is_named_and_refused(
+    half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in half.rglob("*"))
+    assert train("--resume", str(half), "agent.gamma=0.9", "iterations=9") == 2
+    error = capsys.readouterr().err
+    assert "agent.gamma would change the result" in error
+    assert sorted(path.name for path in half.rglob("*")) == before
+
+
+def test_a_run_is_not_trained_over_unless_asked(
+    half: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("pendulum-random", *TINY, f"out={half}")
+    assert train(*settings) == 2
+    error = capsys.readouterr().err
+    assert "--resume" in error
+    assert "--overwrite" in error
+    assert train(*settings, "--overwrite") == 0
+    assert RunFolder(half).read_result()["iterations"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a CONFIG to train, or --resume RUN"),
+        (["--resume", "nowhere"], "no run folder at nowhere"),
+        (["--resume", "nowhere", "--overwrite"], "give one of them"),
+    ],
+)
+def test_what_makes_no_sense_is_said(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def killed(folder: Path, kills: int, signal: str) -> list[int]:
+    """Exit codes of the processes that were killed; each run has gone on to its end."""
+    script = Path(__file__).with_name("killed_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), str(kills), signal, "0"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for run in folder.glob("killed-?"):
+        assert_equal_runs(folder / "whole", run)
+        assert list(run.rglob(".*")) == []  # nothing half-written is left
+    return [int(code) for code in done.stdout.split()]
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_143(tmp_path: Path) -> None:
+    codes = killed(tmp_path, 4, "SIGTERM")
+    assert set(codes) <= {143, -15}  # -15: before the command had begun to listen
+    assert 143 in codes
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_instant_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    assert killed(tmp_path, 24, "SIGKILL").count(-9) >= 20

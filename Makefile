@@ -20,6 +20,7 @@ help:
 	@echo 'make test       run the tests, those of minutes left out'
 	@echo 'make test-slow  run the tests that take minutes'
 	@echo 'make lint       ruff and mypy'
+	@echo 'make figures    make the README pictures and tables anew, those that take an hour at most'
 	@echo 'make bench      measure the speed of every part on the CPU'
 	@echo 'make bench-gpu  check and measure the CUDA graphs on a GPU, in under eight minutes'
 	@echo 'make install    set up .venv (the others do it by themselves)'
@@ -67,3 +68,15 @@ bench: $(STAMP)
 .PHONY: bench-gpu
 bench-gpu: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.gpu $(BENCH_ARGS)
+
+# What the README shows and two cores can make within the hour: build/figures/*/table.md, docs/images.
+JOBS ?= 2
+FIGURES := build/figures
+.PHONY: figures
+figures: $(STAMP)
+	$(BIN)/python examples/illustrative_mdp.py --seeds 0:10 --jobs $(JOBS) --out $(FIGURES)/illustrative
+	$(BIN)/python examples/careful_driver.py --seeds 0:5 --jobs $(JOBS) --out $(FIGURES)/careful-driver
+	$(BIN)/adv-worldmodel sweep pendulum-random out=$(FIGURES)/pendulum --seeds 0:3 --jobs $(JOBS)
+	$(BIN)/adv-worldmodel results $(FIGURES)/pendulum --plot $(FIGURES)/pendulum/pendulum-random.png \
+		--markdown $(FIGURES)/pendulum/table.md
+	cp $(FIGURES)/*/*.png docs/images/

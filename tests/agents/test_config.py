@@ -72,9 +72,9 @@ def test_antmaze_files_have_the_settings_of_table_5(name: str) -> None:
     assert config.model.termination == "never"
 
 
-def test_the_shipped_names_are_the_18_benchmark_sets_and_the_two_built_in() -> None:
+def test_the_shipped_names_are_the_18_benchmark_sets_two_built_in_and_a_preset() -> None:
     built_in = {"pendulum-random", "halfcheetah-medium-replay-cpu"}
-    assert set(config_names()) == {*TABLE_5, *ANTMAZE, *built_in}
+    assert set(config_names()) == {*TABLE_5, *ANTMAZE, *built_in, "fast"}
     assert config_names() == sorted(config_names())
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointCallback", "Snapshot", "latest_checkpoint", "restore_counters"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEPT = 2
 TENSORS_FILE, NUMBERS_FILE = "state.safetensors", "state.json"
 COUNTERS = ("num_timesteps", "iteration", "_n_updates", "_episode_num")
@@ -168,8 +168,8 @@ def write(
             save_file(on_host, aside / TENSORS_FILE)
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(str(error)) from error
-        digest = _digest(aside / TENSORS_FILE)
-        content = {**snapshot.numbers, **more, "sha256": digest}
+        content = {**snapshot.numbers, **more}
+        content["sha256"] = _digest(content, aside / TENSORS_FILE)
         (aside / NUMBERS_FILE).write_text(json.dumps(content), encoding="utf-8")
         for path in aside.iterdir():
             with path.open("rb+") as file:
@@ -186,13 +186,20 @@ def read(folder: Path) -> Snapshot:
     """
     try:
         numbers = json.loads((folder / NUMBERS_FILE).read_text(encoding="utf-8"))
+        stated = numbers.pop("sha256")
         if numbers["format"] > FORMAT_VERSION:
             raise ValueError(f"format {numbers['format']}, this version reads {FORMAT_VERSION}")
-        if _digest(folder / TENSORS_FILE) != numbers["sha256"]:
-            raise ValueError(f"{TENSORS_FILE} is not what was written")
-        return Snapshot(load_file(folder / TENSORS_FILE), numbers)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"checkpoint {folder} cannot be read ({error})") from error
+        # Format 1 had a digest of the tensors alone.
+        if _digest(numbers if numbers["format"] > 1 else None, folder / TENSORS_FILE) != stated:
+            raise ValueError(f"{TENSORS_FILE} or {NUMBERS_FILE} is not what was written")
+        found = Snapshot(load_file(folder / TENSORS_FILE), numbers)
+        _ = found.iteration, numbers["experiment"]  # nothing else is read before all is restored
+        return found
+    except (
+        AttributeError, OSError, KeyError, RecursionError, TypeError, ValueError, SafetensorError
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())
+        raise ValueError(f"checkpoint {folder} cannot be read ({reason})") from error
 
 
 def latest_checkpoint(folder: Path) -> Snapshot | None:
@@ -200,16 +207,20 @@ def latest_checkpoint(folder: Path) -> Snapshot | None:
 
     :raises ValueError: there are some, and none is whole.
     """
-    folders = _folders(folder)
-    for candidate in reversed(folders):
+    errors: list[str] = []
+    for candidate in reversed(_folders(folder)):
         try:
-            return read(candidate)
+            found = read(candidate)
         except ValueError as error:
-            warnings.warn(f"{error}: the one before it is taken", stacklevel=2)
-    if folders:
+            errors.append(str(error))
+            continue
+        for why in errors:
+            warnings.warn(f"{why}: the one before it is taken", stacklevel=2)
+        return found
+    if errors:
         raise ValueError(
             f"no checkpoint in {folder} can be read: train again with --overwrite, or put a good "
-            "copy there"
+            f"copy there; {'; '.join(errors)}"
         )
     return None
 
@@ -218,9 +229,11 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("iteration-*")) if folder.is_dir() else []
 
 
-def _digest(path: Path) -> str:
+def _digest(numbers: Mapping[str, Any] | None, path: Path) -> str:
+    """SHA-256 (hex) of the numbers and the file."""
+    text = "" if numbers is None else json.dumps(numbers, sort_keys=True)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.sha256(text.encode())).hexdigest()
 
 
 class CheckpointCallback(BaseCallback):

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-_NAME = Pattern(r"\s*\S.*", "a name, not an empty text")
+_NAME = Pattern(r"\s*[^\s\0][^\0\n]*", "a name, not an empty text or one with a zero byte")
 _FOLDER_NAME = Pattern(r"\w[\w.-]*", "letters, digits, '.', '-' and '_', for the run folder's name")
 _DEVICE = Pattern(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", "auto, cpu, cuda, cuda:N, mps or xpu")
 _TERMINATION = Pattern(

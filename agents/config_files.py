@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,18 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave `<<` alone, which is an error then: a few lines of merges can fill the memory."""
+
+
+def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
+    raise yaml.constructor.ConstructorError(
+        None, None, f"{node.tag!r} is not read here: write plain values", node.start_mark
+    )
+
+
+_Loader.add_constructor(None, _refuse_tag)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -118,7 +131,9 @@ def _read(
     values: dict[str, Any] = {}
     if base is not None:
         if not isinstance(base, str):
-            raise ValueError(f"{path}: extends = {base!r}: expected the name of one file")
+            raise ValueError(
+                f"{path}: extends = {reprlib.repr(base)}: expected the name of one file"
+            )
         beside = path.parent / base
         base_path = beside if beside.is_file() else find_config(base)
         values = _read(base_path, is_setting, (*readers, path.resolve()))
@@ -127,7 +142,9 @@ def _read(
             values[str(key)] = value
             continue
         if value is not None and not isinstance(value, dict):
-            raise ValueError(f"{path}: {key} = {value!r}: expected a section, with keys below it")
+            raise ValueError(
+                f"{path}: {key} = {reprlib.repr(value)}: expected a section, with keys below it"
+            )
         for sub_key, sub_value in (value or {}).items():
             dotted = f"{key}.{sub_key}"
             is_setting(dotted, str(path))
@@ -140,8 +157,8 @@ def _load_yaml(path: Path) -> dict[Any, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: {_one_line(error)}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except Exception as error:  # PyYAML's constructors raise whatever they meet: !!int ""
+        reason = getattr(error, "strerror", None) or _one_line(error)
         raise ValueError(f"{path}: cannot be read as a text file of YAML: {reason}") from None
     if content is None:
         return {}
@@ -172,7 +189,7 @@ def parse_value(text: str, where: str, *, text_only: bool) -> Any:
     """
     try:
         value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except Exception as error:  # as in a file
         if text_only:
             return text
         raise ValueError(f"{where}: {_one_line(error)}") from None
@@ -199,4 +216,4 @@ def _one_line(error: Exception) -> str:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         return f"{where}{error.problem or error.context}"
-    return " ".join(str(error).split())
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.terminal import positive
+from agents.run_folder import check_file
+from agents.terminal import natural, positive
 
 # The world model's package imports torch, which takes seconds: only the commands do, not --help.
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _add_make(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="STD",
         help="Gaussian noise on the policy's actions; 1 is half of an action's range",
     )
-    make.add_argument("--seed", type=int, default=0, metavar="N")
+    make.add_argument("--seed", type=natural, default=0, metavar="N")
     make.add_argument("--save-policy", type=Path, metavar="FILE.zip", help="keep the trained SAC")
     target = make.add_mutually_exclusive_group()
     target.add_argument("--id", help="Minari id (default: such as pendulum/random-v0)")
@@ -135,6 +136,8 @@ def _make(arguments: argparse.Namespace) -> int:
             check_spaces(policy, env, env_id, owner=f"policy {word}")
 
     agents = {word: train_sac(env_id, n, seed=arguments.seed) for word, n in steps.items()}
+    for file in filter(None, (arguments.save_policy, arguments.npz)):
+        file.parent.mkdir(parents=True, exist_ok=True)
     if arguments.save_policy is not None:
         agents[words[0]].save(arguments.save_policy)
     policies |= {word: agent.policy for word, agent in agents.items()}
@@ -213,7 +216,7 @@ def _check_new_file(path: Path, suffix: str) -> None:
         raise ValueError(f"{path}: expected a file name that ends in {suffix}.")
     if path.exists():
         raise ValueError(f"{path} exists already. Choose another name, or delete it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_file(path)
 
 
 def _new_target(npz: Path | None, dataset_id: str) -> Path:

@@ -313,5 +313,8 @@ def read_evaluations(path: str | Path) -> list[EvaluationRow]:
                 }
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"'{path}', line {line}: cannot be read ({error!r}).") from error
+            raise ValueError(
+                f"'{path}', line {line}: cannot be read ({error!r}): leave the run out, or train "
+                "again."
+            ) from error
     return rows

@@ -81,21 +81,25 @@ def add_experiment_parsers(
 
 def _results(args: argparse.Namespace) -> int:
     from agents.aggregate import aggregate, markdown, write_csv
-    from agents.run_folder import write_text
+    from agents.run_folder import check_file, write_text
     from agents.run_groups import find_runs, group_runs
 
+    for file in filter(None, (args.csv, args.markdown, args.plot)):
+        check_file(Path(file))
     runs = find_runs(args.runs)
     groups = group_runs(runs)
     rows = aggregate(groups)
     table = markdown(rows, groups, left_out=len(runs) - sum(len(group.runs) for group in groups))
+    if args.plot is not None:  # first, since it reads more files of the runs
+        from agents.plots import plot_groups
+
+        plot_groups(groups, args.plot)
+    for file in filter(None, (args.csv, args.markdown)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
     if args.csv is not None:
         write_csv(rows, args.csv)
     if args.markdown is not None:
         write_text(Path(args.markdown), table)
-    if args.plot is not None:
-        from agents.plots import plot_groups
-
-        plot_groups(groups, args.plot)
     print(table, end="")
     return 0
 

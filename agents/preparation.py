@@ -162,7 +162,7 @@ def _termination(name: str) -> str | TerminationFunction:
         return name
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module that is broken raises anything
         raise ValueError(
             f"model.termination = {name!r} cannot be imported ({error}): give module:function of "
             "a module that Python finds, for example by PYTHONPATH=."

@@ -49,7 +49,7 @@ class RAMBO(SAC):
         actions.
     :param gradient_steps: updates per iteration.
     :param critic_warmup: iterations in which only the critics learn: they evaluate the cloned
-        policy, in the model, before it starts to change.
+        policy, in the model, before it starts to change (with targets ten times as fast).
     :param entropy_in_target: whether the critics' targets hold the entropy bonus (SAC's soft
         value); without, alpha only keeps the actor stochastic.
     :param fresh_outcomes: give a synthetic (s, a) the reward, successor and termination of the

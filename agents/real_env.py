@@ -33,7 +33,7 @@ def resolve_env(env_id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # a module that is broken raises anything
             raise ValueError(
                 f"Environment {env_id!r}: module {module!r} cannot be imported ({error}); it has "
                 "to be installed or lie in the current folder or on PYTHONPATH."

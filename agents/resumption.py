@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adv_worldmodel import WorldModel
 from agents.checkpoints import Snapshot, latest_checkpoint
 from agents.config import flat_settings, load_config
 from agents.preparation import Preparation, prepare
@@ -44,6 +45,11 @@ def prepare_resumption(
     """
     folder = RunFolder(Path(run))
     began = folder.config.is_file()  # a kill may come between the first two files
+    if not began and folder.result.is_file():
+        raise FileNotFoundError(
+            f"{run} cannot go on: it holds no config.yaml; put a good copy there, or train into "
+            "another folder"
+        )
     result = {} if began and not folder.result.is_file() else folder.read_result()
     written = load_config(folder.config)
     wanted = load_config(folder.config, overrides)
@@ -66,4 +72,26 @@ def prepare_resumption(
             f"{run} has done {snapshot.iteration} iterations already: give iterations="
             f"{snapshot.iteration} or more"
         )
+    if snapshot is not None:
+        _check_world_model(folder, prepared)
     return prepared, Resumption(folder, changed, snapshot)
+
+
+def _check_world_model(folder: RunFolder, prepared: Preparation) -> None:
+    """ValueError unless the run's fitted model can be read and is one of these data."""
+    rule = prepared.termination
+    try:
+        model = WorldModel.load(
+            folder.world_model, device="cpu", termination=rule if callable(rule) else None
+        )
+        dims = prepared.dataset.observations.shape[1], prepared.dataset.actions.shape[1]
+        if (model.obs_dim, model.action_dim) != dims:
+            raise ValueError(
+                f"{folder.world_model} has {model.obs_dim}-dimensional observations and "
+                f"{model.action_dim}-dimensional actions, {prepared.dataset.name} has {dims[0]} "
+                f"and {dims[1]}"
+            )
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"the run cannot go on: {error}; put a good copy there, or train again with --overwrite"
+        ) from error

@@ -189,13 +189,24 @@ def check_new_folder(out: str | None, *, overwrite: bool = False) -> None:
                 "replace it by --overwrite, or give another folder"
             )
         raise ValueError(f"out={out} is not empty: give a folder that does not exist yet")
+    _check_parents(path, "give another out=FOLDER")
+
+
+def check_file(path: Path) -> None:
+    """Raise ValueError unless a file can be written to `path`; writes nothing."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file")
+    _check_parents(path, "give another file")
+
+
+def _check_parents(path: Path, remedy: str) -> None:
     parent = path.absolute()
-    while not parent.exists():
+    while not parent.is_dir():
+        if parent.exists() and parent != path.absolute():
+            raise ValueError(f"{path} lies below the file {parent}: {remedy}")
         parent = parent.parent
-    if not parent.is_dir():
-        raise ValueError(f"{path} lies below the file {parent}: give another out=FOLDER")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{parent} is not writable: give out=FOLDER that is")
+        raise ValueError(f"{parent} is not writable: {remedy}")
 
 
 def _holds_run(path: Path) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,12 +110,53 @@ def _read(folder: RunFolder) -> Run:
         raise ValueError(
             f"{folder.result} has no key 'status': it is not a run's; give the run folders"
         )
+    for key, value in result.items():
+        fits, expected = _KINDS.get(key, _ANYTHING)
+        if not fits(value):
+            raise ValueError(
+                f"{folder.result}: {key} is {reprlib.repr(value)}, expected {expected}: the file "
+                "is damaged; leave the run out, or train again"
+            )
     if not folder.config.is_file():
         raise ValueError(
             f"{folder.path} holds a result.json but no config.yaml, so its settings are unknown: "
             "leave it out, or train again"
         )
     return Run(folder, load_config(folder.config), result)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_text_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+_NUMBER, _TEXT = (_is_number_or_null, "a number or null"), (_is_text_or_null, "a text or null")
+_ANYTHING: tuple[Callable[[Any], bool], str] = (lambda _: True, "anything")
+#: What `results` and `select` read of `result.json`.
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "status": (lambda value: isinstance(value, str), "a text"),
+    "error": _TEXT,
+    "score_reference": _TEXT,
+    "iterations": (_is_number, "a number"),
+    "return_mean": _NUMBER,
+    "score": _NUMBER,
+    "q_avg": _NUMBER,
+    "q_var": _NUMBER,
+    "q_ceiling": _NUMBER,
+    "behaviour_return": _NUMBER,
+    "cloning_return": _NUMBER,
+    "wall_s": (
+        lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+        "seconds by phase",
+    ),
+}
 
 
 def compared_settings(config: TrainConfig) -> dict[str, Any]:

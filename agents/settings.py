@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import reprlib
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -125,8 +126,12 @@ def _float(key: str, value: int | float) -> float:
         raise ValueError(f"{key}: expected a finite number, found a larger one") from None
 
 
+_REPR = reprlib.Repr()  # aliases in YAML can make a few lines a list of millions
+_REPR.maxstring = _REPR.maxother = 200
+
+
 def _shown(value: Any) -> str:
-    return "null" if value is None else repr(value)
+    return "null" if value is None else _REPR.repr(value)
 
 
 _WORDS: dict[Any, str] = {

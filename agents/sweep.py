@@ -30,6 +30,8 @@ PRESETS: dict[str, list[tuple[str, ...]]] = {
     ]
 }
 
+MOST_SEEDS = 10_000
+
 
 @dataclass(frozen=True)
 class SweepPlan:
@@ -139,7 +141,10 @@ def parse_seeds(text: str) -> list[int]:
         if match is None:
             raise ValueError(f"--seeds {text}: expected A:B such as 0:5, or numbers such as 0,3,7")
         first = int(match[1])
-        seeds |= dict.fromkeys(range(first, first + 1 if match[2] is None else int(match[2])))
+        found = range(first, first + 1 if match[2] is None else int(match[2]))
+        if len(found) > MOST_SEEDS:
+            raise ValueError(f"--seeds {text}: {len(found)} seeds, expected at most {MOST_SEEDS}")
+        seeds |= dict.fromkeys(found)
     if not seeds:
         raise ValueError(f"--seeds {text}: holds no seed; A:B is A to B - 1")
     return list(seeds)
@@ -199,7 +204,7 @@ def _lock(folder: Path) -> IO[str]:
     if not folder.exists():
         check_new_folder(str(folder))
         folder.mkdir(parents=True)
-    file = (folder / ".lock").open("w")
+    file = (folder / ".lock").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

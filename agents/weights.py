@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import reprlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from stable_baselines3.common.torch_layers import FlattenExtractor, get_actor_critic_arch
 from torch import nn
 
+from adv_worldmodel.saved_folder import FLAG, SIZE, SIZES, SavedFormat
 from agents.policies import RAMBOPolicy, Standardise
 
 if TYPE_CHECKING:
@@ -25,7 +19,6 @@ if TYPE_CHECKING:
 
 Agent = TypeVar("Agent", bound="RAMBO")
 
-FORMAT, FORMAT_VERSION = "adv-worldmodel-policy", 1
 WEIGHTS_FILE, DESCRIPTION_FILE = "policy.safetensors", "policy.json"
 #: The actor's nonlinearities by the name that stands in the JSON; no other is built from a file.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -44,18 +37,7 @@ def save_weights(agent: RAMBO, folder: str | Path) -> None:
 
     :raises ValueError: the policy has a part that only its own code can rebuild.
     """
-    description = _describe(agent.policy)
-    tensors = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in agent.policy.state_dict().items()
-    }
-    weights = save_tensors(tensors)
-    description["sha256"] = _digest(description, weights)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS_FILE).write_bytes(weights)
-    text = json.dumps(description, indent=2, allow_nan=False) + "\n"
-    (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+    FORMAT.write(Path(folder), _describe(agent.policy), agent.policy.state_dict())
 
 
 def load_weights(
@@ -63,26 +45,7 @@ def load_weights(
 ) -> Agent:
     """An agent of ``cls`` with the policy in ``folder``; see :meth:`RAMBO.load_weights`."""
     folder = Path(folder)
-    for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no policy: {name} is missing; give the folder that "
-                "RAMBO.save_weights wrote"
-            )
-    description = _read_description(folder / DESCRIPTION_FILE)
-    weights = (folder / WEIGHTS_FILE).read_bytes()
-    stated = description.pop("sha256")
-    if _digest(description, weights) != stated:
-        raise ValueError(
-            f"{folder} is damaged: its {WEIGHTS_FILE} and {DESCRIPTION_FILE} do not have the "
-            "SHA-256 that was written with them; copy the folder again, or save the policy again"
-        )
-    try:
-        tensors = load_tensors(weights)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{folder / WEIGHTS_FILE} is no safetensors file ({error}): save the policy again"
-        ) from error
+    description, tensors = FORMAT.read(folder)
     agent = cls("MlpPolicy", device=device, _init_setup_model=False)
     agent.n_envs = 1
     agent.observation_space = _box(description["observation_space"])
@@ -117,8 +80,6 @@ def _describe(policy: RAMBOPolicy) -> dict[str, Any]:
             )
     actor_sizes, critic_sizes = get_actor_critic_arch(policy.net_arch)
     return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
         "observation_space": _bounds(policy.observation_space),
         "action_space": _bounds(policy.action_space),
         "standardise": extractor is Standardise,
@@ -155,12 +116,6 @@ def _policy_kwargs(description: dict[str, Any], tensors: dict[str, torch.Tensor]
     return found
 
 
-def _digest(description: dict[str, Any], weights: bytes) -> str:
-    """SHA-256 (hex) of all that the two files say."""
-    text = json.dumps(description, sort_keys=True)
-    return hashlib.sha256(text.encode() + b"\n" + weights).hexdigest()
-
-
 def _bounds(space: Any) -> dict[str, list[float | None]]:
     """A Box's bounds; null is none, since JSON has no infinity."""
     return {
@@ -176,14 +131,6 @@ def _box(bounds: dict[str, list[float | None]]) -> Box:
 
 
 # --- what policy.json may say -------------------------------------------------------------------
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_size, value))
 
 
 def _is_number(value: Any) -> bool:
@@ -206,53 +153,26 @@ def _are_finite_bounds(value: Any) -> bool:
     return _are_bounds(value) and None not in value["low"] + value["high"]
 
 
-_SIZES, _BOUNDS = "a list of whole numbers from 1", "lists 'low' and 'high' of equal length"
-_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "format": (lambda value: value == FORMAT, repr(FORMAT)),
-    "format_version": (_is_size, "a whole number from 1"),
-    "observation_space": (_are_bounds, f"{_BOUNDS}, null where there is no bound"),
-    "action_space": (_are_finite_bounds, f"{_BOUNDS}, of numbers"),
-    "standardise": (lambda value: isinstance(value, bool), "true or false"),
-    "actor_sizes": (_are_sizes, _SIZES),
-    "critic_sizes": (_are_sizes, _SIZES),
-    "activation": (
-        lambda value: isinstance(value, str) and value in ACTIVATIONS,
-        f"one of {', '.join(ACTIVATIONS)}",
-    ),
-    "n_critics": (_is_size, "a whole number from 1"),
-    "layer_norm": (lambda value: isinstance(value, bool), "true or false"),
-    "sha256": (lambda value: isinstance(value, str), "a text"),
-}
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    """The JSON in ``path``, with exactly the keys and kinds of values of :data:`_KEYS`."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): save the policy again") from error
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{path} holds a {type(found).__name__}, expected an object: save the policy again"
-        )
-    version = found.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version}, this library reads up to {FORMAT_VERSION}: "
-            "install a newer adv-worldmodel"
-        )
-    for key in found:
-        if key not in _KEYS:
-            raise ValueError(
-                f"{path} has the unknown key {reprlib.repr(key)}, expected {', '.join(_KEYS)}: "
-                "save the policy again"
-            )
-    for key, (fits, expected) in _KEYS.items():
-        if key not in found:
-            raise ValueError(f"{path} has no key {key!r}: save the policy again")
-        if not fits(found[key]):
-            raise ValueError(
-                f"{path}: {key} is {reprlib.repr(found[key])}, expected {expected}: save the "
-                "policy again"
-            )
-    return found
+_BOUNDS = "lists 'low' and 'high' of equal length"
+FORMAT = SavedFormat(
+    what="policy",
+    name="adv-worldmodel-policy",
+    version=1,
+    weights_file=WEIGHTS_FILE,
+    description_file=DESCRIPTION_FILE,
+    keys={
+        "observation_space": (_are_bounds, f"{_BOUNDS}, null where there is no bound"),
+        "action_space": (_are_finite_bounds, f"{_BOUNDS}, of numbers"),
+        "standardise": FLAG,
+        "actor_sizes": SIZES,
+        "critic_sizes": SIZES,
+        "activation": (
+            lambda value: isinstance(value, str) and value in ACTIVATIONS,
+            f"one of {', '.join(ACTIVATIONS)}",
+        ),
+        "n_critics": SIZE,
+        "layer_norm": FLAG,
+    },
+    writer="RAMBO.save_weights",
+    remedy="save the policy again",
+)

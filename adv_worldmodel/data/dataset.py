@@ -161,7 +161,10 @@ class OfflineDataset:
             raise ValueError(f"reward_offset is {offset}; expected a finite number.")
         if offset == 0.0:
             return self
-        rewards = self.rewards + np.float32(offset)
+        with np.errstate(over="ignore"):
+            rewards = self.rewards + np.float32(offset)
+        if not np.isfinite(rewards).all():
+            raise ValueError(f"reward_offset is {offset:g}: rewards must stay within float32.")
         return replace(self, rewards=rewards, reward_offset=self.reward_offset + offset)
 
     def with_env_id(self, env_id: str) -> OfflineDataset:

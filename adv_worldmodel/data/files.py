@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,11 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if reason.startswith("Object arrays"):
+            raise ValueError(
+                f"{path}: holds pickled objects, which are not opened since that can run code; "
+                "expected arrays of numbers. Save each column as float32."
+            ) from None
         raise ValueError(
             f"{path}: cannot be read as {path.suffix[1:]} ({reason}; {path.stat().st_size} bytes). "
             "It is truncated or of another kind: copy or download it again."
@@ -100,6 +106,11 @@ def _read_hdf5(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
 
 
 def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
+    with _reading(path):
+        if not zipfile.is_zipfile(
+            path
+        ):  # np.load would take it for a pickle, and advise to open it
+            raise ValueError("no zip archive")
     with _reading(path), np.load(path, allow_pickle=False) as file:
         present = list(file.files)
         stated = str(file["env_id"]) if "env_id" in present else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -134,16 +135,20 @@ def _rule_of(spec: Mapping[str, Any]) -> TerminationFunction:
 
 
 def termination_from_spec(
-    spec: Mapping[str, Any], function: TerminationFunction | None = None
+    spec: Mapping[str, Any],
+    function: TerminationFunction | None = None,
+    obs_dim: int | None = None,
 ) -> Termination:
     """Rebuild a `Termination` from its `spec`; runs no code that the spec brings along.
 
     Args:
         spec: `Termination.spec`, or what JSON made of it.
         function: needed for, and only used with, `{"kind": "function"}`.
+        obs_dim: S, where it is known: the rule may read no other components.
 
     Raises:
-        ValueError: unknown or damaged spec, or a function is needed and none was given.
+        ValueError: unknown or damaged spec, one for other observations, or a function is needed
+            and none was given.
     """
     if spec.get("kind") == "function":
         if function is None:
@@ -157,11 +162,11 @@ def termination_from_spec(
     termination = Termination(clean, _rule_of(clean))
     try:
         # Wide enough for every rule's components: shows damage now, not in the first rollout.
-        width = 5 + max((b["stop"] or b["start"] + 1 for b in clean.get("bounds", ())), default=0)
-        probe = torch.zeros(1, width)
+        highest = max((b["stop"] or b["start"] + 1 for b in clean.get("bounds", ())), default=0)
+        probe = torch.zeros(1, 5 + highest if obs_dim is None else obs_dim)
         termination(probe, probe, probe)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"Damaged termination spec {clean}: {error!r}.") from error
+    except (KeyError, TypeError, IndexError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"Damaged termination spec {reprlib.repr(clean)}: {error!r}.") from error
     return termination
 
 

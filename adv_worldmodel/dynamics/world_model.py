@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adv_worldmodel.data import OfflineDataset
@@ -22,21 +21,31 @@ from adv_worldmodel.dynamics.termination import (
     TerminationFunction,
     termination_from_spec,
 )
+from adv_worldmodel.saved_folder import FLAG, OBJECT, SIZE, SIZES, SavedFormat
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 FORMAT_VERSION = 1
-WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
+FORMAT = SavedFormat(
+    what="world model",
+    name="adv-worldmodel",
+    version=FORMAT_VERSION,
+    weights_file="model.safetensors",
+    description_file="model.json",
+    keys={
+        "n_members": SIZE,
+        "hidden_sizes": SIZES,
+        "observation_dim": SIZE,
+        "action_dim": SIZE,
+        "known_reward": FLAG,
+        "termination": OBJECT,
+        "fit_info": OBJECT,
+    },
+    writer="WorldModel.save",
+    remedy="fit the model again",
+    checked=False,
+)
 #: Below this a dimension counts as constant.
 SMALLEST_STD = 1e-6
-#: What reading a damaged file raises, ValueErrors with a message of their own aside.
-DAMAGE = (
-    AttributeError,
-    KeyError,
-    TypeError,
-    UnicodeDecodeError,
-    json.JSONDecodeError,
-    SafetensorError,
-)
 
 
 class WorldModel(nn.Module):
@@ -220,12 +229,7 @@ class WorldModel(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json`` into ``folder`` (made if absent)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         description = {
-            "format": "adv-worldmodel",
-            "format_version": FORMAT_VERSION,
             "n_members": self.n_members,
             "hidden_sizes": list(self.ensemble.hidden_sizes),
             "observation_dim": self.obs_dim,
@@ -234,8 +238,7 @@ class WorldModel(nn.Module):
             "termination": dict(self.termination.spec),
             "fit_info": self.fit_info,
         }
-        save_file(tensors, folder / WEIGHTS_FILE)
-        (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        FORMAT.write(Path(folder), description, self.state_dict())
 
     @classmethod
     def load(
@@ -255,57 +258,61 @@ class WorldModel(nn.Module):
         :raises ValueError: a file is damaged, from a newer version, or needs a function.
         """
         folder = Path(folder)
-        for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"{folder} is no world model: {name} is missing; give the folder that "
-                    "WorldModel.save wrote"
-                )
-        try:
-            description = json.loads((folder / DESCRIPTION_FILE).read_text())
-            version = description["format_version"]
-            if version > FORMAT_VERSION:
-                raise ValueError(
-                    f"{folder / DESCRIPTION_FILE} has format version {version}, this library reads "
-                    f"up to {FORMAT_VERSION}: install a newer adv-worldmodel"
-                )
-            known_reward = description["known_reward"]
-            if known_reward and reward_function is None:
-                raise ValueError(
-                    f"{folder} was fitted with a known reward function: pass reward_function="
-                )
-            obs_dim, action_dim = description["observation_dim"], description["action_dim"]
-            ensemble = Ensemble(
-                description["n_members"],
-                obs_dim + action_dim,
-                obs_dim + (not known_reward),
-                description["hidden_sizes"],
-            )
-            tensors = load_file(folder / WEIGHTS_FILE)
-            obs_space = Box(
-                tensors["obs_low"].numpy(), tensors["obs_high"].numpy(), dtype=np.float32
-            )
-            action_space = Box(
-                tensors["action_low"].numpy(), tensors["action_high"].numpy(), dtype=np.float32
-            )
-            rule = termination_from_spec(description["termination"], termination)
-            fit_info, holdout_rows = description["fit_info"], tensors["holdout_rows"]
-        except DAMAGE as e:
+        description, tensors = FORMAT.read(folder)
+        known_reward = description["known_reward"]
+        if known_reward and reward_function is None:
             raise ValueError(
-                f"{folder} is damaged ({type(e).__name__}: {e}); fit the model again"
-            ) from e
-        model = cls(
-            ensemble,
-            rule,
-            obs_space,
-            action_space,
-            reward_function=reward_function if known_reward else None,
-        )
-        model.holdout_rows = holdout_rows
+                f"{folder} was fitted with a known reward function: pass reward_function="
+            )
+        obs_dim, action_dim = description["observation_dim"], description["action_dim"]
+        with _fitting(folder):
+            spaces = _box(tensors, "obs", obs_dim), _box(tensors, "action", action_dim)
+            ensemble = _empty_ensemble(description, tensors)
+            holdout_rows = tensors["holdout_rows"]
+            if holdout_rows.dtype != torch.int64 or holdout_rows.dim() != 1:
+                raise ValueError("holdout_rows are no row numbers")
         try:
+            rule = termination_from_spec(description["termination"], termination, obs_dim)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
+        known = reward_function if known_reward else None
+        model = cls(ensemble, rule, *spaces, reward_function=known)
+        model.holdout_rows = holdout_rows
+        with _fitting(folder):
             model.load_state_dict(tensors)
-        except RuntimeError as e:
-            first = str(e).splitlines()[-1].strip()
-            raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its model.json: {first}") from e
-        model.fit_info = fit_info
+        model.fit_info = description["fit_info"]
         return model.to(resolve_device(device))
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Tensors that are not those of the description, as a ValueError of one line."""
+    try:
+        yield
+    except KeyError as error:
+        raise FORMAT.damaged(folder, f"{FORMAT.weights_file} has no {error}") from error
+    except (RuntimeError, ValueError) as error:
+        last = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"{folder / FORMAT.weights_file} does not fit its {FORMAT.description_file}: {last}"
+        ) from error
+
+
+def _box(tensors: Mapping[str, Tensor], name: str, dim: int) -> Box:
+    """The space with the bounds ``{name}_low`` and ``{name}_high``, both ``(dim,)``."""
+    low, high = (tensors[f"{name}_{side}"].float() for side in ("low", "high"))
+    if low.shape != (dim,) or high.shape != (dim,) or not bool((low <= high).all()):
+        raise ValueError(f"{name}_low and {name}_high are not the bounds of {dim} dimensions")
+    return Box(low.numpy(), high.numpy(), dtype=np.float32)
+
+
+def _empty_ensemble(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ensemble:
+    """The described ensemble; ValueError, before it fills the memory, where it is not the saved."""
+    inputs = description["observation_dim"] + description["action_dim"]
+    outputs = description["observation_dim"] + (not description["known_reward"])
+    sizes = [inputs, *description["hidden_sizes"], 2 * outputs]
+    for layer, pair in enumerate(itertools.pairwise(sizes)):
+        found = tensors[f"ensemble.weights.{layer}"].shape
+        if found != (description["n_members"], *pair):
+            raise ValueError(f"the weights of layer {layer} have the shape {tuple(found)}")
+    return Ensemble(description["n_members"], inputs, outputs, description["hidden_sizes"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO
-from agents.agent_step import AgentStep
+from agents.agent_step import WARMUP_TAU, AgentStep
 
 BATCH = 16
 
@@ -42,6 +42,25 @@ def test_only_the_critics_learn_while_they_warm_up(
     learn(agent, 1)
     assert not any(map(torch.equal, copies(actor.parameters()), before))
     assert float(agent.log_ent_coef) != 0.0
+
+
+def test_the_targets_follow_faster_while_the_policy_stands_still(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    """After one update from equal networks, targets are tau of the way to the critics."""
+    shares = []
+    for warmup in (1, 0):
+        agent = build(pendulum, pendulum_model, critic_warmup=warmup)
+        agent.gradient_steps = 1
+        before = copies(agent.policy.critic.parameters())
+        learn(agent, 1)
+        policy = agent.policy
+        pairs = zip(
+            policy.critic.parameters(), policy.critic_target.parameters(), before, strict=True
+        )
+        moved = [(float((q - b).norm()), float((t - b).norm())) for q, t, b in pairs]
+        shares.append(sum(t for _, t in moved) / sum(q for q, _ in moved))
+    assert shares == pytest.approx([WARMUP_TAU, 0.005], rel=1e-2)
 
 
 def test_a_negative_warm_up_is_refused(

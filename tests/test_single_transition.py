@@ -1,0 +1,55 @@
+"""The single-transition example: its data and its truth are the paper's, and a run reports."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "single_transition.py"
+
+
+@pytest.fixture
+def example() -> ModuleType:
+    """The script as a module, each test's own, with iterations of next to no work."""
+    spec = importlib.util.spec_from_file_location("single_transition", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.FIT.update(hidden_sizes=(8,), max_steps=5)
+    module.AGENT.update(gradient_steps=2, batch_size=16)
+    module.ADVERSARY.update(adversary_updates=2, batch_size=16)
+    module.MILESTONES = (1, 2)
+    return module
+
+
+def test_the_true_reward_is_the_paper_s(example: ModuleType) -> None:
+    actions = np.array([-1.0, -0.72, -0.5, -0.12, 0.0, 0.12, 0.5, 0.66, 0.72, 0.79, 0.85])
+    expected = [0.5, 1.0, 0.5, 0.5, 0.5, 1.25, 0.5, 1.5, 1.5, 1.5, 0.5]
+    assert example.true_reward(actions).tolist() == expected
+
+
+def test_the_data_are_four_modes_of_terminal_rows(example: ModuleType) -> None:
+    data = example.make_data(0)
+    assert data.terminations.all()
+    assert (data.observations == 0).all()
+    np.testing.assert_array_equal(data.rewards, data.next_observations[:, 0])
+    actions = data.actions[:, 0]
+    for low, high, mean in ((-0.75, -0.7, 1.0), (-0.15, -0.1, 0.5), (0.1, 0.15, 1.25),
+                            (0.7, 0.75, 1.5)):  # fmt: skip
+        rewards = data.rewards[(actions >= low) & (actions <= high)]
+        assert len(rewards) == len(data) / 4
+        assert rewards.mean() == pytest.approx(mean, abs=4 * 0.2 / len(rewards) ** 0.5)
+        assert rewards.std() == pytest.approx(0.2, rel=0.2)
+
+
+@pytest.mark.parametrize("algorithm", ["RAMBO", "COMBO"])
+def test_only_rambo_changes_its_model(example: ModuleType, algorithm: str) -> None:
+    (_, _, before), (action, q, after) = example.run(algorithm, 0.2, 0)
+    assert -1.0 <= action <= 1.0
+    assert q.shape == example.GRID.shape
+    assert np.array_equal(before, after) == (algorithm == "COMBO")

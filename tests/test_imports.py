@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # A room imports from itself and from rooms before it.
-ROOMS = ["building", "device", "graphs", "seeding", "protocols", "data", "dynamics", "envs"]
+ROOMS = [
+    "building", "device", "graphs", "seeding", "protocols", "saved_folder",
+    "data", "dynamics", "envs",
+]  # fmt: skip
 SB3 = ("stable_baselines3", "sb3_contrib")
 SB3_FILE = "adv_worldmodel.envs.sb3"
 

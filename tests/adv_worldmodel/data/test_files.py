@@ -178,7 +178,7 @@ def test_a_damaged_compressed_column_is_no_crash(tmp_path: Path) -> None:
 
 def test_pickles_in_an_npz_are_not_opened(tmp_path: Path) -> None:
     path = write(tmp_path / "set.npz", rewards=np.array([object()] * 8))
-    with pytest.raises(ValueError, match="cannot be read as npz"):
+    with pytest.raises(ValueError, match="holds pickled objects, which are not opened"):
         load_dataset(path)
 
 

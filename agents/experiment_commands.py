@@ -66,9 +66,11 @@ def add_experiment_parsers(
     )
     sweep.add_argument(
         "--preset",
-        choices=["paper"],
+        choices=["paper", "ablations", "warm-start"],
         help="paper: its three candidates (rollout.horizon, adversary.weight) = (2, 3e-4), "
-        "(5, 3e-4), (5, 0)",
+        "(5, 3e-4), (5, 0); ablations: CONFIG without adversary (model frozen, or fitted on), with "
+        "others, with each score, without cloning; warm-start: each setting that shall keep a "
+        "clone",
     )
     sweep.add_argument(
         "--seeds", metavar="A:B", help="seeds A to B - 1, or a list such as 0,3,7; default: one"

@@ -21,13 +21,35 @@ from agents.run_groups import BESIDE, compared_settings, find_runs, group_runs, 
 
 __all__ = ["PRESETS", "SweepPlan", "parse_seeds", "plan_sweep", "run_sweep", "split_values"]
 
-#: Settings that go together: the paper tries these three everywhere (P B.5, table 5).
+#: Settings that go together. ``paper``: the three that the paper tries everywhere (P B.5, table 5);
+#: the others change one thing each in the configuration as it is.
 PRESETS: dict[str, list[tuple[str, ...]]] = {
     "paper": [
         ("rollout.horizon=2", "adversary.weight=3e-4"),
         ("rollout.horizon=5", "adversary.weight=3e-4"),
         ("rollout.horizon=5", "adversary.weight=0"),
-    ]
+    ],
+    "ablations": [
+        (),
+        ("adversary.weight=0", "adversary.continue_fit=false"),
+        ("adversary.weight=0", "adversary.continue_fit=true"),
+        ("adversary.weight=3e-3",),
+        ("adversary.weight=3e-2",),
+        ("adversary.weight=auto",),
+        ("adversary.score=mixture",),
+        ("adversary.score=member",),
+        ("adversary.score=pathwise",),
+        ("cloning.epochs=0",),
+    ],
+    "warm-start": [
+        (),
+        ("agent.critic_warmup=10",),
+        ("agent.ent_coef=auto_0.05",),
+        ("agent.layer_norm=true",),
+        ("agent.n_critics=4",),
+        ("agent.entropy_in_target=false",),
+        ("agent.fresh_outcomes=true",),
+    ],
 }
 
 MOST_SEEDS = 10_000
@@ -91,6 +113,8 @@ def plan_sweep(
         # Seeds inside: the next combination then finds the fits of these seeds in the cache.
         for seed in numbers:
             name = f"{_folder_name(combined, keys)}/seed-{seed}"
+            if name in configs and preset is not None:
+                continue  # the configuration has a value of the preset already
             if name in configs:
                 raise ValueError(f"two runs would share the folder {name}: a value stands twice")
             out = str(folder / name)

@@ -34,7 +34,7 @@ class OfflineDataset:
 
     Values are the real environment's own (no standardisation). The constructor takes the arrays as
     they are named here; `from_arrays` fills in what is missing. Every array is float32 or bool and
-    read-only. Actions that leave the bounds by float error alone are clipped.
+    read-only: a copy, unless it was read-only already. Actions that leave the bounds by float error alone are clipped.
 
     Attributes:
         observations: (N, S).
@@ -88,8 +88,8 @@ class OfflineDataset:
         )
         self._set("observation_space", observation_space)
         self._set("action_space", action_space)
-        for _, array in self._arrays():
-            array.flags.writeable = False
+        for key, array in self._arrays():
+            self._set(key, validation.frozen(array))
 
     @classmethod
     def from_arrays(
@@ -188,9 +188,10 @@ class OfflineDataset:
         spaces = (self.observation_space, self.action_space)
         bounds = [(f"space{i}", b) for i, s in enumerate(spaces) for b in (s.low, s.high)]
         for key, array in [*self._arrays(), *bounds]:
-            little_endian = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
+            order = array.dtype.newbyteorder("<")
+            little_endian = np.ascontiguousarray(array).astype(order, copy=False)
             digest.update(f"{key}{array.shape}{array.dtype}".encode())
-            digest.update(little_endian.tobytes())
+            digest.update(little_endian.reshape(-1).view(np.uint8))
         return digest.hexdigest()
 
     def episode_ends(self) -> NDArray[np.intp]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from adv_worldmodel.data.columns import from_columns, wanted_keys
 from adv_worldmodel.data.dataset import OfflineDataset
 from adv_worldmodel.data.links import stored_elsewhere
+from adv_worldmodel.data.validation import freeze
 
 SUFFIXES = (".hdf5", ".h5", ".npz")
 """File names that `load_file` reads."""
@@ -43,6 +44,8 @@ def load_file(
             f"{where}: unknown file type '{path.suffix}'; expected one of {', '.join(SUFFIXES)}."
         )
     arrays, stated = _read_npz(path) if path.suffix == ".npz" else _read_hdf5(path)
+    for array in arrays.values():
+        freeze(array)  # else the data set would copy them
     # An id such as "module:Name-v0" would import a module of the file's choice.
     if env_id is None and stated is not None and ":" not in stated:
         env_id = stated

@@ -27,6 +27,25 @@ def numeric(values: ArrayLike, key: str, where: str) -> NDArray[Any]:
     return array
 
 
+def freeze(array: NDArray[Any]) -> None:
+    """Make an array that nobody else has read-only, and the one that it is a view of."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner.flags.writeable = False
+        owner = owner.base
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """`array` read-only, and a copy if anyone could still write to its memory."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray) and not owner.flags.writeable and owner.base is not None:
+        owner = owner.base
+    if not isinstance(owner, np.ndarray) or owner.flags.writeable:
+        array = array.copy()
+        freeze(array)
+    return array
+
+
 def float_matrix(values: ArrayLike, key: str, where: str) -> NDArray[np.float32]:
     """`values` as finite float32 of shape (N, D), N >= 1, D >= 1."""
     array = numeric(values, key, where)
@@ -131,7 +150,11 @@ def actions_in_bounds(
             f"the bounds [{space.low[column]:.6g}, {space.high[column]:.6g}] ({count} such rows). "
             "Scale the actions into the bounds, or give the bounds they were taken in."
         )
-    return np.clip(actions, space.low, space.high)
+    if not ((actions < space.low) | (actions > space.high)).any():
+        return actions
+    clipped = np.clip(actions, space.low, space.high)
+    freeze(clipped)
+    return clipped
 
 
 def action_box_of(actions: NDArray[np.float32], where: str) -> Box:
@@ -164,9 +187,11 @@ def _vector(values: ArrayLike, key: str, where: str) -> NDArray[Any]:
 
 def _finite_float32(array: NDArray[Any], key: str, where: str) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
-        result = array.astype(np.float32)
-    wrong = np.argwhere(~np.isfinite(result))
-    if wrong.size:
+        result = array.astype(np.float32, copy=False)
+    if result is not array:
+        freeze(result)  # else `frozen` would copy it again
+    if not np.isfinite(result).all():
+        wrong = np.argwhere(~np.isfinite(result))
         index = tuple(int(i) for i in wrong[0])
         place = f"row {index[0]}" + (f" dimension {index[1]}" if len(index) > 1 else "")
         rows = len(np.unique(wrong[:, 0]))

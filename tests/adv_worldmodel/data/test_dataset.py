@@ -154,3 +154,16 @@ def test_deepcopy_is_the_data_set_itself_and_repr_is_short() -> None:
     dataset = OfflineDataset.from_arrays(**arrays(), name="line")
     assert copy.deepcopy({"dataset": dataset})["dataset"] is dataset
     assert repr(dataset) == "OfflineDataset('line', 3 transitions)"
+
+
+def test_memory_that_somebody_can_still_write_to_is_copied_and_other_memory_is_not() -> None:
+    own = np.zeros((3, 1), np.float32)
+    view = own[:]
+    view.flags.writeable = False
+    assert not np.shares_memory(
+        OfflineDataset.from_arrays(**arrays(observations=view)).observations, own
+    )
+    own.flags.writeable = False
+    assert np.shares_memory(
+        OfflineDataset.from_arrays(**arrays(observations=view)).observations, own
+    )

@@ -20,6 +20,7 @@ help:
 	@echo 'make test       run the tests, those of minutes left out'
 	@echo 'make test-slow  run the tests that take minutes'
 	@echo 'make lint       ruff and mypy'
+	@echo 'make check-all  all of these, on the oldest and newest versions too, the wheel, soak, large data'
 	@echo 'make figures    make the README pictures and tables anew, those that take an hour at most'
 	@echo 'make bench      measure the speed of every part on the CPU'
 	@echo 'make bench-gpu  check and measure the CUDA graphs on a GPU, in under eight minutes'
@@ -46,7 +47,7 @@ demo: $(STAMP)
 	$(BIN)/adv-worldmodel train configs/pendulum-random.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 3600
@@ -55,6 +56,19 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Beside what CI runs: other versions, the wheel, 2000 iterations, a large data set, slow tests.
+.PHONY: check-all soak large-data
+check-all: lint
+	$(MAKE) test PYTEST_ARGS=--cov
+	PIP_ARGS="$(PIP_ARGS)" $(BIN)/nox
+	$(MAKE) soak large-data test-slow
+
+soak: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak
+
+large-data: $(STAMP)
+	$(BIN)/python -m tests.large_data
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

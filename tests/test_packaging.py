@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
-    "setuptools"
-]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SETUPTOOLS = PROJECT["tool"]["setuptools"]
 
 
 def test_every_package_folder_is_listed() -> None:
@@ -35,3 +36,16 @@ def test_every_data_file_matches_a_listed_pattern() -> None:
             if path.is_file() and path.suffix != ".py":
                 assert any(path.match(pattern) for pattern in patterns), path
         assert any(folder.glob(patterns[0])), package
+
+
+def test_the_oldest_versions_tested_are_the_oldest_admitted() -> None:
+    tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    stated = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        if node.targets[0].id == "OLDEST"
+    }
+    admitted = [re.sub(r"\[.*\]", "", line) for line in PROJECT["project"]["dependencies"]]
+    for pin in stated["OLDEST"]:
+        assert pin.replace("==", ">=") in admitted

@@ -66,6 +66,8 @@ class AgentStep:
             float(model.target_entropy),
             model.entropy_in_target,
             self.actor_frozen,
+            model.cloning_weight,
+            self.n_real,
         )
 
     @property

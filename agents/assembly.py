@@ -44,6 +44,7 @@ def build_agent(prepared: Preparation, world_model: WorldModel) -> RAMBO:
         critic_warmup=agent.critic_warmup,
         entropy_in_target=agent.entropy_in_target,
         fresh_outcomes=agent.fresh_outcomes,
+        cloning_weight=agent.cloning_weight,
         policy_kwargs={
             "net_arch": list(agent.hidden_sizes),
             "n_critics": agent.n_critics,

@@ -7,10 +7,7 @@ from stable_baselines3.sac.policies import Actor
 from torch import Tensor
 from tqdm import tqdm
 
-from agents.updates import squashed_log_density
-
-#: Actions are clipped to this inside (-1, 1): the density of tanh has no value on the bound.
-LARGEST_ACTION = 1.0 - 1e-4
+from agents.updates import cloning_loss
 
 
 def clone_behaviour(
@@ -30,14 +27,12 @@ def clone_behaviour(
     :return: mean negative log-likelihood of the last epoch (nats per transition).
     """
     optimizer = torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True)
-    u = torch.atanh(actions.clamp(-LARGEST_ACTION, LARGEST_ACTION))
     mean_loss = torch.zeros((), device=obs.device)
     for _ in tqdm(range(epochs), desc="clone", unit="epoch", disable=None if progress else True):
         order = torch.randperm(len(obs), generator=generator, device=obs.device)
         total = torch.zeros((), device=obs.device)
         for rows in order.split(batch_size):
-            mean, log_std, _ = actor.get_action_dist_params(obs[rows])
-            loss = -squashed_log_density(u[rows], mean, log_std).mean()
+            loss = cloning_loss(actor, obs[rows], actions[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

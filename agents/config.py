@@ -158,6 +158,9 @@ class AgentConfig(Section):
     fresh_outcomes: Annotated[
         bool, Setting("drawn model rows get r, s' and termination of the present model")
     ] = False
+    cloning_weight: Annotated[
+        float, Setting("of the data's likelihood in the actor's loss, in mean |Q|", at_least=0)
+    ] = 0.0
     target_entropy: Annotated[
         str | float, Setting("nats; auto: minus the action's size", pattern=_TARGET_ENTROPY)
     ] = "auto"

@@ -33,7 +33,10 @@ def is_explicit(parts: SACParts) -> bool:
     )
     extractors = (actor.features_extractor, critic.features_extractor)
     fixed = all(type(extractor) is Standardise for extractor in extractors)
-    return plain_actor and fixed and not critic.layer_norm and len(critic.weights) >= 2
+    plain_loss = parts.cloning_weight == 0.0
+    return (
+        plain_actor and plain_loss and fixed and not critic.layer_norm and len(critic.weights) >= 2
+    )
 
 
 def _weights_and_biases(layers: Iterable[nn.Module | Tensor]) -> list[tuple[Tensor, Tensor]]:

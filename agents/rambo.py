@@ -54,6 +54,9 @@ class RAMBO(SAC):
         value); without, alpha only keeps the actor stochastic.
     :param fresh_outcomes: give a synthetic (s, a) the reward, successor and termination of the
         present model when it is drawn from the buffer, instead of those it had in its rollout.
+    :param cloning_weight: keep the policy near the data: add this, times mean |Q|, times the negative
+        log-likelihood of the batch's data actions to the actor's loss (as Fujimoto and Gu 2021 do in
+        TD3+BC with squared errors); 0 is RAMBO's own loss.
     :param policy_kwargs: SB3's, and ``layer_norm`` for the critics. States are standardised
         with the data's statistics unless a features extractor is given.
 
@@ -90,6 +93,7 @@ class RAMBO(SAC):
         critic_warmup: int = 0,
         entropy_in_target: bool = True,
         fresh_outcomes: bool = False,
+        cloning_weight: float = 0.0,
         policy_kwargs: dict[str, Any] | None = None,
         tensorboard_log: str | None = None,
         verbose: int = 0,
@@ -103,6 +107,8 @@ class RAMBO(SAC):
             raise ValueError("retain_iterations, gradient_steps and batch_size must be at least 1")
         if critic_warmup < 0:
             raise ValueError(f"critic_warmup = {critic_warmup} must not be negative")
+        if cloning_weight < 0.0:
+            raise ValueError(f"cloning_weight = {cloning_weight} must not be negative")
         if not 0.0 <= real_ratio <= 1.0:
             raise ValueError(f"real_ratio = {real_ratio} must lie between 0 and 1")
         self.actor_learning_rate = actor_learning_rate
@@ -110,6 +116,7 @@ class RAMBO(SAC):
         self.real_ratio, self.retain_iterations = real_ratio, retain_iterations
         self.rollout_policy, self.critic_warmup = rollout_policy, critic_warmup
         self.entropy_in_target, self.fresh_outcomes = entropy_in_target, fresh_outcomes
+        self.cloning_weight = cloning_weight
         #: replay the update as a CUDA graph, on a GPU
         self.graphs = True
         self._step: AgentStep | None = None

@@ -16,6 +16,8 @@ from agents.policies import StackedCritic
 
 LOG_2PI = math.log(2.0 * math.pi)
 LOG_2 = math.log(2.0)
+#: Actions are clipped to this inside (-1, 1): the density of tanh has no value on the bound.
+LARGEST_ACTION = 1.0 - 1e-4
 #: Order of the sums that :func:`sac_update` returns.
 METRICS = ("actor_loss", "critic_loss", "ent_coef_loss", "alpha", "q_mean", "entropy")
 
@@ -27,6 +29,13 @@ def squashed_log_density(u: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """
     gaussian = -0.5 * (((u - mean) * torch.exp(-log_std)).square() + 2.0 * log_std + LOG_2PI)
     return (gaussian - 2.0 * (LOG_2 - u - F.softplus(-2.0 * u))).sum(-1)
+
+
+def cloning_loss(actor: Actor, obs: Tensor, action: Tensor) -> Tensor:
+    """Mean negative log-likelihood of actions ``(B, A)`` in [-1, 1], nats per transition."""
+    mean, log_std, _ = actor.get_action_dist_params(obs)
+    u = torch.atanh(action.clamp(-LARGEST_ACTION, LARGEST_ACTION))
+    return -squashed_log_density(u, mean, log_std).mean()
 
 
 def sample_action(actor: Actor, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,6 +60,8 @@ class SACParts:
     target_entropy: float
     entropy_in_target: bool = True  #: whether the critics learn the soft value, or the plain one
     actor_frozen: bool = False  #: evaluate the policy: actor and entropy coefficient stay
+    cloning_weight: float = 0.0  #: of the data rows' likelihood in the actor's loss
+    n_real: int = 0  #: rows of data in a batch; they come first
 
     def __post_init__(self) -> None:
         self.online: list[Tensor] = list(self.critic.parameters())
@@ -96,6 +107,10 @@ def sac_update(
 
     q_pi = parts.critic.q_values(batch.obs, action, frozen=True).amin(0)
     actor_loss = (alpha * log_prob - q_pi).mean()
+    if parts.cloning_weight > 0.0 and parts.n_real > 0:
+        rows = slice(0, parts.n_real)
+        likelihood = cloning_loss(parts.actor, batch.obs[rows], batch.action[rows])
+        actor_loss = actor_loss + parts.cloning_weight * q_pi.detach().abs().mean() * likelihood
     if not parts.actor_frozen:
         parts.actor.optimizer.zero_grad()
         actor_loss.backward()

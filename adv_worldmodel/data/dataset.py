@@ -191,7 +191,7 @@ class OfflineDataset:
             order = array.dtype.newbyteorder("<")
             little_endian = np.ascontiguousarray(array).astype(order, copy=False)
             digest.update(f"{key}{array.shape}{array.dtype}".encode())
-            digest.update(little_endian.reshape(-1).view(np.uint8))
+            digest.update(little_endian.reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def episode_ends(self) -> NDArray[np.intp]:

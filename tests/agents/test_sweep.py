@@ -9,6 +9,7 @@ import pytest
 
 from agents import sweep
 from agents.cli import main
+from agents.config import flat_settings, load_config
 from agents.run_folder import RunFolder, write_json
 from agents.sweep import SweepPlan, parse_seeds, plan_sweep, split_values
 from tests.agents.made_up_runs import make_run
@@ -70,6 +71,34 @@ def test_the_paper_s_candidates_are_three_joint_settings(tmp_path: Path) -> None
     ]
     candidates = [(2, 3e-4), (5, 3e-4), (5, 0)]
     assert sorted(chosen) == sorted((k, w, n) for k, w in candidates for n in (False, True))
+
+
+@pytest.mark.parametrize("preset", ["ablations", "warm-start"])
+def test_an_ablation_changes_one_thing_of_the_configuration(tmp_path: Path, preset: str) -> None:
+    found = list(plan(tmp_path, preset=preset).configs.values())
+    base = flat_settings(load_config("pendulum-random"))
+    changes = []
+    for config in found:
+        settings = flat_settings(config)
+        changes.append({key for key in base if settings[key] != base[key] and key != "out"})
+    assert changes[0] == set()
+    assert all(0 < len(keys) <= 2 for keys in changes[1:])
+    for keys in changes[1:]:  # two settings only where the second needs the first
+        assert len(keys) == 1 or keys == {"adversary.weight", "adversary.continue_fit"}
+    assert len({tuple(flat_settings(config).items()) for config in found}) == len(found)
+
+
+def test_what_a_configuration_has_already_is_no_run_of_its_own(tmp_path: Path) -> None:
+    scores = [
+        [
+            c.adversary.score
+            for c in plan(tmp_path / word, word, preset="ablations").configs.values()
+        ]
+        for word in ("adversary.score=member", "adversary.score=pathwise")
+    ]
+    for found in scores:
+        assert len(found) == 9
+        assert set(found) == {"mixture", "member", "pathwise"}
 
 
 def test_the_cores_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -210,3 +211,26 @@ def test_the_noise_is_all_that_is_random(
         noise = torch.ones(BATCH, 1)
         results.append(sac_update(parts_of(rambo), batches[0], noise, -noise))
     assert torch.equal(*results)
+
+
+def test_the_cloning_term_draws_the_policy_to_the_actions_of_the_data_rows(
+    pendulum: OfflineDataset, pendulum_model: WorldModel, batches: list[Batch]
+) -> None:
+    """Data rows act +0.8, model rows -0.8 in the same states; the critics know no difference."""
+    batch = batches[0]
+    n_real = BATCH // 2
+    obs = batch.obs[:n_real].repeat(2, 1)
+    action = torch.cat([torch.full((n_real, 1), 0.8), torch.full((n_real, 1), -0.8)])
+    batch = batch._replace(obs=obs, action=action, reward=torch.ones(BATCH))
+    means = {}
+    for weight in (0.0, 1.0):
+        rambo = make_rambo(pendulum, pendulum_model, actor_learning_rate=1e-2, ent_coef=0.2)
+        parts = dataclasses.replace(parts_of(rambo), cloning_weight=weight, n_real=n_real)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(300):
+            noise = torch.randn(2, BATCH, 1, generator=generator)
+            sac_update(parts, batch, noise[0], noise[1])
+        with torch.no_grad():
+            means[weight] = torch.tanh(rambo.actor.get_action_dist_params(obs)[0])
+    assert float((means[1.0] - 0.8).abs().mean()) < 0.1
+    assert float((means[0.0] - 0.8).abs().mean()) > 0.3

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
+from agents.progress import MetricsHistory
 from agents.run_folder import written_aside
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointCallback", "Snapshot", "latest_checkpoint", "restore_counters"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KEPT = 2
 TENSORS_FILE, NUMBERS_FILE = "state.safetensors", "state.json"
 COUNTERS = ("num_timesteps", "iteration", "_n_updates", "_episode_num")
@@ -192,6 +193,11 @@ def read(folder: Path) -> Snapshot:
         # Format 1 had a digest of the tensors alone.
         if _digest(numbers if numbers["format"] > 1 else None, folder / TENSORS_FILE) != stated:
             raise ValueError(f"{TENSORS_FILE} or {NUMBERS_FILE} is not what was written")
+        if numbers["format"] < 3:  # a mapping for each row of metrics
+            history = MetricsHistory()
+            for row in numbers["experiment"]["metrics"]:
+                history.write(row, {})
+            numbers["experiment"]["metrics"] = history.packed()
         found = Snapshot(load_file(folder / TENSORS_FILE), numbers)
         _ = found.iteration, numbers["experiment"]  # nothing else is read before all is restored
         return found

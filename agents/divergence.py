@@ -114,8 +114,7 @@ class DivergenceCallback(BaseCallback):
             self._once("divergence", f"diverged, and goes on as asked: {error}")
 
     def _check(self) -> None:
-        latest = self._history.rows[-1] if self._history.rows else {}
-        for key, value in latest.items():
+        for key, value in self._history.latest.items():
             if not math.isfinite(value):
                 history = self._history.series(key)
                 message = f"{key} is {value} after iteration {len(history)}: the run diverged"

@@ -123,7 +123,7 @@ class _Experiment:
         self.snapshot = snapshot
         before = {} if snapshot is None else snapshot.numbers["experiment"]
         self.clock = PhaseClock(before.get("seconds", {"data": prepared.seconds}))
-        self.history = MetricsHistory(before.get("metrics", ()))
+        self.history = MetricsHistory(before.get("metrics"))
         self.evaluator = Evaluator(prepared.env_id, episodes=self.config.evaluation.episodes)
         self.world_model: WorldModel | None = None
         self.agent: RAMBO | None = None
@@ -244,7 +244,7 @@ class _Experiment:
         """What a checkpoint holds beside the state of the training."""
         evaluations = [] if self.evaluation is None else list(self.evaluation.history)
         found = {
-            "metrics": list(self.history.rows),
+            "metrics": self.history.packed(),
             "evaluations": evaluations,
             "cloning_return": self.cloning_return,
             "seconds": dict(self.clock.seconds),

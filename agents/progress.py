@@ -17,12 +17,17 @@ from tqdm import tqdm
 class MetricsHistory(KVWriter):
     """A Stable-Baselines3 logger output that keeps every dumped number in memory, by key.
 
+    A run has thousands of rows with two or three different sets of keys: a row is kept as its
+    values alone, behind the number of its set.
+
     Args:
-        rows: dumps before this one was made.
+        packed: dumps before this one was made, from `packed`.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, float]] = ()) -> None:
-        self.rows: list[dict[str, float]] = [dict(row) for row in rows]
+    def __init__(self, packed: Mapping[str, Any] | None = None) -> None:
+        before = packed or {"keys": [], "rows": []}
+        self._places = {tuple(keys): place for place, keys in enumerate(before["keys"])}
+        self._rows: list[list[Any]] = list(before["rows"])
 
     def write(
         self,
@@ -33,14 +38,34 @@ class MetricsHistory(KVWriter):
         """Append the scalars of one dump."""
         numbers = (int, float, np.number)
         kept = {key: value for key, value in key_values.items() if isinstance(value, numbers)}
-        self.rows.append({k: v if isinstance(v, int) else float(v) for k, v in kept.items()})
+        place = self._places.setdefault(tuple(kept), len(self._places))
+        self._rows.append([place, *(v if isinstance(v, int) else float(v) for v in kept.values())])
 
     def close(self) -> None:
         """Keep the rows: there is no file to close."""
 
+    def _by_key(self, rows: Iterable[list[Any]]) -> list[dict[str, float]]:
+        keys = list(self._places)
+        return [dict(zip(keys[place], values, strict=True)) for place, *values in rows]
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """All dumps, by key."""
+        return self._by_key(self._rows)
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """The last dump; nothing before the first."""
+        return next(iter(self._by_key(self._rows[-1:])), {})
+
+    def packed(self) -> dict[str, Any]:
+        """All dumps up to now, as JSON can hold them, and as the constructor takes them."""
+        return {"keys": [list(keys) for keys in self._places], "rows": list(self._rows)}
+
     def series(self, key: str) -> list[float]:
         """Return the values of `key` in the order of the dumps that had it."""
-        return [row[key] for row in self.rows if key in row]
+        columns = [keys.index(key) + 1 if key in keys else 0 for keys in self._places]
+        return [row[column] for row in self._rows if (column := columns[row[0]])]
 
 
 class PhaseClock:

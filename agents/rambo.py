@@ -54,9 +54,9 @@ class RAMBO(SAC):
         value); without, alpha only keeps the actor stochastic.
     :param fresh_outcomes: give a synthetic (s, a) the reward, successor and termination of the
         present model when it is drawn from the buffer, instead of those it had in its rollout.
-    :param cloning_weight: keep the policy near the data: add this, times mean |Q|, times the negative
-        log-likelihood of the batch's data actions to the actor's loss (as Fujimoto and Gu 2021 do in
-        TD3+BC with squared errors); 0 is RAMBO's own loss.
+    :param cloning_weight: keep the policy near the data: add this, times mean |Q|, times the
+        negative log-likelihood of the batch's data actions to the actor's loss (as Fujimoto and Gu
+        2021 do in TD3+BC with squared errors); 0 is RAMBO's own loss.
     :param policy_kwargs: SB3's, and ``layer_norm`` for the critics. States are standardised
         with the data's statistics unless a features extractor is given.
 

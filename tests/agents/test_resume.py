@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from agents.checkpoints import TENSORS_FILE, latest_checkpoint, read
+from agents.checkpoints import NUMBERS_FILE, TENSORS_FILE, _digest, latest_checkpoint, read
 from agents.cli import main
+from agents.progress import MetricsHistory
 from agents.run_folder import RunFolder
 from tests.agents.tiny import TINY
 
@@ -60,6 +62,21 @@ def test_a_resumed_run_is_the_run(
 ) -> None:
     assert train("--resume", str(half)) == 0
     assert "checkpoint   after iteration 3" in capsys.readouterr().out
+    assert_equal_runs(whole, half)
+    rows = [len(RunFolder(f).progress.read_text().splitlines()) for f in (whole, half)]
+    assert rows[0] == rows[1]
+
+
+def test_a_checkpoint_of_the_version_before_can_be_resumed(whole: Path, half: Path) -> None:
+    checkpoint = half / "checkpoints" / "iteration-000003"
+    numbers = json.loads((checkpoint / NUMBERS_FILE).read_text())
+    del numbers["sha256"]
+    numbers["format"] = 2
+    history = MetricsHistory(numbers["experiment"]["metrics"])
+    numbers["experiment"]["metrics"] = history.rows
+    numbers["sha256"] = _digest(numbers, checkpoint / TENSORS_FILE)
+    (checkpoint / NUMBERS_FILE).write_text(json.dumps(numbers))
+    assert train("--resume", str(half)) == 0
     assert_equal_runs(whole, half)
     rows = [len(RunFolder(f).progress.read_text().splitlines()) for f in (whole, half)]
     assert rows[0] == rows[1]

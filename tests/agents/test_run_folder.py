@@ -157,6 +157,9 @@ def test_the_history_keeps_numbers_by_key() -> None:
     assert history.series("a") == [1.0, 3.0]
     assert history.series("b") == [2.0]
     assert history.series("c") == []
+    assert history.latest == {"a": 3}
+    again = MetricsHistory(json.loads(json.dumps(history.packed())))
+    assert again.rows == history.rows == [{"a": 1, "b": 2.0}, {"a": 3}]
 
 
 def test_the_clock_adds_up_what_comes_again() -> None:

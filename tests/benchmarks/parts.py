@@ -15,7 +15,7 @@ from adv_worldmodel import FitSettings, OfflineDataset, WorldModel, fit_world_mo
 from adv_worldmodel.device import shared_tensor
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
 from adv_worldmodel.dynamics.adversary import Score
-from agents import RAMBO
+from agents import RAMBO, checkpoints
 from agents.cloning import clone_behaviour
 from agents.evaluation import Evaluator
 from agents.values import policy_and_value
@@ -113,15 +113,20 @@ def cloning_part(c: Configuration, agent: RAMBO, dataset: OfflineDataset) -> Par
     return Part("cloning", "update", run, flops.cloning_batch(c))
 
 
-def checkpoint_part(agent: RAMBO, model: WorldModel) -> Part:
-    """Agent and world model to disk."""
+def checkpoint_part(agent: RAMBO, dataset: OfflineDataset, model: WorldModel) -> Part:
+    """The whole state of a training to disk, the buffer full: what `train` writes."""
     folder = tempfile.TemporaryDirectory(prefix="benchmark-")
     path = Path(folder.name)
+    adversary = Adversary(model, dataset, AdversarySettings(), seed=0)
+    adversary.run(1, *policy_and_value(agent))
+    buffer = agent.replay_buffer
+    assert buffer is not None
 
     def run(n: int) -> float:
+        full, buffer.full = buffer.full, True
         for _ in range(n):
-            agent.save(path / "agent.zip")
-            model.save(path / "world_model")
+            checkpoints.write(path, checkpoints.capture(agent, adversary), buffer.synthetic, {})
+        buffer.full = full
         return float(n)
 
     run(1)

@@ -16,11 +16,15 @@ from adv_worldmodel import OfflineDataset, WorldModel
 from adv_worldmodel.building import make_quietly
 from adv_worldmodel.dynamics.adversary import Score
 from agents import RAMBO
+from agents.config import TrainConfig
 from agents.evaluation import Evaluator
 from tests.benchmarks import parts, workload
 from tests.benchmarks.configuration import Configuration
 from tests.benchmarks.iteration import measure_iteration
 from tests.benchmarks.timing import Part, Probe, measure, peak_mib
+
+#: Iterations from one checkpoint to the next, as a configuration has it by default.
+CHECKPOINT_EVERY = TrainConfig.checkpoint_every
 
 
 def groups(
@@ -38,7 +42,7 @@ def groups(
         elif name == "cloning":
             yield [parts.cloning_part(c, agent, dataset)]
         elif name == "checkpoint":
-            yield [parts.checkpoint_part(agent, model)]
+            yield [parts.checkpoint_part(agent, dataset, model)]
 
 
 def rows_of(c: Configuration, group: list[Part], probe: Probe) -> list[dict[str, Any]]:
@@ -76,6 +80,10 @@ def measure_task(c: Configuration, probe: Probe) -> dict[str, Any]:
     for group in groups(c, agent, dataset, model):
         result["parts"] += rows_of(c, group, probe)
     peaks["parts"] = peak_mib()
+    for row in result["parts"]:
+        if row["part"] == "checkpoint" and c.iteration:
+            between = CHECKPOINT_EVERY * result["iteration"]["seconds"]
+            row["of_the_time_between"] = row["milliseconds"] / 1e3 / between
     if "agent" in c.parts:
         ours, stock = rows_of(c, list(parts.agent_parts(c, agent, dataset)), probe)
         ours["ratio_to_stock"] = ours["per_second"] / stock["per_second"]

@@ -39,6 +39,8 @@ def part_row(part: Result) -> tuple[str, ...]:
         remarks.append(f"{part['ratio_to_stock']:.2f} x sb3-sac")
     if "mib" in part:
         remarks.append(f"{part['mib']:.1f} MiB")
+    if "of_the_time_between" in part:
+        remarks.append(f"{100 * part['of_the_time_between']:.2f} % of the time between two")
     return (
         part["part"],
         f"{number(part['per_second'])} {part['unit']}s/s",

@@ -168,7 +168,7 @@ def write(
         try:
             save_file(on_host, aside / TENSORS_FILE)
         except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(str(error)) from error
+            raise OSError(f"{target}: {error}") from error
         content = {**snapshot.numbers, **more}
         content["sha256"] = _digest(content, aside / TENSORS_FILE)
         (aside / NUMBERS_FILE).write_text(json.dumps(content), encoding="utf-8")

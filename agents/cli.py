@@ -159,7 +159,11 @@ def _train(args: argparse.Namespace) -> int:
         print(f"{PROG}: the run failed: {error}", file=sys.stderr)
         return DIVERGED
     except OSError as error:  # a full disk, a folder that is gone: the last checkpoint is whole
-        print(f"{PROG}: the run failed, its files cannot be written: {error}", file=sys.stderr)
+        print(
+            f"{PROG}: the run failed, its files cannot be written: {error}; when they can, "
+            "'train --resume RUN' goes on from the last checkpoint",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

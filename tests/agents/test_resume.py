@@ -187,3 +187,29 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_killed_at_any_instant_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert killed(tmp_path, 24, "SIGKILL").count(-9) >= 20
+
+
+def test_a_full_disk_is_said_and_leaves_the_last_good_checkpoint(whole: Path, half: Path) -> None:
+    """No file can grow beyond half a checkpoint: the write fails within it, as on a full disk."""
+    good = half / "checkpoints" / "iteration-000003" / TENSORS_FILE
+    before, limit = good.read_bytes(), good.stat().st_size // 2
+    script = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        f"from agents.cli import main; sys.exit(main(['train', '--resume', {str(half)!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    error = done.stderr.splitlines()[-1]
+    assert "the run failed, its files cannot be written" in error
+    assert "--resume" in error
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (half / "checkpoints").iterdir()] == ["iteration-000003"]
+    assert good.read_bytes() == before
+    assert train("--resume", str(half)) == 0
+    assert_equal_runs(whole, half)

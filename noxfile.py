@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import nox
@@ -46,6 +47,7 @@ def wheel(session: nox.Session) -> None:
     """Build the wheel; with nothing else, `make demo`'s configuration trains for an iteration."""
     session.install(*PIP_ARGS, "build")
     folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder / "dist", ignore_errors=True)
     session.run("python", "-m", "build", "--wheel", "--outdir", str(folder / "dist"), ".")
     (built,) = (folder / "dist").glob("*.whl")
     empty = folder / "venv"

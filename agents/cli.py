@@ -115,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", metavar="RUN", help="a folder that 'train' printed")
     evaluate.add_argument("--episodes", metavar="N", type=positive, default=10)
     evaluate.add_argument(
+        "--in-model",
+        choices=["fit", "adversarial"],
+        help="whole episodes in the run's world model, beside what the critics promise there, in "
+        "place of the real environment",
+    )
+    evaluate.add_argument(
         "--env", metavar="ID", help="another environment; 'module:ID' imports module first"
     )
     evaluate.add_argument("--seed", metavar="N", type=int, default=0)
@@ -193,7 +199,37 @@ def _train_seeds(config: TrainConfig) -> int:
     return 1 if runs.errors else 0
 
 
+def _evaluate_in_model(args: argparse.Namespace) -> int:
+    from adv_worldmodel import WorldModel, load_dataset
+    from agents.config import load_config
+    from agents.model_check import check_in_model
+    from agents.run_folder import RunFolder
+
+    with user_input():
+        if args.env is not None or args.render is not None:
+            raise ValueError("--in-model takes the world model: leave out --env and --render")
+        folder = RunFolder(Path(args.run))
+        policy = folder.load_policy(trust=args.trust)
+        place = folder.world_model if args.in_model == "fit" else folder.adversarial_model
+        model = WorldModel.load(place, device=policy.device)
+        config = load_config(folder.config)
+        # not config.data.env_id, which a stranger's file could make import a module
+        data = load_dataset(config.dataset, reward_offset=config.data.reward_offset)
+        found = check_in_model(
+            policy, model, data, episodes=args.episodes, gamma=config.agent.gamma, seed=args.seed
+        )
+    mean, std = found.returns.mean(), found.returns.std()
+    print(f"world model  {place}")
+    print(f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes")
+    print(f"length       {found.lengths.mean():.1f} of at most {found.max_steps}")
+    print(f"discounted   {found.discounted.mean():.1f}; the critics promise ", end="")
+    print(f"{found.values.mean():.1f} at the same starts")
+    return 0
+
+
 def _evaluate(args: argparse.Namespace) -> int:
+    if args.in_model is not None:
+        return _evaluate_in_model(args)
     from adv_worldmodel.data.scores import normalised_score
     from agents.evaluation import evaluate, render
     from agents.real_env import check_spaces, make_real_env

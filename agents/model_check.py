@@ -1,0 +1,95 @@
+"""What a policy is worth in its world model, beside what its critics say: no simulator needed.
+
+Rollouts of a few steps from the data never reach the states that a policy comes to later, and
+critics can believe anything there. Whole episodes in the model show it: where the critics promise
+more than the model gives, they are wrong, whatever the world is like.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adv_worldmodel import OfflineDataset, WorldModel
+from adv_worldmodel.seeding import make_generator
+from agents.rambo import RAMBO
+from agents.values import CriticValue, SquashedPolicy
+
+__all__ = ["ModelCheck", "check_in_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCheck:
+    """Episodes of the deterministic policy in a world model; each array is (episodes,)."""
+
+    returns: NDArray[np.float64]  #: undiscounted, in the environment's own reward
+    discounted: NDArray[np.float64]  #: in the reward that was trained on, as the critics count
+    lengths: NDArray[np.int64]  #: steps
+    values: NDArray[np.float64]  #: min_j Q_j(s, mean action) at the starts
+    max_steps: int  #: after which an episode is cut: the data's longest
+
+
+@torch.no_grad()
+def check_in_model(
+    agent: RAMBO,
+    model: WorldModel,
+    dataset: OfflineDataset,
+    *,
+    episodes: int = 100,
+    gamma: float = 0.99,
+    seed: int = 0,
+) -> ModelCheck:
+    """Run whole episodes in the model, from states in which the data's episodes start.
+
+    Args:
+        agent: its policy acts, by its mean action.
+        model: the fit, or what the adversary has made of it; drawn member and noise as in training.
+        dataset: gives the starts and the longest episode.
+        gamma: discount of what is compared with the critics.
+        seed: of starts, members and noise.
+
+    Raises:
+        ValueError: the model's observations or actions are not the agent's or the data's.
+    """
+    width = dataset.observations.shape[1]
+    sizes = {
+        "agent": (agent.observation_space.shape, agent.action_space.shape),
+        "world model": ((model.obs_dim,), (model.action_dim,)),
+        "data": ((width,), (dataset.actions.shape[1],)),
+    }
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"observations and actions differ in their shapes: {sizes}")
+    ends = dataset.episode_ends()
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    max_steps = int(dataset.episode_lengths().max())
+    generator = make_generator(seed, "model check", model.device)
+    rows = torch.randint(len(starts), (episodes,), generator=generator, device=model.device)
+    obs = torch.as_tensor(dataset.observations[starts], device=model.device)[rows]
+    policy = SquashedPolicy(agent)
+    values = CriticValue(agent, policy).v(obs)
+
+    going = torch.ones(episodes, dtype=torch.bool, device=model.device)
+    returns, discounted = (
+        torch.zeros(episodes, dtype=torch.float64, device=model.device) for _ in range(2)
+    )
+    lengths = torch.zeros(episodes, dtype=torch.int64, device=model.device)
+    for step in range(max_steps):
+        action = policy.bounds.unscale(policy.mean_action(obs))
+        obs, reward, terminated = model.step(obs, action, generator=generator)
+        reward = torch.where(going, reward, 0.0)
+        returns += reward - dataset.reward_offset * going
+        discounted += gamma**step * reward
+        lengths += going
+        going &= ~terminated
+        if not bool(going.any()):
+            break
+    return ModelCheck(
+        returns=returns.cpu().numpy(),
+        discounted=discounted.cpu().numpy(),
+        lengths=lengths.cpu().numpy(),
+        values=values.double().cpu().numpy(),
+        max_steps=max_steps,
+    )

@@ -1,0 +1,104 @@
+"""Whole episodes in a world model that can be followed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+
+from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
+from agents import RAMBO
+from agents.cli import main
+from agents.model_check import check_in_model
+from tests.agents.tiny import TINY
+
+
+@pytest.fixture
+def walk() -> OfflineDataset:
+    """Two episodes, 0 -> 1 -> ... -> 5 (cut) and 0 -> 1 -> 2 (cut), rewards raised by 10."""
+    states = np.array([0, 1, 2, 3, 4, 0, 1], np.float32)[:, None]
+    return OfflineDataset.from_arrays(
+        states,
+        np.zeros((7, 1)),
+        np.zeros(7),
+        states + 1,
+        np.zeros(7, bool),
+        action_space=Box(-2.0, 2.0, (1,), np.float32),
+        name="walk",
+    ).with_reward_offset(10.0)
+
+
+@pytest.fixture
+def two_a_step(line_model: Callable[..., WorldModel]) -> Callable[[Any], WorldModel]:
+    """A model in which each step gives reward 1 and s' = s + 2."""
+
+    def build(termination: Any) -> WorldModel:
+        model = line_model(termination)
+        spaces = (model.observation_space, model.action_space)
+        return WorldModel(model.ensemble.select([1]), model.termination, *spaces)
+
+    return build
+
+
+def agent_in(dataset: OfflineDataset, model: WorldModel) -> RAMBO:
+    env = make_sb3_env(dataset, 4, 2, world_model=model, device="cpu", seed=0)
+    return RAMBO("MlpPolicy", env, policy_kwargs={"net_arch": [8]}, seed=0, device="cpu")
+
+
+def test_an_episode_is_as_long_as_the_data_s_longest(
+    walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
+) -> None:
+    model = two_a_step("never")
+    found = check_in_model(agent_in(walk, model), model, walk, episodes=3, gamma=0.5)
+    assert found.max_steps == 5
+    assert found.lengths.tolist() == [5, 5, 5]
+    # the model's reward is what was trained on, 10 more than the environment's own
+    np.testing.assert_allclose(found.returns, 5 * (1.0 - 10.0), rtol=1e-5)
+    np.testing.assert_allclose(found.discounted, 1 + 0.5 + 0.25 + 0.125 + 0.0625, rtol=1e-5)
+
+
+def test_a_termination_ends_it(
+    walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
+) -> None:
+    model = two_a_step(lambda obs, action, next_obs: next_obs[:, 0] > 5.0)  # 2, 4, 6
+    found = check_in_model(agent_in(walk, model), model, walk, episodes=2, gamma=0.5)
+    assert found.lengths.tolist() == [3, 3]
+    np.testing.assert_allclose(found.discounted, 1.75, rtol=1e-5)
+
+
+def test_the_values_are_the_critics_at_the_starts(
+    walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
+) -> None:
+    model = two_a_step("never")
+    agent = agent_in(walk, model)
+    with torch.no_grad():
+        start = torch.zeros(1, 1)
+        action = torch.tanh(agent.actor.get_action_dist_params(start)[0])
+        q = float(agent.policy.critic.q_values(start, action).amin(0))
+    found = check_in_model(agent, model, walk, episodes=2)
+    np.testing.assert_allclose(found.values, q, rtol=1e-5)
+
+
+def test_another_task_s_model_is_refused(
+    walk: OfflineDataset, pendulum_model: WorldModel, two_a_step: Callable[[Any], WorldModel]
+) -> None:
+    with pytest.raises(ValueError, match="differ in their shapes"):
+        check_in_model(agent_in(walk, two_a_step("never")), pendulum_model, walk)
+
+
+def test_the_command_line_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "pendulum-random", *TINY, f"out={tmp_path / 'run'}"]) == 0
+    capsys.readouterr()
+    for which in ("fit", "adversarial"):
+        words = ["evaluate", str(tmp_path / "run"), "--in-model", which, "--episodes", "3"]
+        assert main(words) == 0
+        output = capsys.readouterr().out
+        assert "length       200.0 of at most 200" in output
+        assert "the critics promise" in output
+    assert main([*words, "--render", str(tmp_path / "film.gif")]) == 2
+    assert "leave out --env and --render" in capsys.readouterr().err

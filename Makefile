@@ -22,6 +22,7 @@ help:
 	@echo 'make lint       ruff and mypy'
 	@echo 'make check-all  all of these, on the oldest and newest versions too, the wheel, soak, large data'
 	@echo 'make figures    make the README pictures and tables anew, those that take an hour at most'
+	@echo 'make ablations  the ablations of the README (two hours)'
 	@echo 'make bench      measure the speed of every part on the CPU'
 	@echo 'make bench-gpu  check and measure the CUDA graphs on a GPU, in under eight minutes'
 	@echo 'make install    set up .venv (the others do it by themselves)'
@@ -95,3 +96,18 @@ figures: $(STAMP)
 	$(BIN)/adv-worldmodel results $(FIGURES)/pendulum --plot $(FIGURES)/pendulum/pendulum-random.png \
 		--markdown $(FIGURES)/pendulum/table.md
 	cp $(FIGURES)/*/*.png docs/images/
+
+# The README's ablations: two hours of two cores.
+ABLATIONS := $(FIGURES)/ablations
+DOUBLE_PENDULUM := $(ABLATIONS)/double-pendulum.npz
+SWEEP := --preset ablations --jobs $(JOBS)
+.PHONY: ablations
+ablations: $(STAMP) $(DOUBLE_PENDULUM)
+	$(BIN)/adv-worldmodel sweep pendulum-random out=$(ABLATIONS)/pendulum $(SWEEP) --seeds 0:5
+	$(BIN)/adv-worldmodel sweep examples/double_pendulum.yaml dataset=$(DOUBLE_PENDULUM) \
+		out=$(ABLATIONS)/double-pendulum $(SWEEP) --seeds 0:3
+	$(BIN)/adv-worldmodel results $(ABLATIONS) --markdown $(ABLATIONS)/table.md
+
+$(DOUBLE_PENDULUM): | $(STAMP)
+	$(BIN)/adv-worldmodel data make InvertedDoublePendulum-v5 --policy sac:10000 --deterministic \
+		--noise 0.1 --rows 10000 --npz $@

@@ -34,7 +34,8 @@ class OfflineDataset:
 
     Values are the real environment's own (no standardisation). The constructor takes the arrays as
     they are named here; `from_arrays` fills in what is missing. Every array is float32 or bool and
-    read-only: a copy, unless it was read-only already. Actions that leave the bounds by float error alone are clipped.
+    read-only: a copy, unless it was read-only already. Actions that leave the bounds by float error
+    alone are clipped.
 
     Attributes:
         observations: (N, S).

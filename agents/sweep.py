@@ -49,7 +49,7 @@ PRESETS: dict[str, list[tuple[str, ...]]] = {
         ("agent.n_critics=4",),
         ("agent.entropy_in_target=false",),
         ("agent.fresh_outcomes=true",),
-        ("agent.cloning_weight=0.1",),
+        ("agent.cloning_weight=0.02",),
     ],
 }
 

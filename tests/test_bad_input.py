@@ -256,7 +256,7 @@ RUNS: list[Case] = [
         "no checkpoint in run/checkpoints can be read",
         "state.json",
     ),
-    (resume(bad.each_checkpoint(bad.changed("state.json", format=3))), "format 3, this version"),
+    (resume(bad.each_checkpoint(bad.changed("state.json", format=99))), "format 99, this version"),
     (
         resume(bad.removed("world_model")),
         "run/world_model holds no world model: model.safetensors is missing",

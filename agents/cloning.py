@@ -7,7 +7,7 @@ from stable_baselines3.sac.policies import Actor
 from torch import Tensor
 from tqdm import tqdm
 
-from agents.updates import cloning_loss
+from agents.updates import cloning_loss, unsquashed
 
 
 def clone_behaviour(
@@ -27,12 +27,13 @@ def clone_behaviour(
     :return: mean negative log-likelihood of the last epoch (nats per transition).
     """
     optimizer = torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True)
+    u = unsquashed(actions)
     mean_loss = torch.zeros((), device=obs.device)
     for _ in tqdm(range(epochs), desc="clone", unit="epoch", disable=None if progress else True):
         order = torch.randperm(len(obs), generator=generator, device=obs.device)
         total = torch.zeros((), device=obs.device)
         for rows in order.split(batch_size):
-            loss = cloning_loss(actor, obs[rows], actions[rows])
+            loss = cloning_loss(actor, obs[rows], u[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

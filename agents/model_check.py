@@ -62,8 +62,7 @@ def check_in_model(
     }
     if len(set(sizes.values())) > 1:
         raise ValueError(f"observations and actions differ in their shapes: {sizes}")
-    ends = dataset.episode_ends()
-    starts = np.concatenate(([0], ends[:-1] + 1))
+    starts = dataset.episode_starts()
     max_steps = int(dataset.episode_lengths().max())
     generator = make_generator(seed, "model check", model.device)
     rows = torch.randint(len(starts), (episodes,), generator=generator, device=model.device)

@@ -98,28 +98,33 @@ def plan_sweep(
     """
     overrides = list(overrides)
     base = load_config(config, overrides)
-    axes = [_axis(word) for word in grid] + ([PRESETS[preset]] if preset is not None else [])
-    keys = [key for axis in axes for key in sorted({split_override(w)[0] for w in sum(axis, ())})]
+    axes, together = [_axis(word) for word in grid], PRESETS[preset] if preset else [()]
+    keys = [key for axis in [*axes, together] for key in _keys(axis)]
     _check_keys(keys)
     folder = Path(base.out or f"runs/sweep-{base.name}")
     given = list(range(base.seed, base.seed + (base.seeds or 1)))
     numbers = given if seeds is None else parse_seeds(seeds)
+    variants: dict[str, TrainConfig] = {}
+    for of_grid in itertools.product(*axes):
+        own: dict[str, TrainConfig] = {}
+        for settings in together:
+            words = [*overrides, "seeds=null", *itertools.chain(*of_grid), *settings]
+            variant = load_config(config, words)
+            # one name: the configuration has a value of the preset already
+            own.setdefault(_folder_name(variant, keys), variant)
+        if twice := own.keys() & variants.keys():
+            raise ValueError(f"two runs would share the folder {min(twice)}: a value stands twice")
+        variants |= own
     available = cores()
-    combinations = list(itertools.product(*axes))
-    at_once = min(jobs or available, len(combinations) * len(numbers))
+    at_once = min(jobs or available, len(variants) * len(numbers))
     n_threads = base.n_threads or max(1, available // at_once)
-    configs: dict[str, TrainConfig] = {}
-    for settings in combinations:
-        combined = load_config(config, [*overrides, "seeds=null", *itertools.chain(*settings)])
-        # Seeds inside: the next combination then finds the fits of these seeds in the cache.
-        for seed in numbers:
-            name = f"{_folder_name(combined, keys)}/seed-{seed}"
-            if name in configs and preset is not None:
-                continue  # the configuration has a value of the preset already
-            if name in configs:
-                raise ValueError(f"two runs would share the folder {name}: a value stands twice")
-            out = str(folder / name)
-            configs[name] = dataclasses.replace(combined, seed=seed, out=out, n_threads=n_threads)
+    # Seeds inside: the next variant then finds the fits of these seeds in the cache.
+    configs = {
+        name: dataclasses.replace(variant, seed=seed, out=str(folder / name), n_threads=n_threads)
+        for of_seeds, variant in variants.items()
+        for seed in numbers
+        for name in (f"{of_seeds}/seed-{seed}",)
+    }
     lock = _lock(folder)
     finished = frozenset(name for name, config in configs.items() if _is_finished(config))
     return SweepPlan(folder, configs, finished, at_once, lock)
@@ -195,6 +200,11 @@ def _axis(word: str) -> list[tuple[str, ...]]:
     if not all(value.strip() for value in values):
         raise ValueError(f"--grid {word}: a value is missing between commas")
     return [(f"{key}={value.strip()}",) for value in values]
+
+
+def _keys(axis: Iterable[tuple[str, ...]]) -> list[str]:
+    """The settings that an axis changes."""
+    return sorted({split_override(word)[0] for settings in axis for word in settings})
 
 
 def _check_keys(keys: Sequence[str]) -> None:

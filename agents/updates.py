@@ -31,10 +31,14 @@ def squashed_log_density(u: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     return (gaussian - 2.0 * (LOG_2 - u - F.softplus(-2.0 * u))).sum(-1)
 
 
-def cloning_loss(actor: Actor, obs: Tensor, action: Tensor) -> Tensor:
-    """Mean negative log-likelihood of actions ``(B, A)`` in [-1, 1], nats per transition."""
+def unsquashed(action: Tensor) -> Tensor:
+    """u of actions tanh u in [-1, 1], those on the bound a little inside it."""
+    return torch.atanh(action.clamp(-LARGEST_ACTION, LARGEST_ACTION))
+
+
+def cloning_loss(actor: Actor, obs: Tensor, u: Tensor) -> Tensor:
+    """Mean negative log-likelihood of actions tanh u, ``(B, A)``; nats per transition."""
     mean, log_std, _ = actor.get_action_dist_params(obs)
-    u = torch.atanh(action.clamp(-LARGEST_ACTION, LARGEST_ACTION))
     return -squashed_log_density(u, mean, log_std).mean()
 
 
@@ -109,8 +113,8 @@ def sac_update(
     actor_loss = (alpha * log_prob - q_pi).mean()
     if parts.cloning_weight > 0.0 and parts.n_real > 0:
         rows = slice(0, parts.n_real)
-        likelihood = cloning_loss(parts.actor, batch.obs[rows], batch.action[rows])
-        actor_loss = actor_loss + parts.cloning_weight * q_pi.detach().abs().mean() * likelihood
+        cloning = cloning_loss(parts.actor, batch.obs[rows], unsquashed(batch.action[rows]))
+        actor_loss = actor_loss + parts.cloning_weight * q_pi.detach().abs().mean() * cloning
     if not parts.actor_frozen:
         parts.actor.optimizer.zero_grad()
         actor_loss.backward()

@@ -68,6 +68,8 @@ def main() -> int:
         writer = multiprocessing.get_context("spawn").Process(target=write, args=sizes)
         writer.start()
         writer.join()
+        if writer.exitcode != 0:
+            return 1  # it has said why
         for path in sorted(Path(folder).iterdir()):
             command = [sys.executable, "-c", READ, str(path)]
             found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)

@@ -1,8 +1,8 @@
 """Many small iterations in one process: does memory stay flat, do files and threads stay bounded?
 
 ``python -m tests.soak --iterations 2000`` (also ``make soak``) trains a tiny run with checkpoints
-and evaluations, samples this process once a second, and prints the slope of its memory after the
-first quarter, the size of the run folder, and the threads before and after. Linux only (/proc).
+and evaluations, samples this process four times a second, and prints the slope of its memory after
+the first quarter, the size of the checkpoints, and the threads before and after. Needs Linux (/proc).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from agents.cli import main as train_main
 from tests.agents.tiny import TINY
 
-SETTINGS = ("agent.updates=5", "adversary.updates=2", "evaluation.every=50", "cloning.epochs=0")
+SETTINGS = ("agent.updates=5", "adversary.updates=2", "evaluation.every=50")
 SAMPLED_EVERY = 0.25  #: seconds
 
 
@@ -30,7 +30,7 @@ class Sample:
 
     iteration: int
     resident_kib: int
-    folder_bytes: int
+    checkpoint_bytes: int
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def soak(iterations: int, folder: Path) -> Soak:
         iterations,
         slope,
         status("VmRSS") / 1024,
-        max(s.folder_bytes for s in samples) / 2**20,
+        max(s.checkpoint_bytes for s in samples) / 2**20,
         (before, status("Threads")),
     )
 

@@ -203,6 +203,10 @@ class OfflineDataset:
         ends = np.flatnonzero(self.terminations | self.truncations)
         return ends if ends.size else np.array([len(self) - 1], dtype=np.intp)
 
+    def episode_starts(self) -> NDArray[np.intp]:
+        """First row of each episode, ascending; (episodes,)."""
+        return np.concatenate((np.zeros(1, np.intp), self.episode_ends()[:-1] + 1))
+
     def episode_lengths(self) -> NDArray[np.int64]:
         """Transitions per episode; (episodes,)."""
         return np.diff(self.episode_ends(), prepend=-1).astype(np.int64)
@@ -213,8 +217,8 @@ class OfflineDataset:
         `reward_offset` is taken off again, so that these compare with returns in the environment.
         """
         ends = self.episode_ends()
-        starts = np.concatenate(([0], ends[:-1] + 1))
-        sums = np.add.reduceat(self.rewards[: ends[-1] + 1].astype(np.float64), starts)
+        rewards = self.rewards[: ends[-1] + 1].astype(np.float64)
+        sums = np.add.reduceat(rewards, self.episode_starts())
         returns: NDArray[np.float64] = sums - self.reward_offset * self.episode_lengths()
         return returns
 

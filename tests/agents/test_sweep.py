@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agents import sweep
-from agents.cli import main
+from agents.cli import _parser, main
 from agents.config import flat_settings, load_config
 from agents.run_folder import RunFolder, write_json
 from agents.sweep import SweepPlan, parse_seeds, plan_sweep, split_values
@@ -99,6 +99,20 @@ def test_what_a_configuration_has_already_is_no_run_of_its_own(tmp_path: Path) -
     for found in scores:
         assert len(found) == 9
         assert set(found) == {"mixture", "member", "pathwise"}
+
+
+def test_a_value_that_stands_twice_in_the_grid_is_an_error_with_a_preset_too(
+    tmp_path: Path,
+) -> None:
+    for preset in (None, "ablations"):
+        with pytest.raises(ValueError, match="a value stands twice"):
+            plan(tmp_path, grid=["agent.gamma=0.9,0.90"], preset=preset)
+
+
+@pytest.mark.parametrize("preset", sweep.PRESETS)
+def test_the_command_line_knows_every_preset(preset: str) -> None:
+    words = ["sweep", "pendulum-random", "--preset", preset]
+    assert _parser().parse_args(words).preset == preset
 
 
 def test_the_cores_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

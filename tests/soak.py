@@ -2,7 +2,8 @@
 
 ``python -m tests.soak --iterations 2000`` (also ``make soak``) trains a tiny run with checkpoints
 and evaluations, samples this process four times a second, and prints the slope of its memory after
-the first quarter, the size of the checkpoints, and the threads before and after. Needs Linux (/proc).
+the first quarter, the size of the checkpoints, and the threads before and after. It reads /proc,
+which Linux has.
 """
 
 from __future__ import annotations

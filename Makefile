@@ -105,7 +105,7 @@ SWEEP := --preset ablations --jobs $(JOBS)
 ablations: $(STAMP) $(DOUBLE_PENDULUM)
 	$(BIN)/adv-worldmodel sweep pendulum-random out=$(ABLATIONS)/pendulum $(SWEEP) --seeds 0:5
 	$(BIN)/adv-worldmodel sweep examples/double_pendulum.yaml dataset=$(DOUBLE_PENDULUM) \
-		out=$(ABLATIONS)/double-pendulum $(SWEEP) --seeds 0:3
+		out=$(ABLATIONS)/double-pendulum $(SWEEP) --seeds 0:5
 	$(BIN)/adv-worldmodel results $(ABLATIONS) --markdown $(ABLATIONS)/table.md
 
 $(DOUBLE_PENDULUM): | $(STAMP)

@@ -159,9 +159,8 @@ class MixedReplayBuffer(ReplayBuffer):
     def gather(self, real: Tensor, synthetic: Tensor) -> Batch:
         """One batch of the given row numbers, the data first."""
         stores = ((self.real, real), (self.synthetic, synthetic))
-        return self.unpack(
-            torch.cat([rows[i] for rows, i in stores if rows is not None and len(i) > 0])
-        )
+        parts = [rows.index_select(0, i) for rows, i in stores if rows is not None and len(i) > 0]
+        return self.unpack(torch.cat(parts))
 
     def batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
         """``n_batches`` mixed batches, real rows first."""

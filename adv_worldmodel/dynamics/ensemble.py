@@ -149,8 +149,8 @@ class MemberDraw:
 
     def scatter(self, x: Tensor) -> Tensor:
         """Rows ``(B, ...)`` into the members' slabs ``(E, slab, ...)``."""
-        return x[self.row].reshape(self.n_members, self.slab, *x.shape[1:])
+        return x.index_select(0, self.row).reshape(self.n_members, self.slab, *x.shape[1:])
 
     def gather(self, x: Tensor) -> Tensor:
         """Slabs ``(E, slab, ...)`` back into rows ``(B, ...)``."""
-        return x.reshape(self.n_members * self.slab, *x.shape[2:])[self.place]
+        return x.reshape(self.n_members * self.slab, *x.shape[2:]).index_select(0, self.place)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointCallback", "Snapshot", "latest_checkpoint", "restore_counters"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KEPT = 2
 TENSORS_FILE, NUMBERS_FILE = "state.safetensors", "state.json"
 COUNTERS = ("num_timesteps", "iteration", "_n_updates", "_episode_num")
@@ -83,8 +83,8 @@ def _variables(agent: RAMBO, adversary: Adversary | None) -> Iterator[tuple[str,
     if adversary is not None:
         yield "adversary.obs", adversary.obs
         if adversary.dual is not None:
-            yield "adversary.log_weight", adversary.dual.log_weight
-            yield "adversary.excess", adversary.dual.excess
+            for name, value in adversary.dual.state():
+                yield f"adversary.{name}", value
 
 
 def capture(agent: RAMBO, adversary: Adversary | None) -> Snapshot:
@@ -199,6 +199,8 @@ def read(folder: Path) -> Snapshot:
                 history.write(row, {})
             numbers["experiment"]["metrics"] = history.packed()
         found = Snapshot(load_file(folder / TENSORS_FILE), numbers)
+        if numbers["format"] < 4 and "adversary.excess" in found.tensors:
+            raise ValueError("its lambda was measured against the first fit alone: train again")
         _ = found.iteration, numbers["experiment"]  # nothing else is read before all is restored
         return found
     except (

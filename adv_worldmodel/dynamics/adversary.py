@@ -56,7 +56,7 @@ class AdversarySettings:
     :param baseline: subtract Q(s, a) from the score functions' return.
     :param normalise: standardise the advantage over the batch (P 5.2).
     :param xi: with weight ``"auto"``, nats per transition by which the model's negative
-        log-likelihood on the data may exceed the fit's; see :class:`DualWeight`.
+        log-likelihood on the data may exceed the best it has been; see :class:`DualWeight`.
     :param max_weight: with weight ``"auto"``, what lambda may rise to.
     """
 
@@ -258,8 +258,8 @@ class Adversary:
             and ``advantage_std`` (before normalisation, in units of reward), ``supervised_loss``;
             after them ``holdout_nll``, the mixture's on held-out data (nats per transition).
             With weight 0 there is no adversary and none of its first three. With weight
-            ``"auto"`` also lambda as it is in the end, ``weight``, and ``excess_nll``, the running
-            mean of what the constraint bounds by xi.
+            ``"auto"`` also lambda as it is in the end, ``weight``, and ``excess_nll``, what the
+            constraint bounds by xi.
         """
         sums = torch.zeros(4, device=self.model.device)
         left = n_updates if self.active else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 START = 3e-4
 #: lambda changes by at most this share per update: a factor e in 1000 updates.
 RATE = 1e-3
-#: Share of the past in the running mean.
+#: Share of the past in the running mean of the likelihood now.
 SMOOTHING = 0.99
+#: Likewise, of the likelihood whose best is the bound's zero: what noise lets no minibatch fake.
+SETTLING = 0.999
 #: lambda's least value.
 LEAST = 1e-8
 
@@ -20,13 +23,15 @@ LEAST = 1e-8
 class DualWeight:
     """The weight lambda of the adversarial loss, as the multiplier of a constraint.
 
-    P's problem lowers the agent's value over models whose distance from the fit, on the data, is
-    bounded. Here the distance is the excess of the model's mean negative log-likelihood on the
-    data over that of the fit, in nats per transition: at most ``xi``. By Pinsker's inequality a
-    Kullback-Leibler divergence of xi bounds the total variation of P eq. 3 by sqrt(xi / 2). A fit
-    that was stopped early goes on gaining likelihood under adversarial updates; lambda then grows
-    to ``largest``. (Measured against the best likelihood so far, the optimiser's own fluctuations
-    count as excess, and switch the adversary off.)
+    P's problem lowers the agent's value over models whose distance from the maximum-likelihood
+    model, on the data, is bounded. Here the distance is the excess of the model's mean negative
+    log-likelihood on the data over the best that it has been, in nats per transition: at most
+    ``xi``. By Pinsker's inequality a Kullback-Leibler divergence of xi bounds the total variation
+    of P eq. 3 by sqrt(xi / 2).
+
+    The best is at first the fit's. A fit that was stopped early goes on gaining likelihood under
+    adversarial updates, by several nats; measured against the fit alone, lambda would then grow
+    until the adversary had spent them all.
 
     While the excess is below ``xi`` lambda grows, above it shrinks. Its speed and its size are
     bounded, since a model that moves faster than the critic can follow is no adversary any more.
@@ -36,19 +41,36 @@ class DualWeight:
     """
 
     def __init__(self, fit_nll: float, xi: float, largest: float, device: torch.device) -> None:
-        self.fit_nll, self.xi, self.largest = fit_nll, xi, largest
-        #: log lambda and running mean of the excess, ``()`` each, changed in place
+        self.xi, self.largest = xi, largest
+        #: log lambda, ``()``; like the others changed in place
         self.log_weight = torch.tensor(math.log(min(START, largest)), device=device)
-        self.excess = torch.zeros((), device=device)
+        #: running mean of the negative log-likelihood over some 100 updates
+        self.recent = torch.tensor(fit_nll, device=device)
+        #: likewise over some 1000
+        self.settled = self.recent.clone()
+        #: the least that ``settled`` has been
+        self.best = self.recent.clone()
 
     @property
     def weight(self) -> Tensor:
         """lambda."""
         return self.log_weight.exp()
 
+    @property
+    def excess(self) -> Tensor:
+        """By how much the likelihood now is below the best (nats per transition)."""
+        return self.recent - self.best
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """All that changes, by name."""
+        for name in ("log_weight", "recent", "settled", "best"):
+            yield name, getattr(self, name)
+
     def update(self, nll: Tensor) -> None:
         """One step of ascent, after a batch of data had this mean negative log-likelihood."""
-        self.excess.lerp_(nll - self.fit_nll, 1.0 - SMOOTHING)
+        self.recent.lerp_(nll, 1.0 - SMOOTHING)
+        self.settled.lerp_(nll, 1.0 - SETTLING)
+        torch.minimum(self.best, self.settled, out=self.best)
         slack = torch.clamp((self.xi - self.excess) / self.xi, -1.0, 1.0)
         self.log_weight.add_(slack, alpha=RATE)
         self.log_weight.clamp_(math.log(LEAST), math.log(self.largest))

@@ -37,6 +37,29 @@ def test_lambda_grows_below_the_bound_and_shrinks_above_it() -> None:
     assert float(dual.weight) < 0.5 * grown
 
 
+def test_what_the_model_has_gained_is_not_the_adversary_s_to_spend() -> None:
+    """A fit stopped early gains two nats; half a nat back is more than the bound."""
+    dual = DualWeight(fit_nll=2.0, xi=0.25, largest=1.0, device=CPU)
+    for _ in range(10_000):
+        dual.update(torch.tensor(0.0))
+    assert float(dual.best) == pytest.approx(0.0, abs=1e-3)
+    before = float(dual.weight)
+    for _ in range(1000):
+        dual.update(torch.tensor(0.5))
+    assert float(dual.excess) == pytest.approx(0.5, rel=1e-2)
+    assert float(dual.best) == pytest.approx(0.0, abs=1e-3)
+    assert float(dual.weight) < 0.5 * before
+
+
+def test_the_noise_of_minibatches_does_not_count_as_excess() -> None:
+    """With a tenth of it as xi, lambda goes on growing while the mean stands still."""
+    generator = torch.Generator().manual_seed(0)
+    dual = DualWeight(fit_nll=0.0, xi=0.1, largest=1e9, device=CPU)
+    for noise in torch.randn(10_000, generator=generator):
+        dual.update(noise)
+    assert float(dual.log_weight) > math.log(START) + 0.3 * 10_000 * RATE
+
+
 def test_lambda_s_speed_and_size_are_bounded() -> None:
     dual = DualWeight(fit_nll=0.0, xi=0.1, largest=0.01, device=CPU)
     last = float(dual.log_weight)

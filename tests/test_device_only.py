@@ -172,8 +172,7 @@ def test_adversary_updates_stay_on_the_device(
     weight: Any,
 ) -> None:
     trial = trial_on_meta(dataset)
-    # once, before the iterations, where it may read
-    monkeypatch.setattr(Adversary, "_fit_nll", lambda _: 0.0)
+    # made once, from row numbers that are read
     rows = torch.arange(SMALL.rows, device="meta").split([SMALL.rows - 30, 30])
     monkeypatch.setattr(type(trial.model), "split", lambda *_: rows)
     settings = AdversarySettings(weight, score, SMALL.batch, continue_fit=True)

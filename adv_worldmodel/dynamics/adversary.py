@@ -26,8 +26,8 @@ from adv_worldmodel.seeding import make_generator
 Score = Literal["mixture", "member", "pathwise"]
 SCORES: tuple[str, ...] = get_args(Score)
 STD_FLOOR = 1e-6
-#: Data rows that the fit's likelihood is measured on, at most.
-REFERENCE_ROWS = 50_000
+#: Data rows whose likelihood is found together; bounds memory.
+ROWS_TOGETHER = 10_000
 #: Updates whose random numbers are drawn together; bounds memory, and calls to the generator.
 DRAWN_TOGETHER = 250
 
@@ -202,9 +202,11 @@ class Adversary:
         self.obs = self.start_states[self._rows(len(self.start_states), 1)[0]]
         #: lambda, where the settings leave it to the constraint
         self.dual: DualWeight | None = None
+        #: then also the negative log-likelihood of each row of the data under the fit, ``(N,)``
+        self.fit_nll = torch.empty(0)
         if settings.weight == "auto":
-            fit_nll = self._fit_nll()
-            self.dual = DualWeight(fit_nll, settings.xi, settings.max_weight, device)
+            self.fit_nll = self.nll_by_row()
+            self.dual = DualWeight(settings.xi, settings.max_weight, device)
         self.n_updates = 0
         self._against: tuple[Policy, ValueFunction] | None = None
         self._step: GraphedStep | None = None
@@ -215,16 +217,15 @@ class Adversary:
         return self.settings.weight != 0 or self.settings.continue_fit
 
     @torch.no_grad()
-    def _fit_nll(self) -> float:
-        """The members' mean negative log-likelihood on training rows (nats per transition)."""
-        rows = torch.arange(len(self.train_rows), device=self.model.device)
-        rows = self.train_rows[rows[:: -(-len(rows) // REFERENCE_ROWS)]]
-        total = torch.zeros((), dtype=torch.float64, device=self.model.device)
-        for part in rows.split(REFERENCE_ROWS // 10):
-            mean, logvar = self.model.ensemble(self.inputs[part])
-            log_p = gaussian_log_density(self.targets[part], mean, logvar)
-            total -= log_p.mean(0).sum()
-        return float(total) / len(rows)
+    def nll_by_row(self) -> Tensor:
+        """The members' mean negative log-likelihood of each row of the data (nats), ``(N,)``."""
+        parts = []
+        for x, y in zip(
+            self.inputs.split(ROWS_TOGETHER), self.targets.split(ROWS_TOGETHER), strict=True
+        ):
+            mean, logvar = self.model.ensemble(x)
+            parts.append(-gaussian_log_density(y, mean, logvar).mean(0))
+        return torch.cat(parts)
 
     def _rows(self, n: int, n_updates: int) -> Tensor:
         shape = (n_updates, self.settings.batch_size)
@@ -326,7 +327,8 @@ class Adversary:
         loss = weight * step.loss + supervised
         loss.backward(inputs=self.parameters)
         if self.dual is not None:
-            self.dual.update(mean_nll(self.model.ensemble, supervised.detach()))
+            nll = mean_nll(self.model.ensemble, supervised.detach())
+            self.dual.update(nll - self.fit_nll[batch].mean())
         self.optimizer.step()
         ended = (step.terminated | restart).unsqueeze(-1)
         self.obs.copy_(torch.where(ended, self.start_states[starts], step.next_obs))

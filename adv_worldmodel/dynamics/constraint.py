@@ -36,20 +36,19 @@ class DualWeight:
     While the excess is below ``xi`` lambda grows, above it shrinks. Its speed and its size are
     bounded, since a model that moves faster than the critic can follow is no adversary any more.
 
-    :param fit_nll: of the fit, mean over members and data (nats per transition).
     :param xi: bound of the excess. :param largest: bound of lambda.
     """
 
-    def __init__(self, fit_nll: float, xi: float, largest: float, device: torch.device) -> None:
+    def __init__(self, xi: float, largest: float, device: torch.device) -> None:
         self.xi, self.largest = xi, largest
         #: log lambda, ``()``; like the others changed in place
         self.log_weight = torch.tensor(math.log(min(START, largest)), device=device)
-        #: running mean of the negative log-likelihood over some 100 updates
-        self.recent = torch.tensor(fit_nll, device=device)
+        #: running mean over some 100 updates of the negative log-likelihood, less the fit's
+        self.recent = torch.zeros((), device=device)
         #: likewise over some 1000
-        self.settled = self.recent.clone()
+        self.settled = torch.zeros((), device=device)
         #: the least that ``settled`` has been
-        self.best = self.recent.clone()
+        self.best = torch.zeros((), device=device)
 
     @property
     def weight(self) -> Tensor:
@@ -67,7 +66,11 @@ class DualWeight:
             yield name, getattr(self, name)
 
     def update(self, nll: Tensor) -> None:
-        """One step of ascent, after a batch of data had this mean negative log-likelihood."""
+        """One step of ascent, after a batch of data.
+
+        :param nll: its mean negative log-likelihood less that of the same rows under the fit,
+            which takes most of the noise of minibatches away (nats per transition).
+        """
         self.recent.lerp_(nll, 1.0 - SMOOTHING)
         self.settled.lerp_(nll, 1.0 - SETTLING)
         torch.minimum(self.best, self.settled, out=self.best)

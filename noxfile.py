@@ -18,10 +18,11 @@ nox.options.error_on_missing_interpreters = True
 nox.options.default_venv_backend = "venv"
 
 PIP_ARGS = shlex.split(os.environ.get("PIP_ARGS", ""))
-FREE = ("gymnasium", "stable_baselines3", "sb3_contrib")
+#: Those, and sympy, of which each torch wants its own.
+FREE = ("gymnasium", "stable_baselines3", "sb3_contrib", "torch", "sympy")
 #: The oldest that pyproject.toml admits; tests/test_packaging.py compares the two.
-OLDEST = ("gymnasium==1.1.1", "stable-baselines3==2.6.0", "sb3-contrib==2.6.0")
-NEWEST = ("gymnasium", "stable-baselines3", "sb3-contrib")
+OLDEST = ("gymnasium==1.1.1", "stable-baselines3==2.6.0", "sb3-contrib==2.6.0", "torch==2.6.0")
+NEWEST = ("gymnasium", "stable-baselines3", "sb3-contrib", "torch")
 
 
 def constraints(session: nox.Session, free: tuple[str, ...] = ()) -> str:
@@ -36,7 +37,7 @@ def constraints(session: nox.Session, free: tuple[str, ...] = ()) -> str:
 @nox.session
 @nox.parametrize("versions", [OLDEST, NEWEST], ids=["oldest", "newest"])
 def tests(session: nox.Session, versions: tuple[str, ...]) -> None:
-    """The fast tests on the oldest and newest gymnasium and Stable-Baselines3."""
+    """The fast tests on the oldest and newest gymnasium, Stable-Baselines3 and torch."""
     pins = constraints(session, FREE)
     session.install(*PIP_ARGS, "--upgrade", "-c", pins, "-e", ".[dev]", *versions)
     session.run("python", "-m", "pytest", "-q", *session.posargs)

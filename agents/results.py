@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from adv_worldmodel import __version__
 from adv_worldmodel.data.scores import normalised_score
 from agents.evaluation import EvaluationRow
@@ -52,8 +54,10 @@ def q_summary(q_means: Sequence[float], largest_reward: float, gamma: float) -> 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of this package and of those that numbers depend on."""
-    packages = {package: version(package) for package in PACKAGES}
-    return {"python": platform.python_version(), "adv-worldmodel": __version__, **packages}
+    found = {"python": platform.python_version(), "adv-worldmodel": __version__}
+    found |= {package: version(package) for package in PACKAGES}
+    found["torch"] = str(torch.__version__)  # with its build, such as +cu124
+    return found
 
 
 def returns_table(result: Mapping[str, Any]) -> list[str]:

@@ -202,11 +202,8 @@ class Adversary:
         self.obs = self.start_states[self._rows(len(self.start_states), 1)[0]]
         #: lambda, where the settings leave it to the constraint
         self.dual: DualWeight | None = None
-        #: then also the negative log-likelihood of each row of the data under the fit, ``(N,)``
-        self.fit_nll = torch.empty(0)
         if settings.weight == "auto":
-            self.fit_nll = self.nll_by_row()
-            self.dual = DualWeight(settings.xi, settings.max_weight, device)
+            self.dual = DualWeight(self.nll_by_row(), settings.xi, settings.max_weight)
         self.n_updates = 0
         self._against: tuple[Policy, ValueFunction] | None = None
         self._step: GraphedStep | None = None
@@ -327,8 +324,7 @@ class Adversary:
         loss = weight * step.loss + supervised
         loss.backward(inputs=self.parameters)
         if self.dual is not None:
-            nll = mean_nll(self.model.ensemble, supervised.detach())
-            self.dual.update(nll - self.fit_nll[batch].mean())
+            self.dual.update(mean_nll(self.model.ensemble, supervised.detach()), batch)
         self.optimizer.step()
         ended = (step.terminated | restart).unsqueeze(-1)
         self.obs.copy_(torch.where(ended, self.start_states[starts], step.next_obs))

@@ -36,11 +36,13 @@ class DualWeight:
     While the excess is below ``xi`` lambda grows, above it shrinks. Its speed and its size are
     bounded, since a model that moves faster than the critic can follow is no adversary any more.
 
+    :param fit_nll: the negative log-likelihood of each row of the data under the fit, ``(N,)``.
     :param xi: bound of the excess. :param largest: bound of lambda.
     """
 
-    def __init__(self, xi: float, largest: float, device: torch.device) -> None:
-        self.xi, self.largest = xi, largest
+    def __init__(self, fit_nll: Tensor, xi: float, largest: float) -> None:
+        self.fit_nll, self.xi, self.largest = fit_nll, xi, largest
+        device = fit_nll.device
         #: log lambda, ``()``; like the others changed in place
         self.log_weight = torch.tensor(math.log(min(START, largest)), device=device)
         #: running mean over some 100 updates of the negative log-likelihood, less the fit's
@@ -65,14 +67,14 @@ class DualWeight:
         for name in ("log_weight", "recent", "settled", "best"):
             yield name, getattr(self, name)
 
-    def update(self, nll: Tensor) -> None:
-        """One step of ascent, after a batch of data.
+    def update(self, nll: Tensor, batch: Tensor) -> None:
+        """One step of ascent, after rows ``batch`` had the mean negative log-likelihood ``nll``.
 
-        :param nll: its mean negative log-likelihood less that of the same rows under the fit,
-            which takes most of the noise of minibatches away (nats per transition).
+        The fit's on the same rows is taken off, and with it most of the noise of minibatches.
         """
-        self.recent.lerp_(nll, 1.0 - SMOOTHING)
-        self.settled.lerp_(nll, 1.0 - SETTLING)
+        change = nll - self.fit_nll[batch].mean()
+        self.recent.lerp_(change, 1.0 - SMOOTHING)
+        self.settled.lerp_(change, 1.0 - SETTLING)
         torch.minimum(self.best, self.settled, out=self.best)
         slack = torch.clamp((self.xi - self.excess) / self.xi, -1.0, 1.0)
         self.log_weight.add_(slack, alpha=RATE)

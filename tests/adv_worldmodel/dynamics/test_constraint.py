@@ -21,31 +21,32 @@ from adv_worldmodel.dynamics.fitting import (
     supervised_loss,
 )
 
-CPU = torch.device("cpu")
+#: of a data set of three rows, and a batch whose mean is 2
+FIT_NLL, BATCH = torch.tensor([1.0, 3.0, 7.0]), torch.tensor([0, 1])
 
 
 def test_lambda_grows_below_the_bound_and_shrinks_above_it() -> None:
-    dual = DualWeight(xi=0.5, largest=1.0, device=CPU)
+    dual = DualWeight(FIT_NLL, xi=0.5, largest=1.0)
     assert float(dual.weight) == pytest.approx(START)
     for _ in range(100):
-        dual.update(torch.tensor(0.0))
+        dual.update(2.0 + torch.tensor(0.0), BATCH)
     grown = float(dual.weight)
     assert grown == pytest.approx(START * math.exp(100 * RATE), rel=1e-3)
     for _ in range(1000):
-        dual.update(torch.tensor(3.0))  # the excess, once the running mean has got there
+        dual.update(2.0 + torch.tensor(3.0), BATCH)  # excess 3, when the mean has got there
     assert float(dual.excess) == pytest.approx(3.0, rel=1e-3)
     assert float(dual.weight) < 0.5 * grown
 
 
 def test_what_the_model_has_gained_is_not_the_adversary_s_to_spend() -> None:
     """A fit stopped early gains two nats; half a nat back is more than the bound."""
-    dual = DualWeight(xi=0.25, largest=1.0, device=CPU)
+    dual = DualWeight(FIT_NLL, xi=0.25, largest=1.0)
     for _ in range(10_000):
-        dual.update(torch.tensor(-2.0))
+        dual.update(2.0 + torch.tensor(-2.0), BATCH)
     assert float(dual.best) == pytest.approx(-2.0, abs=1e-3)
     before = float(dual.weight)
     for _ in range(1000):
-        dual.update(torch.tensor(-1.5))
+        dual.update(2.0 + torch.tensor(-1.5), BATCH)
     assert float(dual.excess) == pytest.approx(0.5, rel=1e-2)
     assert float(dual.best) == pytest.approx(-2.0, abs=1e-3)
     assert float(dual.weight) < 0.5 * before
@@ -54,17 +55,17 @@ def test_what_the_model_has_gained_is_not_the_adversary_s_to_spend() -> None:
 def test_the_noise_of_minibatches_does_not_count_as_excess() -> None:
     """With a tenth of it as xi, lambda goes on growing while the mean stands still."""
     generator = torch.Generator().manual_seed(0)
-    dual = DualWeight(xi=0.1, largest=1e9, device=CPU)
+    dual = DualWeight(FIT_NLL, xi=0.1, largest=1e9)
     for noise in torch.randn(10_000, generator=generator):
-        dual.update(noise)
+        dual.update(2.0 + noise, BATCH)
     assert float(dual.log_weight) > math.log(START) + 0.3 * 10_000 * RATE
 
 
 def test_lambda_s_speed_and_size_are_bounded() -> None:
-    dual = DualWeight(xi=0.1, largest=0.01, device=CPU)
+    dual = DualWeight(FIT_NLL, xi=0.1, largest=0.01)
     last = float(dual.log_weight)
     for _ in range(10_000):
-        dual.update(torch.tensor(0.0))
+        dual.update(2.0 + torch.tensor(0.0), BATCH)
         now = float(dual.log_weight)
         assert now - last <= RATE * 1.01
         last = now

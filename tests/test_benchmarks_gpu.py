@@ -13,14 +13,11 @@ import torch
 from adv_worldmodel import OfflineDataset
 from adv_worldmodel.graphs import GraphedStep
 from tests.benchmarks import gpu_checks, gpu_speed, workload
-from tests.benchmarks.configuration import SCORES, Configuration
+from tests.benchmarks.configuration import SCORES, SMALL
 from tests.benchmarks.gpu import main
 from tests.benchmarks.gpu_checks import Trial, compared, difference, parameters, run_checks, waits
 from tests.benchmarks.gpu_report import goal_cells, speed_rows, speed_text
 
-SMALL = Configuration(
-    "hopper", 11, 3, 300, batch=20, starts=30, updates=4, agent_hidden=(16,), model_hidden=(12, 12)
-)
 ENOUGH = (
     "--rows 300 --starts 30 --updates 4 --agent-hidden 16 --model-hidden 12 12 --seconds 0.01 "
     "--iterations 2 --plain-iterations 1 --process-iterations 1 --processes 2"

@@ -24,12 +24,9 @@ from agents import COMBO, RAMBO
 from agents.explicit_updates import ExplicitSACUpdate
 from agents.values import policy_and_value
 from tests.benchmarks import workload
-from tests.benchmarks.configuration import SCORES, Configuration
+from tests.benchmarks.configuration import SCORES, SMALL
 from tests.benchmarks.gpu_checks import Trial
 
-SMALL = Configuration(
-    "hopper", 11, 3, 300, batch=20, starts=30, updates=4, agent_hidden=(16,), model_hidden=(12, 12)
-)
 UPDATES = 2
 
 

@@ -76,6 +76,12 @@ class Configuration:
         return cls(**{**fields, **lists})
 
 
+#: For tests: seconds instead of minutes.
+SMALL = Configuration(
+    "hopper", 11, 3, 300, batch=20, starts=30, updates=4, agent_hidden=(16,), model_hidden=(12, 12)
+)
+
+
 def dimensions(task: str) -> tuple[int, int]:
     """Lengths of state and action of a task's name, or of ``SxA`` such as ``11x3``.
 

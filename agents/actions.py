@@ -14,11 +14,13 @@ class ActionBounds:
     def __init__(self, space: Box, device: torch.device) -> None:
         self.low = torch.as_tensor(np.asarray(space.low), dtype=torch.float32, device=device)
         self.high = torch.as_tensor(np.asarray(space.high), dtype=torch.float32, device=device)
+        self.centre = 0.5 * (self.low + self.high)
+        self.reach = 0.5 * (self.high - self.low)
 
     def scale(self, action: Tensor) -> Tensor:
         """Raw actions ``(..., A)`` to [-1, 1]."""
-        return 2.0 * (action - self.low) / (self.high - self.low) - 1.0
+        return (action - self.centre) / self.reach
 
     def unscale(self, scaled: Tensor) -> Tensor:
         """Actions in [-1, 1] ``(..., A)`` to raw ones."""
-        return self.low + 0.5 * (scaled + 1.0) * (self.high - self.low)
+        return torch.addcmul(self.centre, scaled, self.reach)

@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings, WorldModel
-from adv_worldmodel.dynamics.adversary import Score
+from adv_worldmodel.dynamics.model_gradient import Score
 from agents.values import policy_and_value
 
 

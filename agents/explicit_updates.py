@@ -214,13 +214,14 @@ class ExplicitSACUpdate:
         log_prob, next_log_prob = log_probs[:n], log_probs[n:]
 
         alpha = parts.fixed_alpha if parts.log_alpha is None else parts.log_alpha.exp()
-        entropy_loss = torch.zeros_like(alpha)
         if parts.entropy_optimizer is not None and not parts.actor_frozen:
             assert parts.log_alpha is not None
-            gap = (log_prob + parts.target_entropy).mean()
-            entropy_loss = -parts.log_alpha * gap
-            parts.log_alpha.grad = -gap.reshape(1)
+            gap = -(log_prob.mean() + parts.target_entropy).reshape(1)
+            entropy_loss = parts.log_alpha * gap
+            parts.log_alpha.grad = gap
             parts.entropy_optimizer.step()
+        else:
+            entropy_loss = torch.zeros_like(alpha)
 
         next_q = self.targets.forward(self.next_rows).amin(0)
         if parts.entropy_in_target:
@@ -234,28 +235,32 @@ class ExplicitSACUpdate:
         q_pi = self.critics.forward(self.pi_rows)
         least, lowest = q_pi.min(0)
         if not parts.actor_frozen:
-            self._step_actor(action[:n], spread[:n], unclipped[:n], alpha, lowest)
+            unbounded = log_std[:n] == unclipped[:n]
+            self._step_actor(action[:n], spread[:n], unbounded, alpha, lowest)
 
         torch._foreach_lerp_(parts.target, parts.online, parts.tau)
         return torch.stack(
             [
                 (alpha * log_prob - least).mean(),
-                0.5 * error.square().sum() / n,
-                entropy_loss.sum(),
-                alpha.sum(),
+                error.square().mean() * (0.5 * len(error)),
+                entropy_loss.squeeze(),
+                alpha.squeeze(),
                 q.mean(),
                 -log_prob.mean(),
             ]
         )
 
     def _step_actor(
-        self, pi: Tensor, spread: Tensor, unclipped: Tensor, alpha: Tensor, lowest: Tensor
+        self, pi: Tensor, spread: Tensor, unbounded: Tensor, alpha: Tensor, lowest: Tensor
     ) -> None:
-        """Descend mean(alpha log pi - min Q); ``lowest`` says whose Q is the least."""
+        """Descend mean(alpha log pi - min Q).
+
+        :param unbounded: where the log deviation is not clipped. :param lowest: whose Q is least.
+        """
         q_grad = self.critics.action_grad(lowest, self.action_dim)
         # u = mean + sigma noise, d log pi / du = 2 tanh u, and d log pi / d log sigma = -1 besides
-        u_grad = (2.0 * alpha * pi - q_grad * (1.0 - pi.square())) / self.batch_size
-        within = (unclipped >= LOG_STD_MIN) & (unclipped <= LOG_STD_MAX)
-        log_std_grad = (u_grad * spread - alpha / self.batch_size) * within
+        q_grad = torch.ops.aten.tanh_backward(q_grad, pi)  # in u
+        u_grad = (2.0 * alpha * pi - q_grad) / self.batch_size
+        log_std_grad = (u_grad * spread - alpha / self.batch_size) * unbounded
         self.actor.backward([u_grad, log_std_grad])
         self.parts.actor.optimizer.step()

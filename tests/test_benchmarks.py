@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adv_worldmodel import FitSettings, OfflineDataset, WorldModel, fit_world_model
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
-from adv_worldmodel.dynamics.adversary import Score
+from adv_worldmodel.dynamics.model_gradient import Score
 from agents import RAMBO
 from agents.cloning import clone_behaviour
 from agents.values import policy_and_value

@@ -1,9 +1,8 @@
-"""The model gradient (P eq. 5) and the adversarial update of the world model (P eq. 9)."""
+"""The adversarial update of the world model (P eq. 9)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,145 +10,19 @@ from torch import Tensor
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.device import shared_tensor
 from adv_worldmodel.dynamics.constraint import DualWeight
-from adv_worldmodel.dynamics.ensemble import (
-    MemberDraw,
-    gaussian_log_density,
-    mixture_log_density,
-    n_slots,
-)
+from adv_worldmodel.dynamics.ensemble import MemberDraw, gaussian_log_density, n_slots
+from adv_worldmodel.dynamics.explicit_gradients import ExplicitModelGradient
 from adv_worldmodel.dynamics.fitting import make_optimizer, mean_nll, supervised_loss
+from adv_worldmodel.dynamics.model_gradient import AdversarySettings, model_gradient
 from adv_worldmodel.dynamics.world_model import WorldModel
 from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.protocols import Policy, ValueFunction
 from adv_worldmodel.seeding import make_generator
 
-Score = Literal["mixture", "member", "pathwise"]
-SCORES: tuple[str, ...] = get_args(Score)
-STD_FLOOR = 1e-6
 #: Data rows whose likelihood is found together; bounds memory.
 ROWS_TOGETHER = 10_000
 #: Updates whose random numbers are drawn together; bounds memory, and calls to the generator.
 DRAWN_TOGETHER = 250
-
-
-class ModelGradient(NamedTuple):
-    """What one batch of model rows gives; its ``loss`` has the model gradient as its gradient."""
-
-    loss: Tensor  #: scalar
-    advantage: Tensor  #: (B,), before normalisation
-    next_obs: Tensor  #: (B, S), the sampled successors
-    terminated: Tensor  #: (B,), bool
-
-
-@dataclass(frozen=True)
-class AdversarySettings:
-    """How the world model is turned against the agent; defaults are the paper's.
-
-    :param weight: lambda of P eq. 9, on the *mean* over the batch of the adversarial loss;
-        ``"auto"``: found by dual ascent on the constraint that P's problem has in its place.
-    :param score: estimator of the model gradient: ``mixture`` (the paper's: score of the elite
-        mixture), ``member`` (score of the drawn member alone: same expectation, a fifth of the
-        work, more variance) or ``pathwise`` (through the sample and the critic).
-    :param batch_size: rows from the data, and as many from the model, per update.
-    :param learning_rate: Adam's.
-    :param continue_fit: with weight 0, go on fitting the data; otherwise weight 0 does nothing.
-    :param baseline: subtract Q(s, a) from the score functions' return.
-    :param normalise: standardise the advantage over the batch (P 5.2).
-    :param xi: with weight ``"auto"``, nats per transition by which the model's negative
-        log-likelihood on the data may exceed the best it has been; see :class:`DualWeight`.
-    :param max_weight: with weight ``"auto"``, what lambda may rise to.
-    """
-
-    weight: float | Literal["auto"] = 3e-4
-    score: Score = "mixture"
-    batch_size: int = 256
-    learning_rate: float = 3e-4
-    continue_fit: bool = False
-    baseline: bool = True
-    normalise: bool = True
-    xi: float = 0.1
-    max_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.score not in SCORES:
-            raise ValueError(f"score = {self.score!r} is not one of {', '.join(SCORES)}")
-        if isinstance(self.weight, str):
-            if self.weight != "auto":
-                raise ValueError(f"weight = {self.weight!r} is neither a number nor 'auto'")
-        elif self.weight < 0:
-            raise ValueError(f"weight = {self.weight} must not be negative")
-        if self.xi <= 0 or self.max_weight <= 0:
-            raise ValueError(f"xi = {self.xi}, max_weight = {self.max_weight} must be positive")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size = {self.batch_size} must be at least 1")
-
-
-def model_gradient(
-    model: WorldModel,
-    obs: Tensor,
-    action: Tensor,
-    value: ValueFunction,
-    gamma: float,
-    members: MemberDraw,
-    noise: Tensor,
-    settings: AdversarySettings,
-    real: tuple[Tensor, Tensor] | None = None,
-) -> tuple[ModelGradient, Tensor]:
-    """Estimate the gradient of E[r + gamma (1 - d) V(s')] in the model's parameters (P eq. 5).
-
-    :param obs: raw states ``(B, S)``; :param action: raw actions ``(B, A)`` of the policy there.
-    :param value: V and Q of the agent; no gradient reaches its parameters through the score
-        functions.
-    :param members: the member drawn for each row. :param noise: standard normals ``(B, D)``.
-    :param real: standardised inputs and targets of a batch of data, evaluated in the same product.
-    :return: the estimate, and L_sup of ``real`` (zero without).
-    """
-    n, ensemble = len(obs), model.ensemble
-    action = torch.clamp(action, model.action_low, model.action_high)
-    x = model.inputs(obs, action)
-    mixture = settings.score == "mixture"
-    rows = x.expand(model.n_members, -1, -1) if mixture else members.scatter(x)
-    n_rows = rows.shape[1]
-    if real is not None:
-        rows = torch.cat([rows, real[0].expand(model.n_members, -1, -1)], dim=1)
-    mean_all, logvar_all = ensemble(rows)
-    mean, logvar = mean_all[:, :n_rows], logvar_all[:, :n_rows]
-
-    if mixture:
-        index = torch.arange(n, device=x.device)
-        mu, lv = mean[members.member, index], logvar[members.member, index]
-    else:
-        mu, lv = members.gather(mean), members.gather(logvar)
-    y = mu + noise * torch.exp(0.5 * lv)
-    pathwise = settings.score == "pathwise"
-    if not pathwise:
-        y = y.detach()  # no gradient through the sample: the score carries all of it
-
-    with torch.set_grad_enabled(pathwise):
-        next_obs, reward = model.outcome(obs, action, y)
-        terminated = model.termination(obs, action, next_obs.detach())
-        outcome = reward + gamma * torch.where(terminated, 0.0, value.v(next_obs))
-    advantage = outcome
-    if settings.baseline:
-        with torch.no_grad():
-            baseline = value.q(obs, action)
-        advantage = outcome - baseline  # outside: the pathwise outcome carries the gradient
-    weight = advantage
-    if settings.normalise:
-        std, centre = torch.std_mean(advantage.detach(), correction=0)
-        weight = (advantage - centre) / (std + STD_FLOOR)
-
-    if pathwise:
-        loss = weight.mean()
-    else:
-        log_p = mixture_log_density(y, mean, logvar) if mixture else gaussian_log_density(y, mu, lv)
-        loss = (weight * log_p).mean()
-    supervised = loss.new_zeros(())
-    if real is not None:
-        supervised = supervised_loss(
-            ensemble, mean_all[:, n_rows:], logvar_all[:, n_rows:], real[1]
-        )
-    return ModelGradient(loss, advantage.detach(), next_obs.detach(), terminated), supervised
 
 
 class Draws(NamedTuple):
@@ -195,6 +68,10 @@ class Adversary:
         self.optimizer = make_optimizer(model.ensemble, settings.learning_rate)
         make_capturable(self.optimizer, device)
         self.parameters = list(model.ensemble.parameters())
+        #: the faster way to the gradients of the score functions; ``None`` takes autograd's
+        self.explicit: ExplicitModelGradient | None = None
+        if settings.score != "pathwise":
+            self.explicit = ExplicitModelGradient(model, settings, gamma)
         self.inputs, self.targets = model.encode(dataset)
         self.train_rows, self.holdout_rows = model.split(dataset)
         self.start_states = shared_tensor(dataset.observations, device)
@@ -305,24 +182,20 @@ class Adversary:
     ) -> tuple[Tensor]:
         assert self._against is not None
         policy, value = self._against
-        self.optimizer.zero_grad()
         with torch.no_grad():
             action = policy.sample(self.obs, action_noise)
-        step, supervised = model_gradient(
-            self.model,
-            self.obs,
-            action,
-            value,
-            self.gamma,
-            MemberDraw(slots, len(self.obs), self.model.n_members),
-            noise,
-            self.settings,
-            (self.inputs[batch], self.targets[batch]),
-        )
+        members = MemberDraw(slots, len(self.obs), self.model.n_members)
+        real = self.inputs[batch], self.targets[batch]
         # without a dual weight the settings hold a number
         weight = float(self.settings.weight) if self.dual is None else self.dual.weight
-        loss = weight * step.loss + supervised
-        loss.backward(inputs=self.parameters)
+        if self.explicit is not None:
+            step, supervised = self.explicit(self.obs, action, value, members, noise, real, weight)
+        else:
+            step, supervised = model_gradient(
+                self.model, self.obs, action, value, self.gamma, members, noise, self.settings, real
+            )
+            self.optimizer.zero_grad()
+            (weight * step.loss + supervised).backward(inputs=self.parameters)
         if self.dual is not None:
             self.dual.update(mean_nll(self.model.ensemble, supervised.detach()), batch)
         self.optimizer.step()

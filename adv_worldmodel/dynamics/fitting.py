@@ -93,10 +93,11 @@ def supervised_loss(ensemble: Ensemble, mean: Tensor, logvar: Tensor, y: Tensor)
     The L2 terms live in the optimiser (:func:`make_optimizer`).
     """
     fit = ((y - mean).square() * torch.exp(-logvar) + logvar).mean(dim=(-2, -1)).sum()
-    return fit + _limits(ensemble)
+    return fit + logvar_limits_loss(ensemble)
 
 
-def _limits(ensemble: Ensemble) -> Tensor:
+def logvar_limits_loss(ensemble: Ensemble) -> Tensor:
+    """What keeps the log-variance limits near each other."""
     spread: Tensor = ensemble.max_logvar.sum() - ensemble.min_logvar.sum()
     return LOGVAR_LIMIT_WEIGHT * spread
 
@@ -104,7 +105,7 @@ def _limits(ensemble: Ensemble) -> Tensor:
 @torch.no_grad()
 def mean_nll(ensemble: Ensemble, supervised: Tensor) -> Tensor:
     """The members' mean negative log-likelihood (nats per transition) behind a supervised loss."""
-    per_dimension = (supervised - _limits(ensemble)) / ensemble.n_members + LOG_2PI
+    per_dimension = (supervised - logvar_limits_loss(ensemble)) / ensemble.n_members + LOG_2PI
     return per_dimension * (0.5 * ensemble.output_dim)
 
 

@@ -97,12 +97,10 @@ def _within(next_obs: Tensor, bound: Mapping[str, Any]) -> Tensor:
 
 
 def _all_within(next_obs: Tensor, spec: Mapping[str, Any]) -> Tensor:
-    held = torch.ones(next_obs.shape[0], dtype=torch.bool, device=next_obs.device)
+    held = [_within(next_obs, bound) for bound in spec["bounds"]]
     if spec.get("finite", False):
-        held = torch.isfinite(next_obs).all(dim=-1)
-    for bound in spec["bounds"]:
-        held = held & _within(next_obs, bound)
-    return held
+        held.append(torch.isfinite(next_obs).all(dim=-1))
+    return torch.stack(held).all(dim=0)
 
 
 def _tip_height(next_obs: Tensor, spec: Mapping[str, Any]) -> Tensor:

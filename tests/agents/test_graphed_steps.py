@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adv_worldmodel import Adversary, AdversarySettings, OfflineDataset, WorldModel, make_sb3_env
-from adv_worldmodel.dynamics.adversary import SCORES
+from adv_worldmodel.dynamics.model_gradient import SCORES
 from adv_worldmodel.graphs import GraphedStep
 from agents import RAMBO
 from agents.agent_step import AgentStep

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adv_worldmodel import OfflineDataset, WorldModel
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
-from adv_worldmodel.dynamics.adversary import Score
+from adv_worldmodel.dynamics.model_gradient import Score
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
 from agents import RAMBO
 from agents.values import policy_and_value

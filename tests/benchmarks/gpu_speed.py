@@ -14,7 +14,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from adv_worldmodel import OfflineDataset
-from adv_worldmodel.dynamics.adversary import Score
+from adv_worldmodel.dynamics.model_gradient import Score
 from agents import RamboCallback
 from tests.benchmarks import flops, parts, workload
 from tests.benchmarks.configuration import SCORES, Configuration

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from adv_worldmodel.dynamics.adversary import Score
+from adv_worldmodel.dynamics.model_gradient import Score
 from agents import RAMBO, RamboCallback
 from tests.benchmarks import flops
 from tests.benchmarks.configuration import Configuration

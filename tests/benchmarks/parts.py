@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import TrainFreq
 from adv_worldmodel import FitSettings, OfflineDataset, WorldModel, fit_world_model
 from adv_worldmodel.device import shared_tensor
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
-from adv_worldmodel.dynamics.adversary import Score
+from adv_worldmodel.dynamics.model_gradient import Score
 from agents import RAMBO, checkpoints
 from agents.cloning import clone_behaviour
 from agents.evaluation import Evaluator

@@ -14,7 +14,7 @@ from gymnasium.spaces import Box
 
 from adv_worldmodel import OfflineDataset, WorldModel
 from adv_worldmodel.building import make_quietly
-from adv_worldmodel.dynamics.adversary import Score
+from adv_worldmodel.dynamics.model_gradient import Score
 from agents import RAMBO
 from agents.config import TrainConfig
 from agents.evaluation import Evaluator

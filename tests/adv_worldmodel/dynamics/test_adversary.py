@@ -14,8 +14,9 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from adv_worldmodel import OfflineDataset
-from adv_worldmodel.dynamics.adversary import Adversary, AdversarySettings, Score
+from adv_worldmodel.dynamics import Adversary, AdversarySettings
 from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model
+from adv_worldmodel.dynamics.model_gradient import Score
 from adv_worldmodel.dynamics.world_model import WorldModel
 
 ADVERSARIAL = {"objective", "advantage_mean", "advantage_std"}

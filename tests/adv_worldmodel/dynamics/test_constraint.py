@@ -11,7 +11,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from adv_worldmodel import OfflineDataset
-from adv_worldmodel.dynamics.adversary import Adversary, AdversarySettings
+from adv_worldmodel.dynamics import Adversary, AdversarySettings
 from adv_worldmodel.dynamics.constraint import RATE, START, DualWeight
 from adv_worldmodel.dynamics.ensemble import Ensemble, gaussian_log_density
 from adv_worldmodel.dynamics.fitting import (

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.buffers import Batch
-from agents.policies import StackedCritic, Standardise
-from agents.updates import LOG_2, LOG_2PI, SACParts
+from agents.policies import LAYER_NORM_EPS, StackedCritic, Standardise
+from agents.updates import LOG_2, LOG_2PI, SACParts, unsquashed
 
 
 def is_explicit(parts: SACParts) -> bool:
@@ -33,10 +33,7 @@ def is_explicit(parts: SACParts) -> bool:
     )
     extractors = (actor.features_extractor, critic.features_extractor)
     fixed = all(type(extractor) is Standardise for extractor in extractors)
-    plain_loss = parts.cloning_weight == 0.0
-    return (
-        plain_actor and plain_loss and fixed and not critic.layer_norm and len(critic.weights) >= 2
-    )
+    return plain_actor and fixed and len(critic.weights) >= 2
 
 
 def _weights_and_biases(layers: Iterable[nn.Module | Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -45,6 +42,20 @@ def _weights_and_biases(layers: Iterable[nn.Module | Tensor]) -> list[tuple[Tens
 
 def _relu_backward_(delta: Tensor, activation: Tensor) -> None:
     torch.ops.aten.threshold_backward.grad_input(delta, activation, 0.0, grad_input=delta)
+
+
+def _layer_norm_backward(delta: Tensor, linear: Tensor, moments: Sequence[Tensor]) -> Tensor:
+    nothing = (None, None)  # the layers' gains and shifts stand outside the normalisation
+    only_input = [True, False, False]
+    found: Tensor = torch.ops.aten.native_layer_norm_backward(
+        delta, linear, linear.shape[-1:], *moments, *nothing, only_input
+    )[0]
+    return found
+
+
+def _squashing(u: Tensor) -> Tensor:
+    """-log(1 - tanh^2 u) + 2 log 2, in the form that neither overflows nor needs an epsilon."""
+    return (u + F.softplus(-2.0 * u)).mul_(2.0)
 
 
 class _Critics:
@@ -64,22 +75,48 @@ class _Critics:
         ]
         self.deltas = [torch.empty_like(h) for h in self.hidden]
         self.x = self.hidden[0].new_empty(0)
+        #: of layer normalisation, by layer: gain and shift, their gradients, what is normalised,
+        #: normalised, and its mean and inverse deviation
+        self.norms = list(zip(critic.gains, critic.shifts, strict=True))
+        self.norm_grads = [(grads[g], grads[s]) for g, s in self.norms if g in grads]
+        self.linear = [torch.empty_like(h) for h in self.hidden] if self.norms else []
+        self.normed = list(self.linear)
+        self.moments: list[Sequence[Tensor]] = [()] * len(self.linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """Q ``(C, B)`` of inputs ``(B, S + A)``."""
         h = self.x = x.expand(self.n, -1, -1)
-        for weight, bias, out in zip(self.weights, self.biases, self.hidden, strict=False):
-            h = torch.baddbmm(bias, h, weight, out=out).relu_()
+        for i, out in enumerate(self.hidden):
+            to = self.linear[i] if self.norms else out
+            h = torch.baddbmm(self.biases[i], h, self.weights[i], out=to)
+            if self.norms:
+                self.normed[i], *self.moments[i] = torch.native_layer_norm(
+                    h, h.shape[-1:], None, None, LAYER_NORM_EPS
+                )
+                gain, shift = self.norms[i]
+                h = torch.addcmul(shift, self.normed[i], gain, out=out)
+            h.relu_()
         # products with one column: as sums, six times as fast
         torch.mul(h, self.weights[-1].transpose(1, 2), out=self.deltas[-1])
         return self.deltas[-1].sum(-1) + self.biases[-1].squeeze(-1)
 
-    def backward_hidden(self, grad: Tensor) -> None:
-        """Loss derivatives before each ReLU, of those ``(C, B)`` with respect to Q."""
+    def backward_hidden(self, grad: Tensor, *, parameters: bool = False) -> None:
+        """Loss derivatives of each linear layer's output, of those ``(C, B)`` of Q.
+
+        :param parameters: write the gradients of gains and shifts.
+        """
         torch.mul(grad.unsqueeze(-1), self.weights[-1].transpose(1, 2), out=self.deltas[-1])
         for i in reversed(range(len(self.hidden))):
             delta = self.deltas[i]
             _relu_backward_(delta, self.hidden[i])
+            if self.norms:
+                if parameters:
+                    gain_grad, shift_grad = self.norm_grads[i]
+                    torch.sum(delta * self.normed[i], 1, keepdim=True, out=gain_grad)
+                    torch.sum(delta, 1, keepdim=True, out=shift_grad)
+                delta = self.deltas[i] = _layer_norm_backward(
+                    delta * self.norms[i][0], self.linear[i], self.moments[i]
+                )
             if i > 0:
                 torch.bmm(delta, self.weights[i].transpose(1, 2), out=self.deltas[i - 1])
 
@@ -89,7 +126,7 @@ class _Critics:
         torch.mul(self.hidden[-1], column, out=self.deltas[-1])
         torch.sum(self.deltas[-1], 1, out=self.weight_grads[-1].squeeze(-1))
         torch.sum(column, 1, keepdim=True, out=self.bias_grads[-1])
-        self.backward_hidden(grad)
+        self.backward_hidden(grad, parameters=True)
         for i, delta in enumerate(self.deltas):
             below = self.hidden[i - 1] if i > 0 else self.x
             torch.bmm(below.transpose(1, 2), delta, out=self.weight_grads[i])
@@ -117,6 +154,9 @@ class _Critics:
             for i in reversed(range(len(self.hidden))):
                 active = self.hidden[i][c].index_select(0, rows)
                 delta = torch.ops.aten.threshold_backward(delta, active, 0.0)
+                if self.norms:
+                    kept = [t[c].index_select(0, rows) for t in (self.linear[i], *self.moments[i])]
+                    delta = _layer_norm_backward(delta * self.norms[i][0][c], kept[0], kept[1:])
                 weight = self.weights[i][c]
                 delta = delta @ (weight if i > 0 else weight[-action_dim:]).t()
             grad.index_copy_(0, rows, delta)
@@ -179,6 +219,8 @@ class ExplicitSACUpdate:
         assert isinstance(standardise, Standardise)
         self.mean, self.scale = standardise.mean, 1.0 / standardise.std
         self.obs_dim, self.action_dim = len(self.mean), len(self.actor.heads[0][1])
+        #: of the squashed Gaussian's negative log-density
+        self.constant = self.action_dim * (0.5 * LOG_2PI + 2.0 * LOG_2)
         width = self.obs_dim + self.action_dim
         rows = self.mean.new_empty(3, batch_size, width)
         #: critic inputs: (s, pi), (s', pi), (s, a of the data)
@@ -208,9 +250,7 @@ class ExplicitSACUpdate:
         u = mean + spread
         action = torch.tanh(u)
         self.actions.copy_(action.reshape(2, n, -1))
-        squashing = (u + F.softplus(-2.0 * u)).mul_(2.0)
-        constant = self.action_dim * (0.5 * LOG_2PI + 2.0 * LOG_2)
-        log_probs = (squashing - 0.5 * noise.square() - log_std).sum(1) - constant
+        log_probs = (_squashing(u) - 0.5 * noise.square() - log_std).sum(1) - self.constant
         log_prob, next_log_prob = log_probs[:n], log_probs[n:]
 
         alpha = parts.fixed_alpha if parts.log_alpha is None else parts.log_alpha.exp()
@@ -234,14 +274,20 @@ class ExplicitSACUpdate:
 
         q_pi = self.critics.forward(self.pi_rows)
         least, lowest = q_pi.min(0)
+        actor_loss = (alpha * log_prob - least).mean()
+        k = parts.n_real
+        cloning: list[Tensor] = []
+        if parts.cloning_weight > 0.0 and k > 0:
+            loss, *cloning = self._cloning(batch.action[:k], mean[:k], log_std[:k], least)
+            actor_loss = actor_loss + loss
         if not parts.actor_frozen:
             unbounded = log_std[:n] == unclipped[:n]
-            self._step_actor(action[:n], spread[:n], unbounded, alpha, lowest)
+            self._step_actor(action[:n], spread[:n], unbounded, alpha, lowest, cloning)
 
         torch._foreach_lerp_(parts.target, parts.online, parts.tau)
         return torch.stack(
             [
-                (alpha * log_prob - least).mean(),
+                actor_loss,
                 error.square().mean() * (0.5 * len(error)),
                 entropy_loss.squeeze(),
                 alpha.squeeze(),
@@ -251,16 +297,41 @@ class ExplicitSACUpdate:
         )
 
     def _step_actor(
-        self, pi: Tensor, spread: Tensor, unbounded: Tensor, alpha: Tensor, lowest: Tensor
+        self,
+        pi: Tensor,
+        spread: Tensor,
+        unbounded: Tensor,
+        alpha: Tensor,
+        lowest: Tensor,
+        cloning: Sequence[Tensor],
     ) -> None:
-        """Descend mean(alpha log pi - min Q).
+        """Descend mean(alpha log pi - min Q), and the cloning loss.
 
         :param unbounded: where the log deviation is not clipped. :param lowest: whose Q is least.
+        :param cloning: that loss's gradients in mean and log deviation of the rows of data.
         """
         q_grad = self.critics.action_grad(lowest, self.action_dim)
         # u = mean + sigma noise, d log pi / du = 2 tanh u, and d log pi / d log sigma = -1 besides
         q_grad = torch.ops.aten.tanh_backward(q_grad, pi)  # in u
         u_grad = (2.0 * alpha * pi - q_grad) / self.batch_size
-        log_std_grad = (u_grad * spread - alpha / self.batch_size) * unbounded
-        self.actor.backward([u_grad, log_std_grad])
+        grads = [u_grad, u_grad * spread - alpha / self.batch_size]  # in mean and log deviation
+        for grad, of_cloning in zip(grads, cloning, strict=False):
+            grad[: len(of_cloning)].add_(of_cloning)
+        grads[1].mul_(unbounded)
+        self.actor.backward(grads)
         self.parts.actor.optimizer.step()
+
+    def _cloning(
+        self, action: Tensor, mean: Tensor, log_std: Tensor, q: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of the data's actions, and its gradients in mean and log deviation, ``(K, A)``.
+
+        :param action: in [-1, 1], ``(K, A)``. :param q: of all rows, in whose size it is measured.
+        """
+        u = unsquashed(action)
+        deviation = log_std.exp()
+        z = (u - mean) / deviation
+        weight = self.parts.cloning_weight * q.abs().mean()
+        nll = (0.5 * z.square() + log_std - _squashing(u)).sum(1).mean() + self.constant
+        pull = weight / len(u)
+        return weight * nll, -pull * z / deviation, pull * (1.0 - z.square())

@@ -15,6 +15,8 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+LAYER_NORM_EPS = 1e-5
+
 
 class Standardise(BaseFeaturesExtractor):
     """Fixed standardisation of raw states, so that a saved policy runs in the real environment.
@@ -91,7 +93,7 @@ class StackedCritic(BaseModel):
             h = torch.baddbmm(bias, h, weight)
             if norms:
                 gain, shift = norms[i]
-                h = F.layer_norm(h, h.shape[-1:]) * gain + shift
+                h = F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS) * gain + shift
             h = h.relu_()
         weight, bias = layers[-1]
         # one column: as a sum, five times as fast as by a matrix product

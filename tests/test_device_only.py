@@ -126,8 +126,9 @@ def test_what_a_gpu_would_wait_for_raises() -> None:
         ({"entropy_in_target": False, "real_ratio": 1.0}, True),
         ({"critic_warmup": 1}, True),
         ({"fresh_outcomes": True}, True),
-        ({"cloning_weight": 0.1}, False),
-        ({"networks": {"layer_norm": True, "n_critics": 4}}, False),
+        ({"cloning_weight": 0.1}, True),
+        ({"networks": {"layer_norm": True, "n_critics": 4}}, True),
+        ({"networks": {"activation_fn": torch.nn.Tanh}}, False),
         ({"kind": COMBO}, False),
     ],
 )

@@ -29,6 +29,8 @@ def make_parts(
     learned_alpha: bool = True,
     entropy_in_target: bool = True,
     actor_frozen: bool = False,
+    cloning_weight: float = 0.0,
+    n_real: int = 0,
     **kwargs: Any,
 ) -> SACParts:
     torch.manual_seed(0)
@@ -45,6 +47,7 @@ def make_parts(
         policy.actor, policy.critic, policy.critic_target, log_alpha,
         torch.full((1,), 0.2), optimizer, gamma=0.9, tau=0.05, target_entropy=-1.0,
         entropy_in_target=entropy_in_target, actor_frozen=actor_frozen,
+        cloning_weight=cloning_weight, n_real=n_real,
     )  # fmt: skip
 
 
@@ -69,6 +72,11 @@ def make_batch(generator: torch.Generator) -> tuple[Batch, Tensor]:
         (True, {"net_arch": [16]}),
         (True, {"entropy_in_target": False}),
         (True, {"actor_frozen": True}),
+        (True, {"layer_norm": True}),
+        (True, {"layer_norm": True, "n_critics": 3, "net_arch": [16, 8, 16]}),
+        (True, {"cloning_weight": 0.3, "n_real": 20}),
+        (False, {"cloning_weight": 0.3, "n_real": BATCH, "layer_norm": True}),
+        (True, {"cloning_weight": 0.3}),
     ],
     ids=[
         "learned-alpha",
@@ -78,6 +86,11 @@ def make_batch(generator: torch.Generator) -> tuple[Batch, Tensor]:
         "one-hidden-layer",
         "plain-value",
         "actor-frozen",
+        "layer-norm",
+        "deep-layer-norm",
+        "cloning",
+        "cloning-layer-norm",
+        "no-data-to-clone",
     ],
 )
 def test_losses_and_parameters_are_autograd_s(
@@ -104,7 +117,7 @@ def test_losses_and_parameters_are_autograd_s(
         assert all(map(torch.equal, fast.actor_parameters, untouched))
         assert float(fast.log_alpha) == 0.0  # type: ignore[arg-type]
     elif learned_alpha:
-        assert abs(float(fast.log_alpha)) > 0.01  # type: ignore[arg-type]
+        assert abs(float(fast.log_alpha.detach())) > 0.01  # type: ignore[union-attr]
         torch.testing.assert_close(fast.log_alpha, reference.log_alpha, rtol=0, atol=1e-4)
 
 
@@ -114,9 +127,10 @@ def gradients(parts: SACParts) -> list[Tensor]:
     return [grad.clone() for grad in found if grad is not None]
 
 
-def test_gradients_are_autograd_s_where_the_deviation_is_clipped() -> None:
+@pytest.mark.parametrize("settings", [{}, {"cloning_weight": 0.5, "n_real": 30}])
+def test_gradients_are_autograd_s_where_the_deviation_is_clipped(settings: dict[str, Any]) -> None:
     """Log deviations of 3 are clipped to 2: no gradient reaches them."""
-    reference, fast = make_parts(), make_parts()
+    reference, fast = make_parts(**settings), make_parts(**settings)
     for parts in (reference, fast):
         with torch.no_grad():
             assert isinstance(parts.actor.log_std, nn.Linear)
@@ -131,9 +145,10 @@ def test_gradients_are_autograd_s_where_the_deviation_is_clipped() -> None:
     assert fast.actor.log_std.bias.grad[1] != 0.0
 
 
-def test_both_forms_of_the_actions_gradient_agree() -> None:
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_both_forms_of_the_actions_gradient_agree(layer_norm: bool) -> None:
     """The CPU's and the GPU's."""
-    critics = ExplicitSACUpdate(make_parts(n_critics=3), BATCH).critics
+    critics = ExplicitSACUpdate(make_parts(n_critics=3, layer_norm=layer_norm), BATCH).critics
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         critics.forward(torch.randn(BATCH, S + A, generator=generator))
@@ -154,7 +169,6 @@ def test_the_metrics_have_their_names() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"layer_norm": True},
         {"activation_fn": nn.Tanh},
         {"features_extractor_class": FlattenExtractor, "features_extractor_kwargs": {}},
         {"use_sde": True},

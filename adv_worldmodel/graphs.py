@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 #: Plain calls before the capture: libraries and optimisers allocate their state in them.
 WARM_UP_CALLS = 3
+#: What torch's warning of a wait for the device says.
+WAIT = "called a synchronizing CUDA operation"
+
+
+@contextmanager
+def waits_for_the_device(*, cuda: bool = True) -> Iterator[list[str]]:
+    """Collect where the code inside waits for a CUDA device: file and line of each time.
+
+    :param cuda: ``False`` looks out for torch's warnings without asking for them.
+    """
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = torch.cuda.get_sync_debug_mode() if cuda else 0
+        if cuda:
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            if cuda:
+                torch.cuda.set_sync_debug_mode(before)
+            found += [f"{w.filename}:{w.lineno}" for w in caught if WAIT in str(w.message)]
+    for w in caught:
+        if WAIT not in str(w.message):
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
 class GraphedStep:
@@ -57,7 +84,7 @@ class GraphedStep:
                 self._stream = self._stream or torch.cuda.Stream()
                 if self._calls < WARM_UP_CALLS:
                     self._calls += 1
-                    return self._on_side_stream(inputs, self._stream)
+                    return self._warm_up(inputs, self._stream)
                 if not self._capture(inputs, self._stream):
                     return self.function(*inputs)
         assert self._graph is not None
@@ -65,6 +92,23 @@ class GraphedStep:
             mine.copy_(theirs)
         self._graph.replay()
         return tuple(output.clone() for output in self._outputs)
+
+    def _warm_up(self, inputs: tuple[Tensor, ...], side: torch.cuda.Stream) -> tuple[Tensor, ...]:
+        """A plain call. The last of them says whether a capture would fail: up to torch 2.12 one
+        that fails leaves the allocator, and with it all captures after it, broken.
+        """
+        if self._calls < WARM_UP_CALLS:
+            return self._on_side_stream(inputs, side)
+        with waits_for_the_device() as places:
+            outputs = self._on_side_stream(inputs, side)
+        if places:
+            self._give_up(f"{places[0]} waits for the device")
+        return outputs
+
+    def _give_up(self, reason: str) -> None:
+        self.enabled = False
+        self._inputs = []
+        warnings.warn(f"goes on without CUDA graphs, which is slower: {reason}", stacklevel=4)
 
     def _on_side_stream(
         self, inputs: tuple[Tensor, ...], side: torch.cuda.Stream
@@ -79,16 +123,20 @@ class GraphedStep:
     def _capture(self, inputs: tuple[Tensor, ...], side: torch.cuda.Stream) -> bool:
         graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         self._inputs = [tensor.clone() for tensor in inputs]
+        gc.collect()  # a graph that nobody needs any more, destroyed in a capture, would end it
+        collecting = gc.isenabled()
+        gc.disable()
         try:
             with torch.cuda.graph(graph, stream=side):  # records, runs nothing
                 self._outputs = self.function(*self._inputs)
         except RuntimeError as error:
-            self.enabled = False
-            self._inputs = []
             torch.cuda.set_stream(main)  # a capture that fails at its end leaves its own behind
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"goes on without CUDA graphs, which is slower: {reason}", stacklevel=3)
+            cause = error.__context__ or error  # the end of a failed capture fails once more
+            self._give_up(str(cause).strip().splitlines()[0])
             return False
+        finally:
+            if collecting:
+                gc.enable()
         self._graph = graph
         return True
 
@@ -97,6 +145,8 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
     """Keep an Adam's step counts on the device, without which it cannot be captured."""
     for group in optimizer.param_groups:
         group["capturable"] = device.type == "cuda"
+    # torch warns of steps outside a capture, which the calls before it are
+    optimizer._warned_capturable_if_run_uncaptured = True
     for state in optimizer.state.values():  # loaded from a run on another device
         if "step" in state:
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=device)

@@ -66,6 +66,12 @@ class RamboCallback(BaseCallback):
     def _init_callback(self) -> None:
         self._refuse_nesting()
         env = self.training_env
+        if self.model.get_vec_normalize_env() is not None:
+            raise ValueError(
+                "RamboCallback in a VecNormalize environment: the world model's observations and "
+                "rewards are raw, the agent's would be others. RAMBO standardises states by "
+                "itself; leave VecNormalize out"
+            )
         try:
             models = cast("list[WorldModel]", env.get_attr("world_model"))
             dataset = cast(OfflineDataset, env.get_attr("dataset", 0)[0])

@@ -137,7 +137,7 @@ def restore(agent: RAMBO, adversary: Adversary | None, snapshot: Snapshot) -> No
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     for name, generator in _generators(agent, adversary).items():
-        generator.set_state(tensors[f"random.{name}"])
+        set_generator_state(generator, tensors[f"random.{name}"], name)
     torch.set_rng_state(tensors["random.torch"])
     buffer.pos, buffer.full = snapshot.numbers["buffer"]["pos"], snapshot.numbers["buffer"]["full"]
     if "synthetic" in tensors:
@@ -146,6 +146,20 @@ def restore(agent: RAMBO, adversary: Adversary | None, snapshot: Snapshot) -> No
         buffer.synthetic[: len(rows)] = rows
     if adversary is not None:
         adversary.n_updates = snapshot.numbers["adversary_updates"]
+
+
+def set_generator_state(generator: torch.Generator, state: Tensor, name: str) -> None:
+    """Go on with a random stream; that of another kind of device only seeds a new one."""
+    if state.numel() == generator.get_state().numel():
+        generator.set_state(state)
+        return
+    warnings.warn(
+        f"the random stream {name!r} was kept on another kind of device and cannot go on here: a "
+        "new one begins, and the run is not the one that would have been",
+        stacklevel=2,
+    )
+    digest = hashlib.sha256(state.cpu().numpy().tobytes()).digest()
+    generator.manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def write(

@@ -16,6 +16,8 @@ from agents.progress import MetricsHistory
 HISTORY = 100
 #: Share of its first spread below which the advantage counts as collapsed.
 COLLAPSED = 1e-3
+#: Nats per predicted number by which held-out data may fit worse than they did.
+LOST_FIT = 0.5
 
 
 class DivergenceError(RuntimeError):
@@ -40,23 +42,27 @@ class DivergenceError(RuntimeError):
         }
 
 
-def value_limit(dataset: OfflineDataset, gamma: float, alpha: float = 1.0) -> float:
+def value_limit(
+    dataset: OfflineDataset, gamma: float, alpha: float = 1.0, entropy: float = 0.0
+) -> float:
     """Return what no mean |Q| of a sound run exceeds: twice the largest possible soft value.
 
-    Per step that is a reward of at most max |r| and an entropy bonus of at most alpha dim(A) log 2
-    (the entropy of uniform actions in [-1, 1]), for 1 / (1 - gamma) steps. Twice that leaves room
-    for what critics overestimate on the way.
+    Per step that is a reward of at most max |r| and alpha times an entropy, for 1 / (1 - gamma)
+    steps. The entropy is at most that of uniform actions in [-1, 1], dim(A) log 2, and has no lower
+    bound: a narrow policy's is far below zero. Twice the sum leaves room for what critics
+    overestimate on the way.
 
     Args:
         dataset: whose rewards count.
         gamma: discount per step; 1 has no limit.
         alpha: entropy coefficient; its learned value starts at 1.
+        entropy: the largest |entropy| of the policy so far (nats).
     """
     if gamma >= 1:
         return math.inf
     largest = float(abs(dataset.rewards).max())
-    entropy = alpha * int(dataset.actions.shape[1]) * math.log(2)
-    return 2 * (largest + entropy) / (1 - gamma)
+    entropy = max(entropy, int(dataset.actions.shape[1]) * math.log(2))
+    return 2 * (largest + alpha * entropy) / (1 - gamma)
 
 
 class DivergenceCallback(BaseCallback):
@@ -123,7 +129,10 @@ class DivergenceCallback(BaseCallback):
         if not q_means:
             return
         alphas = self._history.series("train/alpha")
-        limit = value_limit(self._dataset, self._gamma, max([1.0, *alphas]))
+        entropies = map(abs, self._history.series("train/entropy"))
+        limit = value_limit(
+            self._dataset, self._gamma, max([1.0, *alphas]), max(entropies, default=0.0)
+        )
         if abs(q_means[-1]) <= limit:
             return
         message = (
@@ -136,11 +145,13 @@ class DivergenceCallback(BaseCallback):
     def _watch(self) -> None:
         """Signs that a run may go wrong."""
         nll = self._history.series("adversary/holdout_nll")
-        if nll and nll[-1] > nll[0] + abs(nll[0]):
+        n_targets = self._dataset.observations.shape[1] + 1
+        if nll and nll[-1] > min(nll) + LOST_FIT * n_targets:
             self._once(
                 "fit",
-                f"the model fits held-out data worse than at the start: {nll[-1]:.2f} nats per "
-                f"transition after {nll[0]:.2f}; a smaller adversary.weight or learning rate helps",
+                f"the model fits held-out data worse than before: {nll[-1]:.2f} nats per "
+                f"transition after {min(nll):.2f}; a smaller adversary.weight or learning rate "
+                "helps",
             )
         spread = self._history.series("adversary/advantage_std")
         if spread and spread[-1] < COLLAPSED * spread[0]:

@@ -53,8 +53,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
       there were;
     * `score`: normalised score of `return_mean`, with `score_reference`; null without one;
     * `q_avg`: mean Q of the last iteration, `q_var`: variance of that mean over the last 100
-      iterations (P B.5), `q_ceiling`: what the data's largest reward can sum to, r_max / (1 -
-      gamma);
+      iterations (P B.5), `q_ceiling`: what the data's largest reward can sum to (see `q_summary`);
     * `divergence`: which quantity ran away, when, and its history; null where none did;
     * `status`: "running", "finished", "interrupted", "diverged" or "failed"; `error` says why.
 
@@ -314,6 +313,7 @@ class _Experiment:
                 self.history.series("train/q_mean"),
                 float(self.dataset.rewards.max()),
                 config.agent.gamma,
+                ends=bool(self.dataset.terminations.any()),
             ),
             "fit": {} if self.world_model is None else self.world_model.fit_info,
             "wall_s": self.clock.report(),

@@ -76,7 +76,10 @@ def add_experiment_parsers(
         "--seeds", metavar="A:B", help="seeds A to B - 1, or a list such as 0,3,7; default: one"
     )
     sweep.add_argument(
-        "--jobs", metavar="N", type=positive, help="runs at the same time; default: the cores"
+        "--jobs",
+        metavar="N",
+        type=positive,
+        help="runs at the same time; default: the cores, on a GPU at most 4",
     )
     sweep.set_defaults(func=_sweep)
 

@@ -26,7 +26,9 @@ class ModelCheck:
     """Episodes of the deterministic policy in a world model; each array is (episodes,)."""
 
     returns: NDArray[np.float64]  #: undiscounted, in the environment's own reward
-    discounted: NDArray[np.float64]  #: in the reward that was trained on, as the critics count
+    #: in the reward that was trained on, as the critics count; theirs too is what comes after the
+    #: last step of an episode that was cut
+    discounted: NDArray[np.float64]
     lengths: NDArray[np.int64]  #: steps
     values: NDArray[np.float64]  #: min_j Q_j(s, mean action) at the starts
     max_steps: int  #: after which an episode is cut: the data's longest
@@ -85,6 +87,8 @@ def check_in_model(
         going &= ~terminated
         if not bool(going.any()):
             break
+    rest = torch.where(going, CriticValue(agent, policy).v(obs), 0.0)
+    discounted += gamma**max_steps * rest
     return ModelCheck(
         returns=returns.cpu().numpy(),
         discounted=discounted.cpu().numpy(),

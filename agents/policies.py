@@ -15,13 +15,16 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adv_worldmodel.dynamics.world_model import SMALLEST_STD
+
 LAYER_NORM_EPS = 1e-5
 
 
 class Standardise(BaseFeaturesExtractor):
     """Fixed standardisation of raw states, so that a saved policy runs in the real environment.
 
-    :param mean: of the data's states, length S. :param std: likewise; zeros count as one.
+    :param mean: of the data's states, length S. :param std: likewise; what hardly varies, as the
+        world model sees it, is divided by one.
     """
 
     mean: Tensor
@@ -30,7 +33,7 @@ class Standardise(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Box, mean: list[float], std: list[float]) -> None:
         super().__init__(observation_space, features_dim=observation_space.shape[0])
         self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor([s if s > 0 else 1.0 for s in std]))
+        self.register_buffer("std", torch.tensor([s if s >= SMALLEST_STD else 1.0 for s in std]))
 
     def forward(self, observations: Tensor) -> Tensor:
         """Raw states ``(B, S)`` to standardised ones."""

@@ -111,6 +111,10 @@ class RAMBO(SAC):
             raise ValueError(f"cloning_weight = {cloning_weight} must not be negative")
         if not 0.0 <= real_ratio <= 1.0:
             raise ValueError(f"real_ratio = {real_ratio} must lie between 0 and 1")
+        if cloning_weight > 0.0 and round(real_ratio * batch_size) < 1:
+            raise ValueError(
+                f"cloning_weight = {cloning_weight} needs rows of data: real_ratio = {real_ratio}"
+            )
         self.actor_learning_rate = actor_learning_rate
         self.entropy_learning_rate = entropy_learning_rate
         self.real_ratio, self.retain_iterations = real_ratio, retain_iterations
@@ -183,6 +187,11 @@ class RAMBO(SAC):
         dataset = None
         if self.env is not None:  # a policy loaded for prediction has none
             env = _as_world(self.env)
+            if torch.empty(0, device=self.device).device != env.world.device:
+                raise ValueError(
+                    f"the agent is on {self.device}, its world model on {env.world.device}: give "
+                    "both the same device"
+                )
             dataset = env.dataset
             self.train_freq = (env.horizon, "step")
             self.buffer_size = self.retain_iterations * self.timesteps_per_iteration

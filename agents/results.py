@@ -38,13 +38,18 @@ def return_summary(rows: Sequence[EvaluationRow], last: int, env_id: str) -> dic
     }
 
 
-def q_summary(q_means: Sequence[float], largest_reward: float, gamma: float) -> dict[str, Any]:
+def q_summary(
+    q_means: Sequence[float], largest_reward: float, gamma: float, *, ends: bool
+) -> dict[str, Any]:
     """Return `q_avg`, `q_var` and `q_ceiling` of the mean Q of each iteration, in their order.
 
     `q_avg` is the last, `q_var` the variance over the last 100 (divided by their number): the
     offline choice among settings takes the least sum (P B.5). `q_ceiling` is what the data's
-    largest reward can sum to, r_max / (1 - gamma).
+    largest reward can sum to, r_max / (1 - gamma); with `ends`, where the task can end, a negative
+    r_max sums to less than its end at once.
     """
+    if ends:
+        largest_reward = max(largest_reward, 0.0)
     return {
         "q_avg": q_means[-1] if q_means else None,
         "q_var": statistics.pvariance(q_means[-Q_VAR_ITERATIONS:]) if q_means else None,

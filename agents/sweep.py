@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import torch
+
 from agents.aggregate import aggregate, markdown
 from agents.config import TrainConfig, load_config
 from agents.config_files import split_override
@@ -21,6 +23,8 @@ from agents.run_groups import BESIDE, compared_settings, find_runs, group_runs, 
 
 __all__ = ["PRESETS", "SweepPlan", "parse_seeds", "plan_sweep", "run_sweep", "split_values"]
 
+#: Runs that share a GPU unless more are asked for: each has its own context and data there.
+ON_ONE_GPU = 4
 #: Settings that go together. ``paper``: the three that the paper tries everywhere (P B.5, table 5);
 #: the others change one thing each in the configuration as it is.
 PRESETS: dict[str, list[tuple[str, ...]]] = {
@@ -89,7 +93,7 @@ def plan_sweep(
         preset: a key of `PRESETS`, combined with the grid.
         seeds: "A:B" for A to B - 1, or numbers and such ranges with commas; default: the
             configuration's.
-        jobs: runs at the same time; default: as many as there are cores.
+        jobs: runs at the same time; default: as many as there are cores, on a GPU at most 4.
 
     Raises:
         FileNotFoundError, ValueError: a wrong setting in any combination, an occupied folder, or
@@ -116,7 +120,9 @@ def plan_sweep(
             raise ValueError(f"two runs would share the folder {min(twice)}: a value stands twice")
         variants |= own
     available = cores()
-    at_once = min(jobs or available, len(variants) * len(numbers))
+    on_gpu = base.device != "cpu" and torch.cuda.is_available()
+    most = min(available, ON_ONE_GPU) if on_gpu else available
+    at_once = min(jobs or most, len(variants) * len(numbers))
     n_threads = base.n_threads or max(1, available // at_once)
     # Seeds inside: the next variant then finds the fits of these seeds in the cache.
     configs = {

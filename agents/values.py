@@ -63,11 +63,21 @@ class OnPolicyPolicy:
         self.policy = model.policy
         self.bounds = ActionBounds(model.action_space, model.device)
 
+    def _moments(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        policy = self.policy
+        if policy.use_sde:
+            gaussian = policy.get_distribution(obs).distribution
+            return gaussian.mean, gaussian.stddev
+        # not by SB3's distribution, which checks its arguments and so waits for a GPU
+        features = policy.extract_features(obs, policy.pi_features_extractor)
+        latent = policy.mlp_extractor.forward_actor(features)
+        return policy.action_net(latent), policy.log_std.exp()
+
     @torch.no_grad()
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
         """One raw action per row, of standard normals ``(B, A)``."""
-        gaussian = self.policy.get_distribution(obs).distribution
-        action = gaussian.mean + gaussian.stddev * noise
+        mean, std = self._moments(obs)
+        action = mean + std * noise
         if self.policy.squash_output:
             return self.bounds.unscale(torch.tanh(action))
         return torch.clamp(action, self.bounds.low, self.bounds.high)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adv_worldmodel import OfflineDataset
-from adv_worldmodel.graphs import GraphedStep
+from adv_worldmodel.graphs import WAIT, GraphedStep
 from tests.benchmarks import gpu_checks, gpu_speed, workload
 from tests.benchmarks.configuration import SCORES, SMALL
 from tests.benchmarks.gpu import main
@@ -40,10 +40,14 @@ def test_the_difference_is_relative_to_the_largest_number() -> None:
 
 def test_a_comparison_asks_for_equality_and_on_a_gpu_for_a_graph() -> None:
     one, near, far = (torch.tensor([x]) for x in (1.0, 1.00001, 1.001))
-    assert compared("x", [one], [near], captured=True, device="cuda").passed
-    assert not compared("x", [one], [near], captured=False, device="cuda:0").passed
-    assert compared("x", [one], [near], captured=False, device="cpu").passed
-    assert not compared("x", [one], [far], captured=True, device="cuda").passed
+    pair = [one], [one]
+    assert compared("x", [near], *pair, captured=True, device="cuda").passed
+    assert not compared("x", [near], *pair, captured=False, device="cuda:0").passed
+    assert compared("x", [near], *pair, captured=False, device="cpu").passed
+    assert not compared("x", [far], *pair, captured=True, device="cuda").passed
+    noisy = compared("x", [far], [one], [far], captured=True, device="cuda")
+    assert not noisy.passed
+    assert "plain twice: 1.0e-03" in noisy.detail
 
 
 def test_all_checks_pass_where_both_paths_are_the_same_code(
@@ -101,11 +105,12 @@ def test_an_error_of_the_device_is_a_check_that_failed(
 
 def test_waits_are_counted_by_the_warnings_that_torch_gives() -> None:
     def work() -> None:
-        warnings.warn(f"{gpu_checks.WAIT}: here", stacklevel=1)
+        warnings.warn(f"{WAIT}: here", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
-        warnings.warn(f"{gpu_checks.WAIT}: there", stacklevel=1)
+        warnings.warn(f"{WAIT}: there", stacklevel=1)
 
-    found = waits(work, "cpu")
+    with pytest.warns(UserWarning, match="something else"):
+        found = waits(work, "cpu")
     assert len(found) == 2
     assert all(Path(__file__).name in place for place in found)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
@@ -64,7 +66,8 @@ def from_columns(
     row (by terminal flag, time-out or end of the file) has none and is dropped, even if terminal:
     D4RL's `qlearning_dataset` pairs it with the next episode's first state (D4RL issue 145). The
     row before it then ends the episode as a truncation. Without `timeouts` see `infer_truncations`;
-    the last row always closes its episode.
+    without both, episodes are cut at the time limit of the environment (as D4RL does), and where
+    none is known a warning says what that means. The last row always closes its episode.
 
     Args:
         arrays: key -> array.
@@ -108,6 +111,9 @@ def from_columns(
         truncations = np.zeros(len(terminations), dtype=np.bool_)
         if successors is not None:
             truncations = infer_truncations(observations, successors, terminations)
+        else:
+            ends = np.zeros_like(terminations) if goal_terminals else terminations
+            truncations = _time_limits(ends, env_id, where)
     if not terminations[-1]:
         truncations = truncations.copy()
         truncations[-1] = True
@@ -128,6 +134,28 @@ def from_columns(
         name=name,
         env_id=env_id,
     )
+
+
+def _time_limits(
+    terminations: NDArray[np.bool_], env_id: str | None, where: str
+) -> NDArray[np.bool_]:
+    """Truncations (N,) wherever an episode has lasted for the environment's time limit."""
+    limit = None
+    if env_id is not None and buildable(env_id):
+        limit = gym.spec(env_id).max_episode_steps
+    if limit is None:
+        warnings.warn(
+            f"{where}: neither next_observations nor timeouts, and no known time limit. If "
+            "episodes were cut by one, the row at each cut is paired with the next episode's "
+            "first state: add timeouts (or truncations), or name the environment.",
+            stacklevel=2,
+        )
+        return np.zeros_like(terminations)
+    row = np.arange(len(terminations))
+    starts = np.concatenate(([0], np.flatnonzero(terminations) + 1))
+    steps = row - starts[np.searchsorted(starts, row, side="right") - 1] + 1
+    cut: NDArray[np.bool_] = (steps % limit == 0) & ~terminations
+    return cut
 
 
 def _successors(

@@ -198,9 +198,15 @@ class OfflineDataset:
     def episode_ends(self) -> NDArray[np.intp]:
         """Last row of each episode, ascending; (episodes,).
 
-        Rows after the last termination or truncation are no episode, unless there is no other.
+        A termination whose successor is the next row's observation ends none: in AntMaze's data
+        terminations mark the rows at the goal of a trajectory that goes on. Rows after the last end
+        are no episode, unless there is no other.
         """
-        ends = np.flatnonzero(self.terminations | self.truncations)
+        terminal = np.flatnonzero(self.terminations[:-1])
+        goes_on = np.all(self.next_observations[terminal] == self.observations[terminal + 1], 1)
+        ended = self.terminations | self.truncations
+        ended[terminal[goes_on]] = self.truncations[terminal[goes_on]]
+        ends = np.flatnonzero(ended)
         return ends if ends.size else np.array([len(self) - 1], dtype=np.intp)
 
     def episode_starts(self) -> NDArray[np.intp]:

@@ -42,7 +42,8 @@ class Adversary:
     One update minimises lambda L_adv + L_sup (P eq. 9) on ``batch_size`` model rows and as many
     rows of data. The model rows come from rollouts of the policy in the present model: they start
     in data-set states, move one step per update, start again after ``horizon`` steps, and where
-    the model terminated them (the authors' code simulates past a termination).
+    the model terminated them (the authors' code simulates past a termination). Their members are
+    drawn anew each step, whatever ``member_per`` says of the agent's rollouts.
 
     :param model: changed in place. :param dataset: what it keeps fitting.
     :param horizon: k, steps of a rollout. :param gamma: discount.

@@ -24,12 +24,16 @@ class DualWeight:
     """The weight lambda of the adversarial loss, as the multiplier of a constraint.
 
     P's problem lowers the agent's value over models whose distance from the maximum-likelihood
-    model, on the data, is bounded. Here the distance is the excess of the model's mean negative
-    log-likelihood on the data over the best that it has been, in nats per transition: at most
-    ``xi``. By Pinsker's inequality a Kullback-Leibler divergence of xi bounds the total variation
-    of P eq. 3 by sqrt(xi / 2).
+    model, on the data, is bounded. Here that distance is the excess of the negative log-likelihood
+    (the members' mean, on the training rows) over the best that it has been, in nats per
+    transition: at most ``xi``. It is P's divergence as far as the data are draws of the best model;
+    between two models that fit the data equally well it sees nothing.
 
-    The best is at first the fit's. A fit that was stopped early goes on gaining likelihood under
+    The best is that of a mean over some 1000 updates: shorter ones take the optimiser's luck for
+    the best, and then its next step for an excess. So a model that loses likelihood as fast as it
+    gained it has lost that of some 1000 updates before the bound is felt.
+
+    It is at first the fit's. A fit that was stopped early goes on gaining likelihood under
     adversarial updates, by several nats; measured against the fit alone, lambda would then grow
     until the adversary had spent them all.
 

@@ -135,7 +135,8 @@ class MemberDraw:
     def redeal(self, rows: Tensor, generator: torch.Generator) -> None:
         """Deal the rows where ``rows`` ``(B,)`` is true anew; the others keep their member.
 
-        They get each other's places and those that hold no row: the counts stay equal.
+        They get each other's places and those that hold no row: the counts stay equal. A row that
+        is dealt alone, with no place empty, keeps its member; each row's stays uniform.
         """
         free = torch.ones(len(self.slots), dtype=torch.bool, device=rows.device)
         free[: self.n_rows] = rows

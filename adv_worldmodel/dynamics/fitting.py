@@ -146,6 +146,9 @@ def fit_world_model(
         shared_tensor(a, device)
         for a in (dataset.observations, dataset.actions, dataset.rewards, dataset.next_observations)
     )
+    for states in (obs, next_obs):  # a space that its own data leave bounds nothing there
+        torch.minimum(model.obs_low, states.amin(0), out=model.obs_low)
+        torch.maximum(model.obs_high, states.amax(0), out=model.obs_high)
     model.set_scales(torch.cat([obs, action], -1), model.raw_targets(obs, next_obs, reward))
     inputs, targets = model.encode(dataset)
 
@@ -160,7 +163,8 @@ def fit_world_model(
     ensemble.load_state_dict(best)
     fitted = WorldModel(ensemble.select(elites), rule, *spaces, reward_function=reward_function)
     fitted.to(device)
-    for name in ("input_mean", "input_std", "target_mean", "target_std"):
+    scales = ("input_mean", "input_std", "target_mean", "target_std")
+    for name in (*scales, "obs_low", "obs_high"):
         getattr(fitted, name).copy_(getattr(model, name))
     fitted.holdout_rows = holdout.clone()
     fitted.fit_info = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -57,9 +58,11 @@ class AdversarySettings:
         if isinstance(self.weight, str):
             if self.weight != "auto":
                 raise ValueError(f"weight = {self.weight!r} is neither a number nor 'auto'")
+        elif not math.isfinite(self.weight):
+            raise ValueError(f"weight = {self.weight} must be finite")
         elif self.weight < 0:
             raise ValueError(f"weight = {self.weight} must not be negative")
-        if self.xi <= 0 or self.max_weight <= 0:
+        if not (0 < self.xi < math.inf and 0 < self.max_weight < math.inf):
             raise ValueError(f"xi = {self.xi}, max_weight = {self.max_weight} must be positive")
         if self.batch_size < 1:
             raise ValueError(f"batch_size = {self.batch_size} must be at least 1")

@@ -57,7 +57,8 @@ class WorldModel(nn.Module):
 
     :param ensemble: networks over D = S + 1 targets (reward first), or D = S with a known reward.
     :param termination: rule on raw ``(s, a, s')``; see :func:`make_termination`.
-    :param observation_space: the real environment's; finite bounds clip predicted states.
+    :param observation_space: the real environment's; finite bounds clip predicted states (a fit
+        widens them to what its data hold).
     :param action_space: the real environment's, finite; actions outside are clipped.
     :param reward_function: known reward ``f(obs, action, next_obs) -> (B,)`` on raw tensors,
         in place of a learned one.

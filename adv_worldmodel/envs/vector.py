@@ -122,9 +122,18 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.device = world_model.device
         self.start_states = shared_tensor(self.dataset.observations, self.device)
-        self._transition = GraphedStep(self._transition_of, self.device)
         self.seed(seed)
         self.reset_all()
+
+    @property
+    def world_model(self) -> WorldModel:
+        """What steps the rows."""
+        return self._world_model
+
+    @world_model.setter
+    def world_model(self, model: WorldModel) -> None:
+        self._world_model = model
+        self._transition = GraphedStep(self._transition_of, model.device)
 
     # --- tensors: what RAMBO and the other faces use -------------------------------------------
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import (
     EveryNTimesteps,
 )
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor, nn
 
 from adv_worldmodel import AdvWorldModelVecEnv, OfflineDataset, WorldModel, make_sb3_env
@@ -105,6 +105,14 @@ def test_every_score_leaves_the_agent_alone(build: Make, name: str, score: Any) 
     callback = Watched(3e-2, 3, score=score, batch_size=32)
     build(name).learn(total_timesteps=3 * ITERATION, callback=callback)
     assert callback.model_changes == 2
+
+
+def test_an_environment_in_other_units_is_refused(build: Make) -> None:
+    """The adversary would show the policy raw states, which it has never seen."""
+    model = build("PPO")
+    model.set_env(VecNormalize(model.env))
+    with pytest.raises(ValueError, match="leave VecNormalize out"):
+        model.learn(ITERATION, callback=adversary())
 
 
 def test_no_adversary_before_the_first_rollout(build: Make, ending_model: WorldModel) -> None:

@@ -30,11 +30,11 @@ def run(*words: str) -> int:
 
 
 def save(path: Path) -> str:
-    states = np.array([[0.0, 10.0], [1.0, 20.0], [2.0, 60.0]])
+    states = np.array([[0.0, 10.0], [1.0, 20.0], [2.5, 60.0]])  # the second's successor is 2.0
     np.savez(
         path,
         observations=states,
-        next_observations=np.vstack([states[1:], [[3.0, 70.0]]]),
+        next_observations=np.array([[1.0, 20.0], [2.0, 60.0], [3.0, 70.0]]),
         actions=np.array([[0.5], [-0.25], [0.0]]),
         rewards=np.array([1.0, 2.0, 4.0]),
         terminals=np.array([False, True, False]),

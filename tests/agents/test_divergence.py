@@ -50,11 +50,23 @@ def test_if_asked_a_run_goes_on_and_tells_once() -> None:
     assert callback.found["history"] == [1.0, 500.0]
 
 
+def test_the_cost_of_a_narrow_policy_is_no_divergence() -> None:
+    """Rewards of 1 and an entropy of -30 at alpha = 1 make a sound Q of -290."""
+    history = MetricsHistory()
+    callback = DivergenceCallback(dataset(), 0.9, history)
+    history.write({**SOUND, "train/q_mean": -290.0, "train/entropy": -30.0}, {})
+    callback.on_rollout_start()
+    history.write({**SOUND, "train/q_mean": -700.0, "train/entropy": -30.0}, {})
+    with pytest.raises(DivergenceError, match="mean Q is -700"):
+        callback.on_rollout_start()
+
+
 @pytest.mark.parametrize(
     ("key", "values", "message"),
     [
         ("adversary/holdout_nll", (2.0, 3.0, 4.1), "fits held-out data worse"),
-        ("adversary/holdout_nll", (-2.0, -1.0, 0.1), "fits held-out data worse"),
+        ("adversary/holdout_nll", (-27.0, -26.0, -25.9), "fits held-out data worse"),
+        ("adversary/holdout_nll", (0.02, 0.05, 1.1), "fits held-out data worse"),
         ("adversary/advantage_std", (1.0, 0.01, 0.0009), "advantage hardly varies"),
         ("model/reward_mean", (0.0, 1.0, 1.1), "outside the data's range"),
         ("model/reward_mean", (0.0, -1.0, -1.1), "outside the data's range"),

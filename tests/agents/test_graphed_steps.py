@@ -6,7 +6,9 @@ to change in place, and random numbers have to come in as arguments.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from adv_worldmodel import Adversary, AdversarySettings, OfflineDataset, WorldModel, make_sb3_env
 from adv_worldmodel.dynamics.model_gradient import SCORES
-from adv_worldmodel.graphs import GraphedStep
+from adv_worldmodel.graphs import WAIT, WARM_UP_CALLS, GraphedStep
 from agents import RAMBO
 from agents.agent_step import AgentStep
 from agents.values import policy_and_value
@@ -106,3 +108,37 @@ def test_off_the_gpu_the_function_is_called_plainly() -> None:
         assert float(step(x, torch.ones(1))[0]) == i + 1
         assert calls[-1] is x
     assert not step.captured
+
+
+@pytest.fixture
+def sync_modes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A CUDA that only remembers which debug modes were set."""
+    set_: list[Any] = [0]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: set_[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_.append)
+    return set_
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_waits_for_the_device_is_not_captured(
+    sync_modes: list[Any], monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """A capture that fails would break those after it: the last warm-up call finds out before."""
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        if waits:
+            warnings.warn(f"{WAIT}: .item()", stacklevel=1)
+        return (2.0 * x,)
+
+    step = GraphedStep(function, torch.device("cpu"))
+    step.enabled = True  # as on a GPU
+    monkeypatch.setattr(step, "_on_side_stream", lambda inputs, side: function(*inputs))
+    step._calls = WARM_UP_CALLS
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert step._warm_up((torch.ones(1),), None)[0] == 2.0  # type: ignore[arg-type]
+    assert sync_modes == [0, "warn", 0]
+    assert step.enabled is not waits
+    told = [str(w.message) for w in caught]
+    assert len(told) == waits
+    assert all("without CUDA graphs" in text and "test_graphed_steps.py" in text for text in told)

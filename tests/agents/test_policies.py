@@ -140,3 +140,11 @@ def test_a_policy_is_saved_with_its_settings(tmp_path: Any) -> None:
     obs, action = batch()
     assert torch.equal(loaded.critic.q_values(obs, action), policy.critic.q_values(obs, action))
     assert torch.equal(loaded.actor(obs, deterministic=True), policy.actor(obs, deterministic=True))
+
+
+def test_what_hardly_varies_is_not_blown_up() -> None:
+    """A constant with a rounding error in it: deviations of 1e-9 are no unit of a state."""
+    space = Box(-10.0, 10.0, (3,))
+    layer = Standardise(space, [1.0, 1.0, 1.0], [0.0, 1e-9, 0.5])
+    found = layer(torch.tensor([[2.0, 1.00001, 2.0]]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 1e-5, 2.0]]), rtol=0, atol=1e-6)

@@ -385,6 +385,7 @@ def test_another_world_model_replaces_rollouts_and_schedule(
         ({"rollout_policy": "uniform"}, "'uniform' is not 'current' or 'random'"),
         ({"real_ratio": 1.1}, "real_ratio = 1.1 must lie between 0 and 1"),
         ({"gradient_steps": 0}, "must be at least 1"),
+        ({"cloning_weight": 0.1, "real_ratio": 0.0}, "needs rows of data: real_ratio = 0.0"),
         ({"retain_iterations": 0}, "must be at least 1"),
         ({"device": "cuda"}, "asked for on cuda, its world model is on cpu"),
     ],
@@ -394,3 +395,11 @@ def test_wrong_settings_are_explained(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build(**wrong)
+
+
+def test_agent_and_world_have_to_share_a_device(build: MakeRambo) -> None:
+    """SB3's ``load`` and ``set_env`` bring them together without asking."""
+    model = build()
+    model.device = torch.device("meta")
+    with pytest.raises(ValueError, match="agent is on meta, its world model on cpu"):
+        model.set_env(model.env)

@@ -13,7 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from agents.checkpoints import NUMBERS_FILE, TENSORS_FILE, _digest, latest_checkpoint, read
+from agents.checkpoints import (
+    NUMBERS_FILE,
+    TENSORS_FILE,
+    _digest,
+    latest_checkpoint,
+    read,
+    set_generator_state,
+)
 from agents.cli import main
 from agents.progress import MetricsHistory
 from agents.run_folder import RunFolder
@@ -229,3 +236,16 @@ def test_a_full_disk_is_said_and_leaves_the_last_good_checkpoint(whole: Path, ha
     assert good.read_bytes() == before
     assert train("--resume", str(half)) == 0
     assert_equal_runs(whole, half)
+
+
+def test_a_random_stream_of_another_kind_of_device_starts_anew() -> None:
+    """A GPU's generator has a state of 16 bytes; going on from one on a CPU, equal states agree."""
+    state, other = (torch.full((16,), fill, dtype=torch.uint8) for fill in (7, 8))
+    drawn = []
+    for kept in (state, state, other):
+        generator = torch.Generator().manual_seed(0)
+        with pytest.warns(UserWarning, match="'agent' was kept on another kind of device"):
+            set_generator_state(generator, kept, "agent")
+        drawn.append(torch.rand(3, generator=generator))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])

@@ -89,12 +89,19 @@ def test_a_score_says_its_reference() -> None:
 
 def test_q_var_is_over_the_last_hundred_iterations() -> None:
     # 100 values alternating between 1 and 3: mean 2, variance 1; what came before does not count
-    summary = q_summary([50.0] * 20 + [1.0, 3.0] * 50, largest_reward=2.0, gamma=0.9)
+    q_means = [50.0] * 20 + [1.0, 3.0] * 50
+    summary = q_summary(q_means, largest_reward=2.0, gamma=0.9, ends=False)
     assert summary == {"q_avg": 3.0, "q_var": 1.0, "q_ceiling": pytest.approx(20.0)}
 
 
+@pytest.mark.parametrize(("ends", "ceiling"), [(False, -10.0), (True, 0.0)])
+def test_a_task_that_can_end_can_be_worth_more_than_its_rewards(ends: bool, ceiling: float) -> None:
+    assert q_summary([-5.0], -1.0, 0.9, ends=ends)["q_ceiling"] == pytest.approx(ceiling)
+
+
 def test_no_training_no_numbers() -> None:
-    assert q_summary([], 1.0, 1.0) == {"q_avg": None, "q_var": None, "q_ceiling": None}
+    nothing = {"q_avg": None, "q_var": None, "q_ceiling": None}
+    assert q_summary([], 1.0, 1.0, ends=False) == nothing
     assert return_summary([], 10, "Hopper-v5")["return_mean"] is None
 
 
@@ -137,6 +144,8 @@ def test_the_value_limit_counts_rewards_and_entropy() -> None:
     # 2 (5 + 0.1 * 3 log 2) / (1 - 0.9)
     assert value_limit(dataset(5.0), 0.9, 0.1) == pytest.approx(20 * (5 + 0.3 * math.log(2)))
     assert value_limit(dataset(5.0), 1.0) == math.inf
+    # a policy much narrower than uniform actions: each step costs 0.1 * 8
+    assert value_limit(dataset(5.0), 0.9, 0.1, entropy=8.0) == pytest.approx(20 * (5 + 0.8))
 
 
 @pytest.mark.parametrize("q_mean", [math.nan, math.inf, -200.0])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from stable_baselines3 import DQN
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adv_worldmodel import AdvWorldModelVecEnv, OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO
@@ -128,6 +129,28 @@ def test_samples_of_ppo_are_clipped(build: Make, obs: Tensor) -> None:
     assert float(raw.abs().max()) == 2.0
     inside = float((raw.abs() < 2).float().mean())
     assert inside == pytest.approx(expected, abs=4 * 0.5 / n**0.5)
+
+
+class NoReads(TorchDispatchMode):
+    """Refuses to read a number back, for which a GPU would be waited for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert "_local_scalar_dense" not in str(func)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_ppo_samples_its_own_gaussian(build: Make, obs: Tensor, use_sde: bool) -> None:
+    model = build("PPO", use_sde=use_sde)
+    policy, _ = policy_and_value(model)
+    noise = 0.1 * normals(len(obs))  # inside the bounds
+    with torch.no_grad():
+        gaussian = model.policy.get_distribution(obs).distribution
+        expected = (gaussian.mean + gaussian.stddev * noise).clamp(-2.0, 2.0)
+    torch.testing.assert_close(policy.sample(obs, noise), expected)
+    if not use_sde:
+        with NoReads():
+            policy.sample(obs, noise)
 
 
 def test_equal_noise_gives_equal_samples(build: Make, obs: Tensor) -> None:

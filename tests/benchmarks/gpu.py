@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import gc
 import json
 import platform
 import sys
@@ -107,6 +108,9 @@ class Bench:
         if self.elapsed() > self.options.budget:
             self.left_out.append(name)
             return None
+        gc.collect()  # graphs and trials of the stage before are cycles
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
         try:
             return stage()
         except RuntimeError as error:  # CUDA's errors are, out of memory included

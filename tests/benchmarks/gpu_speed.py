@@ -148,6 +148,8 @@ def peak_mib(device: str) -> dict[str, float] | None:
 def _process(configuration: str, device: str, n: int, barrier: Any, answers: Any) -> None:
     """One of several processes: builds its own trial, and starts when all have."""
     torch.set_num_threads(1)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     try:
         c = Configuration.from_json(configuration)
         trial = Trial.build(c, workload.gaussian_data(c), device, graphs=True)

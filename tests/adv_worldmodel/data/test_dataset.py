@@ -167,3 +167,18 @@ def test_memory_that_somebody_can_still_write_to_is_copied_and_other_memory_is_n
     assert np.shares_memory(
         OfflineDataset.from_arrays(**arrays(observations=view)).observations, own
     )
+
+
+def test_a_goal_on_the_way_ends_no_episode() -> None:
+    """AntMaze: terminations mark the rows at the goal, and the ant walks on."""
+    states = np.array([0, 1, 2, 3, 10, 11, 12], np.float32)[:, None]
+    dataset = OfflineDataset.from_arrays(
+        states,
+        np.zeros((7, 1)),
+        [0, 1, 1, 1, 0, 0, 1],
+        states + 1,
+        [False, True, True, True, False, False, True],
+        [False, False, False, False, False, False, False],
+    )
+    assert dataset.episode_ends().tolist() == [3, 6]
+    assert dataset.episode_returns().tolist() == [3.0, 1.0]

@@ -92,8 +92,25 @@ def test_no_successor_is_taken_from_the_next_episode(tmp_path: Path) -> None:
 
 def test_without_both_only_terminals_and_the_end_are_known(tmp_path: Path) -> None:
     path = write(tmp_path / "set.npz", next_observations=None, timeouts=None)
-    dataset = load_dataset(path)
+    with pytest.warns(UserWarning, match="no known time limit"):
+        dataset = load_dataset(path)
     np.testing.assert_array_equal(dataset.observations[:, 0], [0, 1, 10, 11, 12, 20])
+
+
+def test_without_both_the_environment_s_time_limit_ends_episodes(tmp_path: Path) -> None:
+    """Pendulum: 200 steps. A terminal at row 249, so that the next limit is at row 449."""
+    columns = {
+        "observations": np.zeros((460, 3), np.float32),
+        "actions": np.zeros((460, 1), np.float32),
+        "rewards": np.arange(460, dtype=np.float32),
+        "terminals": np.arange(460) == 249,
+    }
+    np.savez(tmp_path / "set.npz", **columns, env_id=np.array("Pendulum-v1"))
+    dataset = load_dataset(tmp_path / "set.npz")
+    # the last row of each episode has no successor in the file
+    dropped = sorted(set(range(460)) - set(dataset.rewards.astype(int).tolist()))
+    assert dropped == [199, 249, 449, 459]
+    assert dataset.episode_lengths().tolist() == [199, 49, 199, 9]
 
 
 def test_rows_that_all_end_their_episode_have_no_successor(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_the_copied_array_is_read(tmp_path: Path, secret: Path) -> None:
     with h5py.File(path, "w") as file, h5py.File(secret) as other:
         for name in ("observations", "actions"):
             file[name] = np.zeros((8, 1))
-        file["terminals"] = np.zeros(8, bool)
+        file["terminals"] = file["timeouts"] = np.zeros(8, bool)
         file["rewards"] = other["secret"][()]
     shutil.rmtree(secret.parent)
     np.testing.assert_array_equal(load_dataset(path).rewards, np.arange(7.0))

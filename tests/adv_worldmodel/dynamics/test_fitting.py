@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor
 
 from adv_worldmodel import OfflineDataset
@@ -289,3 +290,12 @@ def test_one_transition_cannot_be_fitted() -> None:
 def test_impossible_settings_are_named(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **changes)
+
+
+def test_bounds_that_the_data_leave_do_not_clip_the_model() -> None:
+    data = replace(linear_system(), observation_space=Box(-0.5, np.inf, (1,), np.float32))
+    model = fit(data)
+    lowest = min(data.observations.min(), data.next_observations.min())
+    assert lowest < -0.5
+    assert float(model.obs_low) == pytest.approx(lowest)
+    assert float(model.obs_high) == np.inf

@@ -262,3 +262,13 @@ def test_predicted_states_stay_in_the_observation_space(
     obs = envs.step(np.zeros((50, 1), np.float32))[0]
     assert envs.observation_space.contains(obs)
     assert (np.abs(obs[:, :2]) == 1.0).any()
+
+
+def test_another_world_model_steps_at_once(line: OfflineDataset, line_model: Build) -> None:
+    """Also where a CUDA graph of the old one has been captured."""
+    envs = envs_on(line, line_model("never"), num_envs=2)
+    captured = envs._transition
+    other = line_model("never")
+    envs.world_model = other
+    assert envs.world_model is other
+    assert envs._transition is not captured

@@ -7,6 +7,7 @@ from stable_baselines3.sac.policies import Actor
 from torch import Tensor
 from tqdm import tqdm
 
+from adv_worldmodel.graphs import GraphedStep, make_capturable
 from agents.updates import cloning_loss, unsquashed
 
 
@@ -27,16 +28,23 @@ def clone_behaviour(
     :return: mean negative log-likelihood of the last epoch (nats per transition).
     """
     optimizer = torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True)
+    make_capturable(optimizer, obs.device)
     u = unsquashed(actions)
+
+    def step(rows: Tensor) -> tuple[Tensor]:
+        loss = cloning_loss(actor, obs[rows], u[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return (loss.detach(),)
+
+    graphed = GraphedStep(step, obs.device)
     mean_loss = torch.zeros((), device=obs.device)
     for _ in tqdm(range(epochs), desc="clone", unit="epoch", disable=None if progress else True):
         order = torch.randperm(len(obs), generator=generator, device=obs.device)
         total = torch.zeros((), device=obs.device)
         for rows in order.split(batch_size):
-            loss = cloning_loss(actor, obs[rows], u[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * len(rows)
+            (loss,) = (graphed if len(rows) == batch_size else step)(rows)
+            total += loss * len(rows)
         mean_loss = total / len(obs)
     return float(mean_loss)

@@ -22,6 +22,7 @@ from adv_worldmodel.device import resolve_device, shared_tensor
 from adv_worldmodel.dynamics.ensemble import LOG_2PI, Ensemble
 from adv_worldmodel.dynamics.termination import TerminationFunction, make_termination
 from adv_worldmodel.dynamics.world_model import FORMAT_VERSION, RewardFunction, WorldModel
+from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.seeding import make_generator
 
 LOGVAR_LIMIT_WEIGHT = 0.001
@@ -195,6 +196,17 @@ def _descend(
     """Adam until no network improves; returns each network's best weights and holdout error."""
     ensemble, n = model.ensemble, len(train)
     optimizer = make_optimizer(ensemble, settings.learning_rate)
+    make_capturable(optimizer, inputs.device)
+
+    def step(rows: Tensor) -> tuple[Tensor]:
+        mean, logvar = ensemble(inputs[rows])
+        optimizer.zero_grad()
+        loss = supervised_loss(ensemble, mean, logvar, targets[rows])
+        loss.backward()
+        optimizer.step()
+        return (loss.detach(),)
+
+    graphed = GraphedStep(step, inputs.device)
     bootstrap = torch.randint(n, (settings.n_networks, n), generator=generator).to(inputs.device)
     best_mse = torch.full((settings.n_networks,), torch.inf, device=inputs.device)
     reference = best_mse.clone()
@@ -204,16 +216,13 @@ def _descend(
         total=settings.max_steps, desc="fit", unit="step", disable=None if progress else True
     )
     while stale < settings.patience and (settings.max_steps is None or steps < settings.max_steps):
-        order = torch.rand((settings.n_networks, n), generator=generator).argsort(dim=1)
-        shuffled = train[bootstrap.gather(1, order.to(inputs.device))]
+        keys = torch.rand((settings.n_networks, n), generator=generator)
+        shuffled = train[bootstrap.gather(1, keys.to(inputs.device).argsort(dim=1))]
         for batch in shuffled.split(settings.batch_size, dim=1):
             if steps == settings.max_steps:
                 break
-            y = targets[batch]
-            mean, logvar = ensemble(inputs[batch])
-            optimizer.zero_grad()
-            supervised_loss(ensemble, mean, logvar, y).backward()
-            optimizer.step()
+            whole = batch.shape[1] == settings.batch_size
+            (graphed if whole else step)(batch)
             steps += 1
             bar.update()
         epochs += 1

@@ -65,6 +65,7 @@ class RamboCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         self._refuse_nesting()
+        self._foes = policy_and_value(self.model)
         env = self.training_env
         if self.model.get_vec_normalize_env() is not None:
             raise ValueError(
@@ -95,7 +96,6 @@ class RamboCallback(BaseCallback):
                 gamma=float(self.model.gamma),  # type: ignore[attr-defined]
                 seed=self.model.seed if self.seed is None else self.seed,
             )
-        self._foes = policy_and_value(self.model)
 
     def _on_rollout_start(self) -> None:
         assert self.adversary is not None

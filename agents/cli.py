@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from agents.data_commands import add_data_parser
 from agents.experiment_commands import add_experiment_parsers
 from agents.run_folder import Terminated
-from agents.terminal import PROG, positive, terminated_as_interrupted, user_input
+from agents.terminal import PROG, natural, positive, terminated_as_interrupted, user_input
 
 if TYPE_CHECKING:
     from agents.config import TrainConfig
@@ -31,6 +31,8 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: ") and "=" in message:
+            message += ": settings (key=value) stand before the options"
         print(f"{PROG}: error: {message} (see '{self.prog} --help')", file=sys.stderr)
         raise SystemExit(2)
 
@@ -123,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--env", metavar="ID", help="another environment; 'module:ID' imports module first"
     )
-    evaluate.add_argument("--seed", metavar="N", type=int, default=0)
+    evaluate.add_argument("--seed", metavar="N", type=natural, default=0)
     evaluate.add_argument("--render", metavar="FILE", help="write one episode as .mp4 or .gif")
     evaluate.add_argument(
         "--trust",

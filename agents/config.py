@@ -259,6 +259,8 @@ class TrainConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.out is not None and self.out.startswith("~"):
+            object.__setattr__(self, "out", str(Path(self.out).expanduser()))
         if self.seed + (self.seeds or 1) > 2**32:
             raise ValueError(
                 f"seeds = {self.seeds}: from seed = {self.seed} on, seeds would pass {2**32 - 1}"

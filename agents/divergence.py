@@ -74,7 +74,7 @@ class DivergenceCallback(BaseCallback):
         dataset: the data trained on.
         gamma: the agent's discount.
         history: where the metrics arrive.
-        stop: False warns instead, and lets the run go on.
+        stop: False warns instead, and lets the run go on, unless a metric is not finite.
         warn: called with each warning, once for each kind.
 
     Attributes:
@@ -115,7 +115,7 @@ class DivergenceCallback(BaseCallback):
             self._check()
         except DivergenceError as error:
             self.found = self.found or error.details
-            if self._stop:
+            if self._stop or error.details["limit"] is None:  # with no numbers nothing goes on
                 raise
             self._once("divergence", f"diverged, and goes on as asked: {error}")
 

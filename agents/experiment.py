@@ -32,6 +32,7 @@ from agents.run_folder import (
     RunFolder,
     new_run_folder,
     remove_asides,
+    run_locked,
     signals_held,
     write_json,
     write_text,
@@ -81,10 +82,11 @@ def run(
         folder = new_run_folder(config.out, config.name, config.seed, overwrite=overwrite)
     else:
         folder = resumption.folder
-        for place in (folder.path, folder.checkpoints):
-            remove_asides(place)
     snapshot = None if resumption is None else resumption.snapshot
-    with _torch_threads(config.n_threads):
+    with run_locked(folder.path), _torch_threads(config.n_threads):
+        if resumption is not None:
+            for place in (folder.path, folder.checkpoints):
+                remove_asides(place)
         experiment = _Experiment(prepared, folder, progress, snapshot)
         try:
             experiment.fit()
@@ -141,7 +143,10 @@ class _Experiment:
 
     def say(self, line: str) -> None:
         if self.progress:
-            print(line, flush=True)
+            try:
+                print(line, flush=True)
+            except BrokenPipeError:  # nobody reads any more: `train ... | head`
+                self.progress = False
 
     def fit(self) -> None:
         """Fit the world model, or take it from the cache, and make the agent in it."""

@@ -23,6 +23,7 @@ from agents.preparation import Preparation
 from agents.progress import duration
 from agents.resumption import Resumption, prepare_resumption
 from agents.run_folder import RunFolder, write_json, write_text
+from agents.run_groups import setting_text
 
 __all__ = ["RunProcesses", "cores"]
 
@@ -32,6 +33,10 @@ LINE_EVERY = 15.0
 GRACE = 120.0
 #: Seconds after which a run that has not ended is asked once more.
 ASK_AGAIN = 15.0
+
+
+#: What may differ between a sweep's earlier call and this one.
+FREE_HERE = ("iterations", "checkpoint_every", "on_divergence", "n_threads")
 
 
 class RunProcesses:
@@ -124,7 +129,8 @@ class RunProcesses:
         rows = 0  # of a CSV file with a header; there is none yet before the first
         with suppress(OSError), self._folder(name).progress.open(encoding="utf-8") as file:
             rows = max(0, sum(1 for _ in file) - 1)
-        return f"{rows}/{self.configs[name].iterations}"
+        iterations = self.configs[name].iterations
+        return f"{min(rows, iterations)}/{iterations}"  # the last evaluation has a row of its own
 
     def _result(self, name: str) -> dict[str, Any]:
         try:
@@ -198,8 +204,8 @@ def _prepare(config: TrainConfig) -> tuple[Preparation, Resumption | None]:
     """A run that its folder holds already goes on."""
     assert config.out is not None
     if RunFolder(Path(config.out)).config.is_file():
-        n_threads = "null" if config.n_threads is None else config.n_threads
-        return prepare_resumption(config.out, [f"n_threads={n_threads}"])
+        free = [f"{key}={setting_text(getattr(config, key))}" for key in FREE_HERE]
+        return prepare_resumption(config.out, free)
     return prepare(config), None
 
 

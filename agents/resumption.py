@@ -12,7 +12,7 @@ from adv_worldmodel import WorldModel
 from agents.checkpoints import Snapshot, latest_checkpoint
 from agents.config import flat_settings, load_config
 from agents.preparation import Preparation, prepare
-from agents.run_folder import RunFolder
+from agents.run_folder import RunFolder, run_locked
 
 __all__ = ["Resumption", "prepare_resumption"]
 
@@ -44,6 +44,9 @@ def prepare_resumption(
             checkpoint can be read.
     """
     folder = RunFolder(Path(run))
+    if folder.path.is_dir():
+        with run_locked(folder.path):  # no other process goes on with it
+            pass
     began = folder.config.is_file()  # a kill may come between the first two files
     if not began and folder.result.is_file():
         raise FileNotFoundError(
@@ -55,7 +58,7 @@ def prepare_resumption(
     wanted = load_config(folder.config, overrides)
     before, now = flat_settings(written), flat_settings(wanted)
     changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
-    if refused := [key for key in changed if key not in FREE]:
+    if refused := [key for key in changed if key not in FREE or key in ("name", "out")]:
         raise ValueError(
             f"{', '.join(refused)} would change the result of {run}: train into another folder, "
             f"or resume without (what may differ: {', '.join(FREE[:5])})"

@@ -4,7 +4,7 @@ A run folder holds::
 
     config.yaml          the resolved configuration, which reruns the run
     evaluations.csv      one row per evaluation in the real environment
-    progress.csv         one row of metrics per iteration
+    progress.csv         one row of metrics per iteration; its evaluation stands in the next row
     tensorboard/         the same metrics as TensorBoard events
     world_model/         the model after the maximum-likelihood fit
     adversarial_model/   the model at the end of training
@@ -31,10 +31,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from agents.rambo import RAMBO
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -99,9 +106,14 @@ class RunFolder:
                 f"no run folder at {self.path}: give a folder that 'adv-worldmodel train' printed"
             )
         if not self.result.is_file():
+            inside = sorted(file.parent.name for file in self.path.glob("*/result.json"))
             raise FileNotFoundError(
-                f"{self.path} is not a run folder (it holds no result.json): give a folder that "
-                "'adv-worldmodel train' printed"
+                f"{self.path} is not a run folder (it holds no result.json): give "
+                + (
+                    f"one of the runs in it ({', '.join(inside)})"
+                    if inside
+                    else "a folder that 'adv-worldmodel train' printed"
+                )
             )
         try:
             result = json.loads(self.result.read_text(encoding="utf-8"))
@@ -147,7 +159,12 @@ class RunFolder:
         from agents.rambo import RAMBO
 
         if self.weights.is_dir():
-            return RAMBO.load_weights(self.weights, device)
+            policy = RAMBO.load_weights(self.weights, device)
+            if not all(bool(p.isfinite().all()) for p in policy.policy.parameters()):
+                raise ValueError(
+                    f"{self.weights} is no policy: its parameters are not finite, the run diverged"
+                )
+            return policy
         if not self.policy.is_file():
             raise FileNotFoundError(
                 f"{self.path} holds no policy/ and no policy.zip: the run stopped before there was "
@@ -166,6 +183,29 @@ class RunFolder:
             raise ValueError(f"{self.policy} cannot be read ({reason}): train again") from error
 
 
+def lock_folder(path: Path, who: str, remedy: str) -> IO[str]:
+    """Keep others out of `path` as long as the returned file is open; ValueError if one is in."""
+    file = (path / LOCK).open("a")
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"{who} is at work in {path}: wait for its end, or {remedy}") from None
+    return file
+
+
+@contextmanager
+def run_locked(path: Path) -> Iterator[None]:
+    """Be the only process that writes the run in `path`; ValueError if another one does."""
+    lock = lock_folder(path, "a run", "train into another folder")
+    try:
+        yield
+    finally:
+        (path / LOCK).unlink(missing_ok=True)
+        lock.close()
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: a scheduler wants the machine back."""
 
@@ -179,10 +219,11 @@ def check_new_folder(out: str | None, *, overwrite: bool = False) -> None:
     """Raise ValueError unless `new_run_folder` can make its folder; writes nothing."""
     path = Path("runs" if out is None else out)
     if overwrite and _holds_run(path):
-        return
+        with run_locked(path):
+            return
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: give out=FOLDER that does not exist yet")
-    if out is not None and path.is_dir() and any(path.iterdir()):
+    if out is not None and path.is_dir() and any(file.name != LOCK for file in path.iterdir()):
         if _holds_run(path):
             raise ValueError(
                 f"out={out} holds a run: go on with it by 'adv-worldmodel train --resume {out}', "
@@ -224,7 +265,8 @@ def new_run_folder(
     if out is not None:
         path = Path(out)
         if overwrite and _holds_run(path):
-            shutil.rmtree(path)
+            with run_locked(path):
+                shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
         return RunFolder(path)
     stem = f"{name}-{seed}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -26,7 +26,10 @@ __all__ = [
 ]
 
 #: Settings that say where, how and how often a run computes, not what; the seed is not one either.
-BESIDE = ("name", "seed", "seeds", "checkpoint_every", "out", "device", "n_threads", "model.cache")
+BESIDE = (
+    "name", "seed", "seeds", "checkpoint_every", "on_divergence", "out", "device", "n_threads",
+    "model.cache",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class Run:
     def status(self) -> str:
         """ "finished", "diverged", "failed", "interrupted" or "running"."""
         return str(self.result["status"])
+
+    @property
+    def content(self) -> str | None:
+        """Hash of the data that it read; None if it read none."""
+        return self.result.get("content_hash")
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -143,6 +151,11 @@ _ANYTHING: tuple[Callable[[Any], bool], str] = (lambda _: True, "anything")
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "status": (lambda value: isinstance(value, str), "a text"),
     "error": _TEXT,
+    "content_hash": _TEXT,
+    "divergence": (
+        lambda value: value is None or isinstance(value, dict),
+        "an object or null",
+    ),
     "score_reference": _TEXT,
     "iterations": (_is_number, "a number"),
     "return_mean": _NUMBER,
@@ -175,11 +188,16 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Group runs by data set and configuration, in the order of names and settings.
 
     Of several runs with the same settings and seed, only the one whose `result.json` is the newest
-    stays: a run done again replaces the one before.
+    stays: a run done again replaces the one before. A file whose content has changed between runs
+    counts as another data set.
     """
-    by_dataset: dict[str, dict[tuple[Any, ...], dict[int, Run]]] = {}
-    for run in sorted(runs, key=lambda run: run.folder.result.stat().st_mtime_ns):
-        configurations = by_dataset.setdefault(run.settings["dataset"], {})
+    by_dataset: dict[tuple[str, str | None], dict[tuple[Any, ...], dict[int, Run]]] = {}
+    in_time = sorted(runs, key=lambda run: run.folder.result.stat().st_mtime_ns)
+    contents = {run.settings["dataset"]: run.content for run in in_time if run.content}
+    for run in in_time:
+        name = run.settings["dataset"]
+        # a run that never read its data counts as one on the newest
+        configurations = by_dataset.setdefault((name, run.content or contents.get(name)), {})
         configurations.setdefault(tuple(run.settings.items()), {})[run.seed] = run
     names = _short_names(list(by_dataset))
     groups = []
@@ -210,11 +228,22 @@ def setting_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _short_names(datasets: Sequence[str]) -> dict[str, str]:
-    """File names instead of whole paths, where no two are alike."""
-    short = {name: Path(name).name if Path(name).is_absolute() else name for name in datasets}
-    given = list(short.values())
-    return {name: text if given.count(text) == 1 else name for name, text in short.items()}
+def _short_names(
+    datasets: Sequence[tuple[str, str | None]],
+) -> dict[tuple[str, str | None], str]:
+    """Names of data sets by name and content hash: file names instead of whole paths, where no two
+    are alike, and the head of the hash where only that tells them apart.
+    """
+    paths = {name for name, _ in datasets}
+    short = {name: Path(name).name if Path(name).is_absolute() else name for name in paths}
+    given, contents = list(short.values()), [name for name, _ in datasets]
+    names = {}
+    for name, content in datasets:
+        text = short[name] if given.count(short[name]) == 1 else name
+        names[name, content] = (
+            text if contents.count(name) == 1 else f"{text} (content {str(content)[:8]})"
+        )
+    return names
 
 
 def _rank(value: Any) -> tuple[int, float, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import itertools
 import re
 import shutil
@@ -18,7 +17,8 @@ from agents.aggregate import aggregate, markdown
 from agents.config import TrainConfig, load_config
 from agents.config_files import split_override
 from agents.processes import RunProcesses, cores
-from agents.run_folder import RunFolder, check_new_folder
+from agents.resumption import FREE
+from agents.run_folder import LOCK, RunFolder, check_new_folder, lock_folder
 from agents.run_groups import BESIDE, compared_settings, find_runs, group_runs, setting_text
 
 __all__ = ["PRESETS", "SweepPlan", "parse_seeds", "plan_sweep", "run_sweep", "split_values"]
@@ -70,6 +70,7 @@ class SweepPlan:
     folder: Path
     configs: dict[str, TrainConfig]  #: of all runs, by the run folder below `folder`
     finished: frozenset[str]  #: those of them that are done
+    begun: frozenset[str]  #: those that go on from a checkpoint
     at_once: int
     lock: IO[str] = field(repr=False, compare=False)
 
@@ -133,7 +134,10 @@ def plan_sweep(
     }
     lock = _lock(folder)
     finished = frozenset(name for name, config in configs.items() if _is_finished(config))
-    return SweepPlan(folder, configs, finished, at_once, lock)
+    begun = frozenset(
+        name for name, config in configs.items() if name not in finished and _goes_on(config)
+    )
+    return SweepPlan(folder, configs, finished, begun, at_once, lock)
 
 
 def run_sweep(plan: SweepPlan, *, progress: bool = True) -> dict[str, str]:
@@ -150,8 +154,8 @@ def run_sweep(plan: SweepPlan, *, progress: bool = True) -> dict[str, str]:
         f"sweep        {len(plan.configs)} runs, {len(plan.finished)} of them finished before;"
     )
     runs.say(f"             {plan.at_once} at once, n_threads={threads}")
-    for config in waiting.values():  # what an earlier call left unfinished, and cannot go on
-        if not _goes_on(config):
+    for name, config in waiting.items():  # what an earlier call left before a checkpoint
+        if name not in plan.begun:
             shutil.rmtree(_out(config), ignore_errors=True)
     try:
         runs.run()
@@ -245,24 +249,30 @@ def _lock(folder: Path) -> IO[str]:
     if not folder.exists():
         check_new_folder(str(folder))
         folder.mkdir(parents=True)
-    file = (folder / ".lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(
-            f"another sweep is at work in {folder}: wait for its end, or give another out=FOLDER"
-        ) from None
-    return file
+    return lock_folder(folder, "another sweep", "give another out=FOLDER")
 
 
 def _goes_on(config: TrainConfig) -> bool:
-    """Whether the run's folder holds a checkpoint of just this run."""
+    """Whether the run's folder holds a checkpoint of this run; ValueError if of another one."""
     folder = RunFolder(_out(config))
-    if not (folder.config.is_file() and folder.checkpoints.is_dir()):
+    if not (folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())):
         return False
+    _check_same(config, folder, "an unfinished run", FREE)
+    return True
+
+
+def _check_same(
+    config: TrainConfig, folder: RunFolder, what: str, free: Sequence[str] = ()
+) -> None:
+    """ValueError unless the run in `folder` has the settings of `config`, but those in `free`."""
     there = load_config(folder.config)
-    return there.seed == config.seed and compared_settings(there) == compared_settings(config)
+    wanted, found = ({"seed": c.seed} | compared_settings(c) for c in (config, there))
+    differing = [key for key, value in wanted.items() if found[key] != value and key not in free]
+    if differing:
+        raise ValueError(
+            f"{folder.path} holds {what} of other settings ({', '.join(differing)}): give another "
+            "out=FOLDER"
+        )
 
 
 def _is_finished(config: TrainConfig) -> bool:
@@ -270,16 +280,10 @@ def _is_finished(config: TrainConfig) -> bool:
     folder = RunFolder(_out(config))
     if not folder.path.exists():
         return False
-    written = {path.name for path in folder.path.iterdir()}
+    written = {path.name for path in folder.path.iterdir()} - {LOCK}
     if written and folder.config.name not in written:
         raise ValueError(f"{folder.path} holds files, but no run: give another out=FOLDER")
     if not folder.result.is_file() or folder.read_result().get("status") != "finished":
         return False
-    there = load_config(folder.config)
-    wanted, found = ({"seed": c.seed} | compared_settings(c) for c in (config, there))
-    if differing := [key for key, value in wanted.items() if found[key] != value]:
-        raise ValueError(
-            f"{folder.path} holds a finished run of other settings ({', '.join(differing)}): "
-            "give another out=FOLDER"
-        )
+    _check_same(config, folder, "a finished run")
     return True

@@ -137,9 +137,9 @@ def policy_and_value(model: BaseAlgorithm) -> tuple[Policy, ValueFunction]:
         squashed = hasattr(policy.actor, "get_action_dist_params")
         actor = SquashedPolicy(model) if squashed else DeterministicPolicy(model)
         return actor, CriticValue(model, actor)
-    if hasattr(policy, "predict_values"):
+    if hasattr(policy, "predict_values") and not hasattr(policy, "lstm_actor"):
         return OnPolicyPolicy(model), StateValue(model)
     raise ValueError(
-        f"{type(model).__name__} has no value function that an adversary could lower; "
+        f"{type(model).__name__} has no value of a state alone that an adversary could lower; "
         "use SAC, TD3, TQC, CrossQ, PPO or RAMBO"
     )

@@ -117,6 +117,8 @@ def main():
     parser.add_argument("--only", metavar="TEXT", default="", help="variants whose name holds TEXT")
     parser.add_argument("overrides", nargs="*", help="settings of all runs, such as iterations=2")
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error("--jobs: at least 1")
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "data.npz"
     np.savez_compressed(log, **drive(0.7, N_ROWS))
@@ -126,13 +128,17 @@ def main():
     if not variants:
         parser.error(f"--only {args.only}: no variant's name holds it")
     for label, settings, grid in variants:
-        plan = plan_sweep(
-            HERE / "careful_driver.yaml",
-            [f"dataset={log}", *settings, *args.overrides, f"out={args.out / _folder(label)}"],
-            grid=[grid],
-            seeds=args.seeds,
-            jobs=args.jobs,
-        )
+        out = f"out={args.out / _folder(label)}"
+        try:
+            plan = plan_sweep(
+                HERE / "careful_driver.yaml",
+                [f"dataset={log}", *settings, *args.overrides, out],
+                grid=[grid],
+                seeds=args.seeds,
+                jobs=args.jobs,
+            )
+        except ValueError as error:  # a setting, seeds, or a folder that is taken
+            parser.error(str(error))
         run_sweep(plan)
         runs[label] = [RunFolder(plan.folder / name) for name in plan.configs]
 

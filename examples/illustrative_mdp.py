@@ -249,6 +249,8 @@ def main():
         seeds = [args.seed] if args.seeds is None else parse_seeds(args.seeds)
     except ValueError as e:
         parser.error(str(e))
+    if min(seeds) < 0 or args.jobs < 1:
+        parser.error("--seed: not negative; --jobs: at least 1")
 
     args.out.mkdir(parents=True, exist_ok=True)
     lines, results = [HEADER], []

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adv_worldmodel.data import OfflineDataset
+from adv_worldmodel.data.environments import buildable, check_fit
 from adv_worldmodel.device import resolve_device, shared_tensor
 from adv_worldmodel.dynamics.ensemble import LOG_2PI, Ensemble
 from adv_worldmodel.dynamics.termination import TerminationFunction, make_termination
@@ -54,6 +55,8 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not self.learning_rate >= 0:
+            raise ValueError(f"learning_rate = {self.learning_rate} must not be negative")
         if not 1 <= self.n_elites <= self.n_networks:
             raise ValueError(
                 f"n_elites = {self.n_elites} must lie between 1 and n_networks = {self.n_networks}"
@@ -130,6 +133,10 @@ def fit_world_model(
     if len(dataset) < 2:
         raise ValueError("one transition cannot be fitted and held out: at least 2 are needed")
     rule = make_termination(termination, dataset.env_id)
+    if termination in (None, "auto") and dataset.env_id and buildable(dataset.env_id):
+        # the environment's rule reads its own observations
+        widths = dataset.observations.shape[1], dataset.actions.shape[1]
+        check_fit(dataset.env_id, *widths, dataset.name)
     start = time.perf_counter()
     device = resolve_device(device)
     generator = make_generator(settings.seed, "fit")

@@ -52,6 +52,14 @@ def test_the_table_is_over_the_seeds_that_finished(
     assert f"Not in it: {runs / 'b-2'}: running" in lines
 
 
+def test_a_run_that_diverged_and_went_on_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "r", return_mean=1.0, divergence={"quantity": "train/q_mean"})
+    assert main(["results", str(tmp_path)]) == 0
+    assert f"Diverged, and went on: {tmp_path / 'r'}" in capsys.readouterr().out
+
+
 def test_scores_stand_beside_returns_and_say_their_reference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
+from sb3_contrib import ARS, RecurrentPPO
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -242,6 +243,16 @@ def test_gymnasium_environments_with_models_of_their_own_are_refused(
     model = make_algorithm("SAC", DummyVecEnv([make_one] * 2))
     with pytest.raises(ValueError, match="hold different world models"):
         model.learn(total_timesteps=30, callback=adversary())
+
+
+@pytest.mark.parametrize("kind", [ARS, RecurrentPPO])
+def test_algorithms_without_a_value_of_a_state_are_refused(
+    pendulum: OfflineDataset, ending_model: WorldModel, kind: Any
+) -> None:
+    env = make_sb3_env(pendulum, 2, 3, world_model=ending_model, device="cpu", seed=0)
+    policy = "MlpLstmPolicy" if kind is RecurrentPPO else "LinearPolicy"
+    with pytest.raises(ValueError, match=f"{kind.__name__} has no value of a state alone"):
+        kind(policy, env, device="cpu").learn(10, callback=adversary())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import adv_worldmodel
 from agents import experiment
@@ -81,6 +83,8 @@ def test_evaluate_films_an_episode(run_folder: Path, tmp_path: Path) -> None:
         (["evaluate", "no-such-run"], "no run folder"),
         (["evaluate", "."], "no result.json"),
         (["evaluate", "x", "--episodes", "0"], "at least 1"),
+        (["evaluate", "x", "--seed", "-1"], "at least 0"),
+        (["train", "pendulum-random", "--overwrite", "out=x"], "stand before the options"),
         (["data", "info", "no-such-set"], "no-such-set"),
         (["fly"], "invalid choice"),
         ([], "COMMAND"),
@@ -115,6 +119,39 @@ def test_an_occupied_out_folder_is_left_alone(
     assert main(["train", "pendulum-random", f"out={tmp_path / 'mine.txt' / 'run'}"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine.txt"]
+
+
+def test_a_folder_of_runs_names_them(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `train seeds=2` prints as its last line."""
+    assert main(["evaluate", str(run_folder.parent)]) == 2
+    assert "give one of the runs in it (run)" in capsys.readouterr().err
+
+
+def test_a_policy_that_is_not_finite_is_none(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    policy = folder.load_policy()
+    with torch.no_grad():
+        next(policy.policy.parameters()).fill_(torch.nan)
+    shutil.rmtree(folder.weights)
+    policy.save_weights(folder.weights)
+    for more in ([], ["--in-model", "fit"]):
+        assert main(["evaluate", str(folder.path), *more]) == 2
+        assert "not finite, the run diverged" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*args: Any, **kwargs: Any) -> None:
+        if kwargs.get("file") is None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    assert main(["train", "pendulum-random", *TINY, f"out={tmp_path / 'run'}"]) == 0
+    assert RunFolder(tmp_path / "run").read_result()["status"] == "finished"
 
 
 def test_a_damaged_run_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

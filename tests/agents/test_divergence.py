@@ -38,6 +38,15 @@ def test_any_metric_that_is_not_finite_is_a_divergence() -> None:
     assert e.value.details["history"] == [0.5, math.inf]
 
 
+def test_with_no_numbers_nothing_goes_on() -> None:
+    history = MetricsHistory()
+    callback = DivergenceCallback(dataset(), 0.9, history, stop=False)
+    history.write({**SOUND, "train/q_mean": math.nan}, {})
+    with pytest.raises(DivergenceError, match="train/q_mean is nan"):
+        callback.on_rollout_start()
+    assert callback.found is not None
+
+
 def test_if_asked_a_run_goes_on_and_tells_once() -> None:
     history, warnings = MetricsHistory(), list[str]()
     callback = DivergenceCallback(dataset(), 0.9, history, stop=False, warn=warnings.append)

@@ -23,7 +23,7 @@ from agents.checkpoints import (
 )
 from agents.cli import main
 from agents.progress import MetricsHistory
-from agents.run_folder import RunFolder
+from agents.run_folder import RunFolder, run_locked
 from tests.agents.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,9 +151,9 @@ def test_a_changed_setting_is_named_and_refused(
     half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(path.name for path in half.rglob("*"))
-    assert train("--resume", str(half), "agent.gamma=0.9", "iterations=9") == 2
+    assert train("--resume", str(half), "agent.gamma=0.9", "iterations=9", "out=x") == 2
     error = capsys.readouterr().err
-    assert "agent.gamma would change the result" in error
+    assert "out, agent.gamma would change the result" in error
     assert sorted(path.name for path in half.rglob("*")) == before
 
 
@@ -167,6 +167,19 @@ def test_a_run_is_not_trained_over_unless_asked(
     assert "--overwrite" in error
     assert train(*settings, "--overwrite") == 0
     assert RunFolder(half).read_result()["iterations"] == 1
+
+
+def test_one_process_at_a_time_writes_a_run(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(path.name for path in half.rglob("*"))
+    with run_locked(half):
+        for words in (
+            ["--resume", str(half)],
+            ["pendulum-random", *TINY, f"out={half}", "--overwrite"],
+        ):
+            assert train(*words) == 2
+            assert f"a run is at work in {half}" in capsys.readouterr().err
+    assert sorted(path.name for path in half.rglob("*")) == before
+    assert train("--resume", str(half)) == 0
 
 
 @pytest.mark.parametrize(

@@ -88,3 +88,15 @@ def test_a_file_is_the_same_data_set_from_any_folder(
 )
 def test_a_setting_reads_as_its_override(value: object, text: str) -> None:
     assert setting_text(value) == text
+
+
+def test_a_file_that_has_changed_is_another_data_set(tmp_path: Path) -> None:
+    log = f"dataset={tmp_path / 'log.npz'}"
+    make_run(tmp_path / "a", log, content_hash="aaaaaaaaaaaa")
+    make_run(tmp_path / "b", log, "seed=1", content_hash="bbbbbbbbbbbb")
+    make_run(tmp_path / "c", log, "seed=2", status="failed")  # it has read neither
+    groups = group_runs(find_runs([tmp_path]))
+    assert [group.dataset for group in groups] == [
+        "log.npz (content aaaaaaaa)", "log.npz (content bbbbbbbb)",
+    ]  # fmt: skip
+    assert [[run.seed for run in group.runs] for group in groups] == [[0], [1, 2]]

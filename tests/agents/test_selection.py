@@ -68,6 +68,16 @@ def test_a_run_that_ran_away_is_not_chosen_and_is_named(tmp_path: Path) -> None:
     assert "The choice cannot be trusted:" in report(chosen)
 
 
+def test_a_run_that_ran_away_and_went_on_is_not_chosen_either(tmp_path: Path) -> None:
+    candidates(tmp_path, k2=(100, 0, 900), k3=(110, 0, 800))
+    away = {"q_avg": -1e12, "q_var": 0, "return_mean": -1.0, "divergence": {"quantity": "q"}}
+    make_run(tmp_path / "k5", "rollout.horizon=5", "on_divergence=continue", **away)
+    chosen = selection(tmp_path)
+    assert chosen.choice is not None
+    assert chosen.choice.label == "rollout.horizon=2"
+    assert chosen.doubts == ("rollout.horizon=5: seed 0 diverged, and went on",)
+
+
 def test_missing_runs_are_named(tmp_path: Path) -> None:
     candidates(tmp_path, k2=(100, 0, 900), k5=(110, 0, 800))
     make_run(tmp_path / "more", "rollout.horizon=5", "seed=1", q_avg=1.0, q_var=1.0)

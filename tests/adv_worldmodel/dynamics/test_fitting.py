@@ -299,3 +299,11 @@ def test_bounds_that_the_data_leave_do_not_clip_the_model() -> None:
     assert lowest < -0.5
     assert float(model.obs_low) == pytest.approx(lowest)
     assert float(model.obs_high) == np.inf
+
+
+def test_the_environment_s_rule_is_not_applied_to_other_observations() -> None:
+    """The rule is for 11 components in a known order."""
+    wrong = replace(linear_system(), env_id="Hopper-v5")
+    with pytest.raises(ValueError, match="'observations' has 1 dimensions per row, but Hopper-v5"):
+        fit_world_model(wrong, SMALL, device="cpu")
+    fit(wrong)  # its own rule

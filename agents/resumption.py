@@ -12,7 +12,7 @@ from adv_worldmodel import WorldModel
 from agents.checkpoints import Snapshot, latest_checkpoint
 from agents.config import flat_settings, load_config
 from agents.preparation import Preparation, prepare
-from agents.run_folder import RunFolder, run_locked
+from agents.run_folder import RunFolder, check_unlocked
 
 __all__ = ["Resumption", "prepare_resumption"]
 
@@ -44,9 +44,7 @@ def prepare_resumption(
             checkpoint can be read.
     """
     folder = RunFolder(Path(run))
-    if folder.path.is_dir():
-        with run_locked(folder.path):  # no other process goes on with it
-            pass
+    check_unlocked(folder.path)
     began = folder.config.is_file()  # a kill may come between the first two files
     if not began and folder.result.is_file():
         raise FileNotFoundError(

@@ -206,6 +206,13 @@ def run_locked(path: Path) -> Iterator[None]:
         lock.close()
 
 
+def check_unlocked(path: Path) -> None:
+    """ValueError if a process writes the run in `path`; writes nothing."""
+    if (path / LOCK).is_file():
+        with run_locked(path):
+            pass
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: a scheduler wants the machine back."""
 
@@ -219,8 +226,8 @@ def check_new_folder(out: str | None, *, overwrite: bool = False) -> None:
     """Raise ValueError unless `new_run_folder` can make its folder; writes nothing."""
     path = Path("runs" if out is None else out)
     if overwrite and _holds_run(path):
-        with run_locked(path):
-            return
+        check_unlocked(path)
+        return
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: give out=FOLDER that does not exist yet")
     if out is not None and path.is_dir() and any(file.name != LOCK for file in path.iterdir()):

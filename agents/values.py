@@ -140,6 +140,6 @@ def policy_and_value(model: BaseAlgorithm) -> tuple[Policy, ValueFunction]:
     if hasattr(policy, "predict_values") and not hasattr(policy, "lstm_actor"):
         return OnPolicyPolicy(model), StateValue(model)
     raise ValueError(
-        f"{type(model).__name__} has no value of a state alone that an adversary could lower; "
-        "use SAC, TD3, TQC, CrossQ, PPO or RAMBO"
+        f"{type(model).__name__} has no value function of the state alone that an adversary "
+        "could lower; use SAC, TD3, TQC, CrossQ, PPO or RAMBO"
     )

@@ -143,6 +143,8 @@ def _time_limits(
     limit = None
     if env_id is not None and buildable(env_id):
         limit = gym.spec(env_id).max_episode_steps
+    if limit is None and terminations.all():
+        return np.zeros_like(terminations)
     if limit is None:
         warnings.warn(
             f"{where}: neither next_observations nor timeouts, and no known time limit. If "

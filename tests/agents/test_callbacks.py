@@ -251,7 +251,7 @@ def test_algorithms_without_a_value_of_a_state_are_refused(
 ) -> None:
     env = make_sb3_env(pendulum, 2, 3, world_model=ending_model, device="cpu", seed=0)
     policy = "MlpLstmPolicy" if kind is RecurrentPPO else "LinearPolicy"
-    with pytest.raises(ValueError, match=f"{kind.__name__} has no value of a state alone"):
+    with pytest.raises(ValueError, match=f"{kind.__name__} has no value function of the state"):
         kind(policy, env, device="cpu").learn(10, callback=adversary())
 
 

@@ -80,9 +80,8 @@ def markdown(rows: Sequence[Row], groups: Sequence[Group], *, left_out: int = 0)
     for run in missing:
         parts = ["Not in it", str(run.folder.path), run.status, run.result.get("error")]
         lines.append(": ".join(filter(None, parts)))
-    for run in (run for group in groups for run in group.finished):
-        if run.result.get("divergence") is not None:
-            lines.append(f"Diverged, and went on: {run.folder.path}")
+    gone_on = [run for group in groups for run in group.runs if run.diverged_and_went_on]
+    lines += [f"Diverged, and went on: {run.folder.path}" for run in gone_on]
     if left_out:
         lines.append(f"Left out: {left_out} older runs, done again with the same settings and seed")
     return "\n".join(lines) + "\n"

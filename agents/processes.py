@@ -21,7 +21,7 @@ from agents.divergence import DivergenceError
 from agents.experiment import prepare, run
 from agents.preparation import Preparation
 from agents.progress import duration
-from agents.resumption import Resumption, prepare_resumption
+from agents.resumption import FREE, Resumption, prepare_resumption
 from agents.run_folder import RunFolder, write_json, write_text
 from agents.run_groups import setting_text
 
@@ -33,10 +33,6 @@ LINE_EVERY = 15.0
 GRACE = 120.0
 #: Seconds after which a run that has not ended is asked once more.
 ASK_AGAIN = 15.0
-
-
-#: What may differ between a sweep's earlier call and this one.
-FREE_HERE = ("iterations", "checkpoint_every", "on_divergence", "n_threads")
 
 
 class RunProcesses:
@@ -204,8 +200,8 @@ def _prepare(config: TrainConfig) -> tuple[Preparation, Resumption | None]:
     """A run that its folder holds already goes on."""
     assert config.out is not None
     if RunFolder(Path(config.out)).config.is_file():
-        free = [f"{key}={setting_text(getattr(config, key))}" for key in FREE_HERE]
-        return prepare_resumption(config.out, free)
+        now = [f"{key}={setting_text(getattr(config, key))}" for key in FREE if key != "device"]
+        return prepare_resumption(config.out, now)
     return prepare(config), None
 
 

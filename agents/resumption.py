@@ -16,9 +16,9 @@ from agents.run_folder import RunFolder, check_unlocked
 
 __all__ = ["Resumption", "prepare_resumption"]
 
-#: Settings that may differ: how long, how often written, where. (Another device or number of
-#: threads rounds otherwise.)
-FREE = ("iterations", "checkpoint_every", "on_divergence", "n_threads", "device", "name", "out")
+#: Settings that may differ: how long, how often written. (Another device or number of threads
+#: rounds otherwise.)
+FREE = ("iterations", "checkpoint_every", "on_divergence", "n_threads", "device")
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ def prepare_resumption(
     wanted = load_config(folder.config, overrides)
     before, now = flat_settings(written), flat_settings(wanted)
     changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
-    if refused := [key for key in changed if key not in FREE or key in ("name", "out")]:
+    if refused := [key for key in changed if key not in FREE]:
         raise ValueError(
             f"{', '.join(refused)} would change the result of {run}: train into another folder, "
-            f"or resume without (what may differ: {', '.join(FREE[:5])})"
+            f"or resume without (what may differ: {', '.join(FREE)})"
         )
     prepared = prepare(dataclasses.replace(wanted, out=None, seeds=None))
     if result.get("content_hash") not in (None, prepared.dataset.content_hash):

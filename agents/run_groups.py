@@ -54,6 +54,11 @@ class Run:
         """Hash of the data that it read; None if it read none."""
         return self.result.get("content_hash")
 
+    @property
+    def diverged_and_went_on(self) -> bool:
+        """Whether it ran away and was told not to stop: its numbers are no values."""
+        return self.status == "finished" and self.result.get("divergence") is not None
+
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         return compared_settings(self.config)

@@ -92,8 +92,8 @@ def _candidate(group: Group) -> Candidate:
 
 def _heuristic(run: Run) -> float | None:
     q_avg, q_var = run.result.get("q_avg"), run.result.get("q_var")
-    if run.result.get("divergence") is not None:
-        return None  # its Q is no value
+    if run.diverged_and_went_on:
+        return None
     return None if q_avg is None or q_var is None else float(q_avg + q_var)
 
 
@@ -128,7 +128,7 @@ def _doubts_of(group: Group) -> list[str]:
         if run.status != "finished":
             why = f" ({error})" if error else ""
             doubts.append(f"seed {run.seed} {_STATUSES.get(run.status, run.status)}{why}")
-        elif run.result.get("divergence") is not None:
+        elif run.diverged_and_went_on:
             doubts.append(f"seed {run.seed} diverged, and went on")
         elif _heuristic(run) is None:
             doubts.append(f"seed {run.seed} has no mean Q")

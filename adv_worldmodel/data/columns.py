@@ -143,15 +143,14 @@ def _time_limits(
     limit = None
     if env_id is not None and buildable(env_id):
         limit = gym.spec(env_id).max_episode_steps
-    if limit is None and terminations.all():
-        return np.zeros_like(terminations)
     if limit is None:
-        warnings.warn(
-            f"{where}: neither next_observations nor timeouts, and no known time limit. If "
-            "episodes were cut by one, the row at each cut is paired with the next episode's "
-            "first state: add timeouts (or truncations), or name the environment.",
-            stacklevel=2,
-        )
+        if not terminations.all():
+            warnings.warn(
+                f"{where}: neither next_observations nor timeouts, and no known time limit. If "
+                "episodes were cut by one, the row at each cut is paired with the next episode's "
+                "first state: add timeouts (or truncations), or name the environment.",
+                stacklevel=2,
+            )
         return np.zeros_like(terminations)
     row = np.arange(len(terminations))
     starts = np.concatenate(([0], np.flatnonzero(terminations) + 1))

@@ -12,7 +12,7 @@ from adv_worldmodel.device import shared_tensor
 from adv_worldmodel.dynamics.constraint import DualWeight
 from adv_worldmodel.dynamics.ensemble import MemberDraw, gaussian_log_density, n_slots
 from adv_worldmodel.dynamics.explicit_gradients import ExplicitModelGradient
-from adv_worldmodel.dynamics.fitting import make_optimizer, mean_nll, supervised_loss
+from adv_worldmodel.dynamics.fitting import likelihood_step, make_optimizer, mean_nll
 from adv_worldmodel.dynamics.model_gradient import AdversarySettings, model_gradient
 from adv_worldmodel.dynamics.world_model import WorldModel
 from adv_worldmodel.graphs import GraphedStep, make_capturable
@@ -164,13 +164,10 @@ class Adversary:
 
     def _fit_step(self, batch: Tensor, *_: Tensor) -> tuple[Tensor]:
         """``continue_fit``: maximum likelihood alone."""
-        self.optimizer.zero_grad()
-        mean, logvar = self.model.ensemble(self.inputs[batch])
-        loss = supervised_loss(self.model.ensemble, mean, logvar, self.targets[batch])
-        loss.backward()
-        self.optimizer.step()
+        real = self.inputs[batch], self.targets[batch]
+        loss = likelihood_step(self.model.ensemble, self.optimizer, *real)
         zero = torch.zeros_like(loss)
-        return (torch.stack([zero, zero, zero, loss.detach()]),)
+        return (torch.stack([zero, zero, zero, loss]),)
 
     def _adversarial_step(
         self,

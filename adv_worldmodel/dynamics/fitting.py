@@ -100,6 +100,18 @@ def supervised_loss(ensemble: Ensemble, mean: Tensor, logvar: Tensor, y: Tensor)
     return fit + logvar_limits_loss(ensemble)
 
 
+def likelihood_step(
+    ensemble: Ensemble, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor
+) -> Tensor:
+    """One step of maximum likelihood on a batch; returns its :func:`supervised_loss`."""
+    mean, logvar = ensemble(inputs)
+    optimizer.zero_grad()
+    loss = supervised_loss(ensemble, mean, logvar, targets)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
 def logvar_limits_loss(ensemble: Ensemble) -> Tensor:
     """What keeps the log-variance limits near each other."""
     spread: Tensor = ensemble.max_logvar.sum() - ensemble.min_logvar.sum()
@@ -206,12 +218,7 @@ def _descend(
     make_capturable(optimizer, inputs.device)
 
     def step(rows: Tensor) -> tuple[Tensor]:
-        mean, logvar = ensemble(inputs[rows])
-        optimizer.zero_grad()
-        loss = supervised_loss(ensemble, mean, logvar, targets[rows])
-        loss.backward()
-        optimizer.step()
-        return (loss.detach(),)
+        return (likelihood_step(ensemble, optimizer, inputs[rows], targets[rows]),)
 
     graphed = GraphedStep(step, inputs.device)
     bootstrap = torch.randint(n, (settings.n_networks, n), generator=generator).to(inputs.device)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.intervals import Summary, summarise
+from agents.provenance import made_from
 from agents.run_folder import write_text
 from agents.run_groups import Group, Run, known
 
@@ -53,7 +54,7 @@ def _minutes(runs: Sequence[Run]) -> float | None:
 
 
 def markdown(rows: Sequence[Row], groups: Sequence[Group], *, left_out: int = 0) -> str:
-    """The table, what its columns mean, and why runs are missing in it.
+    """The table, what its columns mean, why runs are missing in it, and what it was made from.
 
     Args:
         rows: of `aggregate(groups)`.
@@ -84,6 +85,7 @@ def markdown(rows: Sequence[Row], groups: Sequence[Group], *, left_out: int = 0)
     lines += [f"Diverged, and went on: {run.folder.path}" for run in gone_on]
     if left_out:
         lines.append(f"Left out: {left_out} older runs, done again with the same settings and seed")
+    lines += made_from(groups)
     return "\n".join(lines) + "\n"
 
 

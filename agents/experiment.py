@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     * `q_avg`: mean Q of the last iteration, `q_var`: variance of that mean over the last 100
       iterations (P B.5), `q_ceiling`: what the data's largest reward can sum to (see `q_summary`);
     * `divergence`: which quantity ran away, when, and its history; null where none did;
+    * `written`: the local time, and with what `versions`;
     * `status`: "running", "finished", "interrupted", "diverged" or "failed"; `error` says why.
 
     Args:
@@ -322,6 +324,7 @@ class _Experiment:
             ),
             "fit": {} if self.world_model is None else self.world_model.fit_info,
             "wall_s": self.clock.report(),
+            "written": datetime.now().astimezone().isoformat(timespec="seconds"),
             "versions": versions(),
         }
         write_json(self.folder.result, result)

@@ -91,6 +91,8 @@ def _results(args: argparse.Namespace) -> int:
 
     for file in filter(None, (args.csv, args.markdown, args.plot)):
         check_file(Path(file))
+    if args.plot is not None and Path(args.plot).suffix.lower() != ".png":
+        raise ValueError(f"--plot {args.plot}: only PNG is drawn, give a name that ends in .png")
     runs = find_runs(args.runs)
     groups = group_runs(runs)
     rows = aggregate(groups)

@@ -170,6 +170,11 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "q_ceiling": _NUMBER,
     "behaviour_return": _NUMBER,
     "cloning_return": _NUMBER,
+    "written": _TEXT,
+    "versions": (
+        lambda value: isinstance(value, dict) and all(map(_is_text_or_null, value.values())),
+        "versions by package",
+    ),
     "wall_s": (
         lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
         "seconds by phase",

@@ -20,6 +20,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from agents.plots import compare_curves
+from agents.provenance import made_now
 from agents.run_folder import RunFolder
 from agents.sweep import plan_sweep, run_sweep
 
@@ -152,6 +153,7 @@ def main():
     for share in (0.7, 0.8, 0.9, 1.0, 1.2):
         by_episode = drive(share, 20 * STEPS, seed=1, noise=0.0)["rewards"].reshape(20, STEPS)
         lines.append(f"* {share:.0%}: {by_episode.sum(1).mean():.1f}")
+    lines += ["", made_now()]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     curves = {label: [folder.path for folder in runs[label]] for label in DRAWN if label in runs}

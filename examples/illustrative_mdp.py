@@ -33,6 +33,7 @@ from matplotlib.figure import Figure
 
 from adv_worldmodel import FitSettings, OfflineDataset, fit_world_model, make_sb3_env
 from agents import RAMBO, RamboCallback
+from agents.provenance import made_now
 from agents.sweep import parse_seeds
 
 N_ROWS, NOISE, EDGE, MARGIN = 3000, 0.1, 0.3, 0.05
@@ -270,6 +271,7 @@ def main():
         n = sum(own[check] for own in found)
         failed |= n < len(seeds) - ("action" in check) * (len(seeds) // 10)
         lines.append(f"* {check}: {n} of {len(seeds)}")
+    lines += ["", made_now()]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines[len(seeds) + 1 :]))
     return int(failed)

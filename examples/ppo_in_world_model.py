@@ -5,11 +5,17 @@ V(s) is the baseline of the model gradient (P eq. 5). The data are uniform rando
 pendulum; the policy is evaluated in the real one, which it has never met.
 """
 
+import argparse
+
 from stable_baselines3 import PPO
 
 from adv_worldmodel import FitSettings, load_dataset, make_sb3_env
 from agents import RamboCallback
 from agents.evaluation import evaluate
+
+argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+).parse_args()
 
 ITERATIONS = 60
 N_ENVS, HORIZON = 64, 64  # rollouts side by side, steps of each: one iteration's data

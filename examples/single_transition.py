@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from adv_worldmodel import FitSettings, OfflineDataset, fit_world_model, make_sb3_env
 from agents import COMBO, RAMBO, RamboCallback
+from agents.provenance import made_now
 
 # actions of the data; where s' is N(mean, 0.2) in truth; the mean. Elsewhere s' = 0.5.
 MODES = (
@@ -215,6 +216,7 @@ def main():
     lines += ["", f"Welch's t-test of the difference: p = {p:.2g}.", "", "Mean actions by seed:"]
     for name, results in (("RAMBO", rambo), ("COMBO", combo)):
         lines.append(f"* {name}: " + ", ".join(f"{stages[-1][0]:.2f}" for stages in results))
+    lines += ["", made_now()]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -115,6 +115,14 @@ def test_waits_are_counted_by_the_warnings_that_torch_gives() -> None:
     assert all(Path(__file__).name in place for place in found)
 
 
+def test_only_a_numbered_device_is_made_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)  # refuses "cuda" without a number
+    for device in ("cpu", "cuda", "cuda:1"):
+        gpu_speed.make_current(device)
+    assert chosen == [torch.device("cuda:1")]
+
+
 def test_trials_of_both_paths_start_alike(dataset: OfflineDataset) -> None:
     graph, plain = (Trial.build(SMALL, dataset, "cpu", graphs) for graphs in (True, False))
     assert (graph.agent.graphs, plain.agent.graphs) == (True, False)

@@ -73,7 +73,25 @@ def test_scores_stand_beside_returns_and_say_their_reference(
         "1000.0 [1000.0, 1000.0]", "0.0", "1000.0 [1000.0, 1000.0]",
         "40.0 [30.0, 50.0]", "14.1", "40.0 [30.0, 50.0]",
     ]  # fmt: skip
-    assert lines[-1] == "Score: which one."
+    assert "Score: which one." in lines
+
+
+def test_the_table_says_what_it_was_made_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, day in enumerate(["2026-01-02", "2026-03-04", "2026-02-03"]):
+        made = {"written": f"{day}T05:06:07+00:00", "versions": {"torch": "2.6.0", "numpy": "2.1"}}
+        make_run(tmp_path / str(seed), f"seed={seed}", content_hash="0123456789ab", **made)
+    make_run(tmp_path / "3", "seed=3", status="running", written="2026-12-31T00:00:00+00:00")
+    assert main(["results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "Data pendulum-random (content 01234567): seeds 0, 1, 2, trained 2026-01-02 to 2026-03-04.",
+        "With torch 2.6.0, numpy 2.1.",
+    ]
+    make_run(tmp_path / "4", "seed=4", versions={"torch": "2.13.0"})
+    assert main(["results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["With torch 2.6.0, numpy 2.1 (3 runs).", "With torch 2.13.0 (1 runs)."]
 
 
 def test_files_hold_the_same_table(
@@ -110,6 +128,11 @@ def test_the_picture_has_a_panel_for_each_data_set(runs: Path, tmp_path: Path) -
     picture = tmp_path / "curves.png"
     assert main(["results", str(runs), "--plot", str(picture)]) == 0
     assert imageio.imread(picture).shape[:2] == (600, 2 * 960)
+
+
+def test_a_picture_is_a_png(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["results", str(runs), "--plot", "curves.jpg"]) == 2
+    assert "only PNG is drawn" in capsys.readouterr().err
 
 
 def test_without_a_run_there_is_no_table(

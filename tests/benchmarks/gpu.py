@@ -190,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason := unusable(options.device):
         print(f"bench-gpu: {reason}", file=sys.stderr)
         return 2
+    gpu_speed.make_current(options.device)
     try:
         for task in options.tasks:
             configuration(options, task)

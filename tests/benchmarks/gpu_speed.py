@@ -105,6 +105,13 @@ class Clock(BaseCallback):
         return True
 
 
+def make_current(device: str) -> None:
+    """Let ``cuda:N`` be the device whose memory is read, and which is waited for."""
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is not None:  # "cuda" is the current one already
+        torch.cuda.set_device(found)
+
+
 def measure_iterations(
     trial: Trial, device: str, n: int, before: Callable[[], object] | None = None
 ) -> dict[str, Any]:
@@ -148,9 +155,8 @@ def peak_mib(device: str) -> dict[str, float] | None:
 def _process(configuration: str, device: str, n: int, barrier: Any, answers: Any) -> None:
     """One of several processes: builds its own trial, and starts when all have."""
     torch.set_num_threads(1)
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
     try:
+        make_current(device)
         c = Configuration.from_json(configuration)
         trial = Trial.build(c, workload.gaussian_data(c), device, graphs=True)
         found = measure_iterations(trial, device, n, lambda: barrier.wait(PATIENCE))

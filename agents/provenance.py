@@ -1,0 +1,48 @@
+"""What a table or picture was made from: data, seeds, dates, versions and the command."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from agents.results import versions
+from agents.run_groups import Group
+
+__all__ = ["made_from", "made_now"]
+
+
+def made_now() -> str:
+    """A line for what the running script computes itself: its command, the date, the versions."""
+    command = shlex.join(["python", *sys.argv])
+    return f"`{command}`, {datetime.now():%Y-%m-%d}, {_text(versions())}"
+
+
+def made_from(groups: Sequence[Group]) -> list[str]:
+    """Lines for a table of runs that finished: data, seeds and dates by data set; the versions."""
+    lines = []
+    for dataset in dict.fromkeys(group.dataset for group in groups):
+        runs = [run for group in groups if group.dataset == dataset for run in group.finished]
+        if not runs:
+            continue
+        content = f" (content {runs[0].content[:8]})" if runs[0].content else ""
+        parts = ["seeds " + ", ".join(map(str, sorted({run.seed for run in runs})))]
+        days = sorted({run.result["written"][:10] for run in runs if run.result.get("written")})
+        if days:
+            parts.append("trained " + " to ".join(dict.fromkeys((days[0], days[-1]))))
+        lines.append(f"Data {dataset}{content}: {', '.join(parts)}.")
+    software = Counter(
+        _text(run.result["versions"])
+        for group in groups
+        for run in group.finished
+        if run.result.get("versions")
+    )
+    alone = len(software) == 1
+    lines += [f"With {text}{'' if alone else f' ({n} runs)'}." for text, n in software.items()]
+    return lines
+
+
+def _text(found: Mapping[str, str]) -> str:
+    return ", ".join(f"{package} {version}" for package, version in found.items())

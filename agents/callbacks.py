@@ -87,13 +87,15 @@ class RamboCallback(BaseCallback):
                 "the environments hold different world models: use make_sb3_env(dataset, "
                 "n_envs=...), whose rows share one, or pass the same world_model= to each"
             )
-        if self.adversary is None or self.adversary.model is not models[0]:
+        gamma = float(self.model.gamma)  # type: ignore[attr-defined]
+        old = self.adversary
+        if old is None or (old.model, old.horizon, old.gamma) != (models[0], horizon, gamma):
             self.adversary = Adversary(
                 models[0],
                 dataset,
                 self.settings,
                 horizon=horizon,
-                gamma=float(self.model.gamma),  # type: ignore[attr-defined]
+                gamma=gamma,
                 seed=self.model.seed if self.seed is None else self.seed,
             )
 

@@ -56,8 +56,8 @@ def test_all_checks_pass_where_both_paths_are_the_same_code(
     monkeypatch.setattr(gpu_checks, "UPDATES", 5)
     checks = list(run_checks(SMALL, dataset, "cpu"))
     assert [check.name for check in checks if not check.passed] == []
-    assert len(checks) == 10
-    assert all("difference 0.0e+00" in check.detail for check in checks[:5])
+    assert len(checks) == 11
+    assert all("difference 0.0e+00" in check.detail for check in checks[:6])
 
 
 def test_a_path_that_computes_something_else_does_not_pass(
@@ -185,7 +185,7 @@ def test_a_small_run_of_everything(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert speed["iterations_graphs"]["iterations"] == 2
     assert len(speed["processes"]["each"]) == 2
     printed = capfd.readouterr().out
-    assert "checks: 10 of 10 passed" in printed
+    assert "checks: 11 of 11 passed" in printed
     assert "2000 iterations, 2 at once" in printed
 
 

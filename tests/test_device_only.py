@@ -124,7 +124,8 @@ def test_what_a_gpu_would_wait_for_raises() -> None:
         ({}, True),
         ({"ent_coef": 0.1, "real_ratio": 0.0}, True),
         ({"entropy_in_target": False, "real_ratio": 1.0}, True),
-        ({"critic_warmup": 1}, True),
+        ({"critic_warmup": 1}, True),  # over after the first
+        ({"critic_warmup": 10}, True),
         ({"fresh_outcomes": True}, True),
         ({"cloning_weight": 0.1}, True),
         ({"networks": {"layer_norm": True, "n_critics": 4}}, True),
@@ -145,6 +146,7 @@ def test_agent_updates_stay_on_the_device(
     step = trial.agent._step
     assert step is not None
     assert isinstance(step.update, ExplicitSACUpdate) == explicit
+    assert step.actor_frozen == (settings.get("critic_warmup") == 10)
 
 
 @pytest.mark.parametrize("member_per", ["step", "rollout"])

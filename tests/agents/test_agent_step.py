@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
+from adv_worldmodel.dynamics.ensemble import MemberDraw
 from agents import RAMBO
 from agents.agent_step import WARMUP_TAU, AgentStep
 
@@ -71,31 +72,72 @@ def test_a_negative_warm_up_is_refused(
 
 
 def test_model_rows_get_the_present_model_s_outcomes(
-    pendulum: OfflineDataset, pendulum_model: WorldModel
+    pendulum: OfflineDataset, ending_model: WorldModel
 ) -> None:
-    """The model's rewards become 7 after the rollouts: what is learnt from says so."""
-    agent = build(pendulum, pendulum_model, fresh_outcomes=True)
-    learn(agent, 1)
-    with torch.no_grad():  # in units of the target: reward 7 without noise, s' = s
-        pendulum_model.target_std.zero_()
-        pendulum_model.target_mean.zero_()
-        pendulum_model.target_mean[0] = 7.0
+    """The model changes after the rollouts: what is learnt from says so."""
+    size = 64
+    agent = learn(build(pendulum, ending_model, fresh_outcomes=True), 1)
+    with torch.no_grad():
+        for bias in ending_model.ensemble.biases:
+            bias.add_(0.3)
     assert agent.replay_buffer is not None
-    step = AgentStep(agent, BATCH)
+    step = AgentStep(agent, size)
     seen = []
     step.update = lambda batch, noise: seen.append(batch) or torch.zeros(1)  # type: ignore[func-returns-value]
-    real, synthetic, *rest = next(iter(step.draws(1)))
+    real, synthetic, noise, slots, outcome_noise = next(iter(step.draws(1)))
     stored = agent.replay_buffer.gather(real, synthetic)
-    step(real, synthetic, *rest)
+    step(real, synthetic, noise, slots, outcome_noise)
     (batch,) = seen
-    n_real = BATCH // 2
-    assert torch.equal(batch.reward[:n_real], stored.reward[:n_real])
-    assert torch.equal(batch.next_obs[:n_real], stored.next_obs[:n_real])
-    assert torch.all(batch.reward[n_real:] == 7.0)
-    torch.testing.assert_close(batch.next_obs[n_real:], stored.obs[n_real:])
     assert torch.equal(batch.obs, stored.obs)
     assert torch.equal(batch.action, stored.action)
-    assert not torch.any(stored.reward == 7.0)
+    n_real = size // 2
+    for column, before in zip(batch, stored, strict=True):
+        assert torch.equal(column[:n_real], before[:n_real])
+    members = MemberDraw(slots, size - n_real, ending_model.n_members)
+    torque = 2.0 * stored.action[n_real:]  # the pendulum's are in [-2, 2]
+    with torch.no_grad():
+        next_obs, reward, terminated = ending_model.transition(
+            stored.obs[n_real:], torque, members, outcome_noise
+        )
+    assert torch.equal(batch.next_obs[n_real:], next_obs)
+    assert torch.equal(batch.reward[n_real:], reward)
+    assert torch.equal(batch.continues[n_real:], (~terminated).float())
+    assert 0 < int(terminated.sum()) < size - n_real
+    assert not torch.any(reward == stored.reward[n_real:])
+
+
+def test_updates_drawn_in_blocks_have_rows_of_their_own(
+    pendulum: OfflineDataset, pendulum_model: WorldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = learn(build(pendulum, pendulum_model), 1)
+    assert agent.replay_buffer is not None
+    monkeypatch.setattr("agents.agent_step.DRAWN_TOGETHER", 3)
+    generator = agent.replay_buffer.generator
+    before = generator.get_state()
+    real, synthetic, noise = map(torch.stack, zip(*AgentStep(agent, BATCH).draws(7), strict=True))
+    generator.set_state(before)
+    expected = agent.replay_buffer.draw(7, BATCH)
+    assert torch.equal(real, expected[0])
+    assert torch.equal(synthetic, expected[1])
+    assert len(torch.unique(noise)) == noise.numel() == 7 * 2 * BATCH
+
+
+def test_an_update_has_the_agent_s_settings(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    settings: dict[str, Any] = {
+        "ent_coef": 0.2, "target_entropy": -3.0, "entropy_in_target": False,
+        "cloning_weight": 0.1, "gamma": 0.9, "tau": 0.02, "real_ratio": 0.25,
+    }  # fmt: skip
+    agent = learn(build(pendulum, pendulum_model, **settings), 1)
+    parts = AgentStep(agent, BATCH)._parts()
+    assert (parts.log_alpha, parts.entropy_optimizer) == (None, None)
+    assert float(parts.fixed_alpha) == pytest.approx(0.2)
+    assert (parts.gamma, parts.tau, parts.target_entropy) == (0.9, 0.02, -3.0)
+    assert (parts.entropy_in_target, parts.cloning_weight, parts.n_real) == (False, 0.1, 4)
+    learned = AgentStep(build(pendulum, pendulum_model), BATCH)._parts()
+    assert (learned.log_alpha is None, learned.entropy_optimizer is None) == (False, False)
+    assert learned.target_entropy == -1.0  # minus the size of the action
 
 
 def test_without_fresh_outcomes_an_update_gets_what_is_stored(

@@ -317,3 +317,23 @@ def test_a_model_left_alone_still_reports_its_fit(build: Make, fitted_once: Worl
             fitted_once.fit_info["holdout_nll"], rel=1e-4
         )
         assert "adversary/objective" not in row
+
+
+def test_the_adversary_plays_the_agent_s_game(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    """Its horizon, discount and settings are those of environment, agent and callback."""
+    world = make_sb3_env(pendulum, 16, 3, world_model=pendulum_model, device="cpu", seed=0)
+    small: dict[str, Any] = {"gradient_steps": 1, "policy_kwargs": {"net_arch": [8]}}
+    callback = RamboCallback("auto", 1, learning_rate=5e-3, xi=0.2, max_weight=0.7, seed=3)
+    RAMBO(env=world, gamma=0.9, device="cpu", **small).learn(48, callback=callback)
+    foe = callback.adversary
+    assert foe is not None
+    assert (foe.horizon, foe.gamma) == (3, 0.9)
+    assert foe.optimizer.param_groups[0]["lr"] == 5e-3
+    assert foe.dual is not None
+    assert (foe.dual.xi, foe.dual.largest) == (0.2, 0.7)
+    RAMBO(env=world, gamma=0.8, device="cpu", **small).learn(48, callback=callback)
+    assert callback.adversary is not foe  # another game
+    assert callback.adversary is not None
+    assert callback.adversary.gamma == 0.8

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
+from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
@@ -123,6 +126,61 @@ def test_the_soft_maximum_is_the_integral(build: MakeCombo, batch: Batch) -> Non
     torch.testing.assert_close(
         conservative_gap(parts_of(model), obs, uniform, noise, zero + 3.0), gap - 3.0
     )
+
+
+def test_the_regulariser_sets_model_rows_against_data_rows(
+    build: MakeCombo, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of the data come first, and are not as many as the model's here."""
+    parts, n_data, beta = parts_of(build()), 8, 0.7
+    (noise,) = draw_noise(1)
+    found: list[Tensor] = []
+
+    def update(*arguments: Any) -> Tensor:
+        *_, penalty = arguments
+        q = torch.arange(2.0 * BATCH).reshape(2, BATCH)
+        found.append(penalty(q))
+        return torch.zeros(len(RAMBO.metrics))
+
+    seen: dict[str, Tensor] = {}
+
+    def gap(parts: SACParts, obs: Tensor, uniform: Tensor, normals: Tensor, q: Tensor) -> Tensor:
+        seen.update(obs=obs, uniform=uniform, normals=normals, q=q)
+        return torch.tensor([1.0, 5.0])
+
+    monkeypatch.setattr("agents.combo.sac_update", update)
+    monkeypatch.setattr("agents.combo.conservative_gap", gap)
+    metrics = combo_update(parts, batch, noise, n_data, beta)
+    assert float(found[0]) == pytest.approx(beta * 6.0)  # summed over the critics
+    assert float(metrics[-1]) == 3.0  # their mean
+    assert torch.equal(seen["obs"], batch.obs[n_data:])
+    assert torch.equal(seen["q"], torch.stack([torch.arange(8.0), 32.0 + torch.arange(8.0)]))
+    assert torch.equal(seen["normals"], noise[2 + N_ACTIONS :, n_data:])
+    uniform = seen["uniform"]
+    assert uniform.shape == (N_ACTIONS, BATCH - n_data, 1)
+    expected = 2.0 * torch.special.ndtr(noise[2 : 2 + N_ACTIONS, n_data:]) - 1.0
+    torch.testing.assert_close(uniform, expected, rtol=0.0, atol=1e-5)
+
+
+def constant_q(q: float, width: int) -> tuple[Any, Tensor, Tensor, Tensor, Tensor]:
+    """Arguments of `conservative_gap` with two critics of value ``q``, and 1 on the data."""
+    space = Box(-1.0, 1.0, (width,), np.float32)
+    policy = SACPolicy(Box(-1.0, 1.0, (2,), np.float32), space, lambda _: 1e-3)
+    critic = SimpleNamespace(q_values=lambda obs, action: torch.full((2, len(obs)), q))
+    generator = torch.Generator().manual_seed(3)
+    shape = (20_000, 2, width)
+    uniform = 2.0 * torch.rand(shape, generator=generator) - 1.0
+    noise = torch.randn(shape, generator=generator)
+    parts = SimpleNamespace(actor=policy.actor, critic=critic)
+    return parts, torch.zeros(2, 2), uniform, noise, torch.ones(2, 4)
+
+
+def test_the_soft_maximum_of_a_constant_is_its_integral(build: MakeCombo, batch: Batch) -> None:
+    """Q = 3 everywhere over [-1, 1]^A: log int exp Q da = 3 + A log 2."""
+    for width in (1, 2, 3):
+        gap = conservative_gap(*constant_q(3.0, width))
+        expected = torch.full((2,), 3.0 + width * math.log(2.0) - 1.0)
+        torch.testing.assert_close(gap, expected, rtol=0.0, atol=0.05)
 
 
 def test_it_learns_in_rambo_s_loop_with_the_gap_among_its_metrics(build: MakeCombo) -> None:

@@ -70,10 +70,23 @@ def test_the_cost_of_a_narrow_policy_is_no_divergence() -> None:
         callback.on_rollout_start()
 
 
+def test_entropy_may_have_cost_more_before() -> None:
+    """Q still holds what was paid at alpha = 5 and an entropy of -30."""
+    history = MetricsHistory()
+    callback = DivergenceCallback(dataset(), 0.9, history)
+    for alpha, entropy, q in ((5.0, -30.0, -1.0), (1.0, -1.0, -1400.0)):
+        history.write({"train/q_mean": q, "train/alpha": alpha, "train/entropy": entropy}, {})
+        callback.on_rollout_start()
+    history.write({**SOUND, "train/q_mean": -3200.0}, {})
+    with pytest.raises(DivergenceError, match="mean Q is -3200"):
+        callback.on_rollout_start()
+
+
 @pytest.mark.parametrize(
     ("key", "values", "message"),
     [
         ("adversary/holdout_nll", (2.0, 3.0, 4.1), "fits held-out data worse"),
+        ("adversary/holdout_nll", (5.0, 2.0, 4.1), "fits held-out data worse"),
         ("adversary/holdout_nll", (-27.0, -26.0, -25.9), "fits held-out data worse"),
         ("adversary/holdout_nll", (0.02, 0.05, 1.1), "fits held-out data worse"),
         ("adversary/advantage_std", (1.0, 0.01, 0.0009), "advantage hardly varies"),

@@ -21,7 +21,10 @@ from agents import RAMBO
 from agents.agent_step import AgentStep
 from agents.values import policy_and_value
 
-Update = tuple[Callable[[], object], Callable[[], list[Tensor]]]
+#: the update, all that it changes, and the generators that it has at hand
+Update = tuple[Callable[[], object], Callable[[], list[Tensor]], list[torch.Generator]]
+#: scores of an adversary whose lambda is fixed, and one of lambda by the constraint
+ADVERSARIES = [*SCORES, "auto"]
 
 
 @pytest.fixture
@@ -51,15 +54,16 @@ def agent_update(agent: RAMBO) -> Update:
         tensors = [*agent.policy.state_dict().values(), agent.log_ent_coef.detach()]
         return tensors + [value for one in optimizers for value in optimizer_state(one)]
 
-    return lambda: step(real[0], synthetic[0], noise), state
+    return lambda: step(real[0], synthetic[0], noise), state, [agent._generator, buffer.generator]
 
 
-def adversary_update(agent: RAMBO, score: str) -> Update:
+def adversary_update(agent: RAMBO, name: str) -> Update:
     env = agent.env
+    settings = {"weight": "auto"} if name == "auto" else {"score": name}
     adversary = Adversary(
         env.world_model,  # type: ignore[union-attr]
         env.dataset,  # type: ignore[union-attr]
-        AdversarySettings(score=score, batch_size=16),  # type: ignore[arg-type]
+        AdversarySettings(batch_size=16, **settings),  # type: ignore[arg-type]
         seed=0,
     )
     foes = policy_and_value(agent)
@@ -67,14 +71,19 @@ def adversary_update(agent: RAMBO, score: str) -> Update:
 
     def state() -> list[Tensor]:
         model = list(adversary.model.state_dict().values())
-        return [*model, adversary.obs, *optimizer_state(adversary.optimizer)]
+        dual = [] if adversary.dual is None else [value for _, value in adversary.dual.state()]
+        return [*dual, *model, adversary.obs, *optimizer_state(adversary.optimizer)]
 
-    return lambda: adversary.update(draws, *foes), state
+    return lambda: adversary.update(draws, *foes), state, [adversary.generator]
 
 
-@pytest.mark.parametrize("name", ["agent", *SCORES])
+def update_of(agent: RAMBO, name: str) -> Update:
+    return agent_update(agent) if name == "agent" else adversary_update(agent, name)
+
+
+@pytest.mark.parametrize("name", ["agent", *ADVERSARIES])
 def test_an_update_changes_its_state_in_place(agent: RAMBO, name: str) -> None:
-    update, state = agent_update(agent) if name == "agent" else adversary_update(agent, name)
+    update, state, _ = update_of(agent, name)
     update()  # the optimisers make their state
     before = [(tensor.data_ptr(), tensor.clone()) for tensor in state()]
     update()
@@ -84,11 +93,9 @@ def test_an_update_changes_its_state_in_place(agent: RAMBO, name: str) -> None:
     assert changed > len(after) // 2
 
 
-@pytest.mark.parametrize("name", ["agent", *SCORES])
+@pytest.mark.parametrize("name", ["agent", *ADVERSARIES])
 def test_an_update_draws_no_random_numbers(agent: RAMBO, name: str) -> None:
-    update, _ = agent_update(agent) if name == "agent" else adversary_update(agent, name)
-    assert agent.replay_buffer is not None
-    generators = [agent._generator, agent.replay_buffer.generator]
+    update, _, generators = update_of(agent, name)
     before = [torch.get_rng_state(), *(g.get_state() for g in generators)]
     update()
     after = [torch.get_rng_state(), *(g.get_state() for g in generators)]

@@ -64,3 +64,12 @@ def test_a_summary_is_the_same_each_time() -> None:
     assert summary.std == pytest.approx(436.2, abs=0.1)
     assert summary.iqm_interval is not None
     assert summary.iqm_interval[0] < 30.0 < summary.iqm_interval[1]
+
+
+def test_each_interval_of_a_summary_is_that_of_its_statistic() -> None:
+    values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 1e6]
+    summary = summarise(values)
+    assert summary is not None
+    assert summary.mean_interval == bootstrap_interval(values)
+    assert summary.iqm_interval == bootstrap_interval(values, interquartile_mean)
+    assert summary.mean_interval != summary.iqm_interval

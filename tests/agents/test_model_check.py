@@ -81,6 +81,27 @@ def test_a_termination_ends_it(
     np.testing.assert_allclose(found.discounted, 1.75, rtol=1e-5)
 
 
+def test_episodes_that_ended_are_not_gone_on_with(
+    two_a_step: Callable[[Any], WorldModel],
+) -> None:
+    """From 0 they end after three steps, 2, 4, 6, from 3 after two, 5, 7."""
+    states = np.array([0, 1, 2, 3, 4, 3, 4, 5], np.float32)[:, None]
+    truncations = np.isin(np.arange(8), [4, 7])
+    data = OfflineDataset.from_arrays(
+        states, np.zeros((8, 1)), np.zeros(8), states + 1, np.zeros(8, bool), truncations,
+        action_space=Box(-2.0, 2.0, (1,), np.float32),
+    ).with_reward_offset(10.0)  # fmt: skip
+    model = two_a_step(lambda obs, action, next_obs: next_obs[:, 0] > 5.0)
+    agent = agent_in(data, model)
+    found = check_in_model(agent, model, data, episodes=40, gamma=0.5)
+    assert set(found.lengths) == {2, 3}  # both starts are drawn
+    np.testing.assert_allclose(found.returns, -9.0 * found.lengths, rtol=1e-5)
+    np.testing.assert_allclose(found.discounted, 2.0 - 0.5 ** (found.lengths - 1), rtol=1e-5)
+    starts = np.where(found.lengths == 3, 0.0, 3.0)
+    by_start = {start: value_at(agent, start) for start in (0.0, 3.0)}
+    np.testing.assert_allclose(found.values, [by_start[s] for s in starts], rtol=1e-5)
+
+
 def test_the_values_are_the_critics_at_the_starts(
     walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
 ) -> None:

@@ -27,7 +27,11 @@ from agents.run_folder import RunFolder, run_locked
 from tests.agents.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN = ("iterations=4", "checkpoint_every=1", "agent.updates=20", "adversary.updates=10")
+#: seven updates of the adversary end within its rollouts, and the third iteration overwrites rows
+RUN = (
+    "iterations=4", "checkpoint_every=1", "agent.updates=20", "adversary.updates=7",
+    "rollout.retain_iterations=2",
+)  # fmt: skip
 
 
 def train(*arguments: str) -> int:
@@ -114,6 +118,10 @@ def test_a_finished_run_goes_on_for_more_iterations(
     assert "changed      iterations: 4 -> 5" in capsys.readouterr().out
     assert RunFolder(longer).read_result()["iterations"] == 5
     assert "iterations: 5" in RunFolder(longer).config.read_text()
+    at_once = tmp_path / "at-once"
+    settings = (*TINY, *RUN, "adversary.weight=auto", "iterations=5", f"out={at_once}")
+    assert train("pendulum-random", *settings) == 0
+    assert_equal_runs(at_once, longer)
 
 
 def test_the_last_two_checkpoints_are_kept(whole: Path) -> None:

@@ -40,6 +40,15 @@ def test_the_least_sum_of_q_and_its_variance_is_chosen(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_choice_costs_is_said_in_score_too(tmp_path: Path) -> None:
+    known = {"q_var": 0.0, "score_reference": "which one"}
+    make_run(tmp_path / "a", "rollout.horizon=2", q_avg=1.0, return_mean=300, score=30.0, **known)
+    make_run(tmp_path / "b", "rollout.horizon=5", q_avg=2.0, return_mean=500, score=50.0, **known)
+    chosen = selection(tmp_path)
+    assert (chosen.regret, chosen.score_regret) == (200, 20)
+    assert "20.0 in score" in report(chosen)
+
+
 def test_the_best_choice_costs_nothing(tmp_path: Path) -> None:
     candidates(tmp_path, k2=(100, 0, 900), k5=(120, 0, 700))
     assert selection(tmp_path).regret == 0

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from agents import sweep
 from agents.cli import _parser, main
@@ -117,6 +118,7 @@ def test_the_command_line_knows_every_preset(preset: str) -> None:
 
 def test_the_cores_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "cores", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def of(jobs: int | None, seeds: str, threads: str = "null") -> tuple[int, int | None]:
         found = plan(tmp_path, f"n_threads={threads}", seeds=seeds, jobs=jobs)
@@ -127,6 +129,10 @@ def test_the_cores_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert of(None, "0:2") == (2, 4)  # there are no more runs
     assert of(20, "0:20") == (20, 1)
     assert of(None, "0:2", threads="3") == (2, 3)  # as the user says
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert of(None, "0:20") == (sweep.ON_ONE_GPU, 8 // sweep.ON_ONE_GPU)
+    assert of(6, "0:20") == (6, 1)  # as the user says
+    assert plan(tmp_path, "device=cpu", seeds="0:20").at_once == 8
 
 
 def test_only_finished_runs_of_the_same_settings_are_skipped(tmp_path: Path) -> None:

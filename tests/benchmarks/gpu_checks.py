@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from stable_baselines3.common.callbacks import CallbackList
@@ -74,9 +74,9 @@ class Trial:
         """The agent's environment."""
         return cast(AdvWorldModelVecEnv, self.agent.env)
 
-    def adversary(self, score: str) -> Adversary:
+    def adversary(self, score: str, weight: float | Literal["auto"] = WEIGHT) -> Adversary:
         """A fresh adversary of the model."""
-        settings = AdversarySettings(WEIGHT, cast(Score, score), self.c.batch)
+        settings = AdversarySettings(weight, cast(Score, score), self.c.batch)
         model, horizon = self.model, self.c.horizon
         return Adversary(model, self.dataset, settings, horizon=horizon, seed=0, graphs=self.graphs)
 
@@ -147,17 +147,28 @@ def check_agent(c: Configuration, dataset: OfflineDataset, device: str) -> Check
     return compared("agent update", *found, step is not None and step.captured, device)
 
 
-def check_adversary(c: Configuration, dataset: OfflineDataset, device: str, score: str) -> Check:
-    """The world model after 100 updates against the same agent with the same random numbers."""
+def check_adversary(
+    c: Configuration,
+    dataset: OfflineDataset,
+    device: str,
+    score: str,
+    weight: float | Literal["auto"] = WEIGHT,
+) -> Check:
+    """The world model after 100 updates against the same agent with the same random numbers.
+
+    With ``"auto"`` also lambda, and what it follows.
+    """
     found: list[list[Tensor]] = []
     captured = False
     for graphs in PATHS:
         trial = Trial.build(c, dataset, device, graphs)
-        adversary = trial.adversary(score)
+        adversary = trial.adversary(score, weight)
         adversary.run(UPDATES, *policy_and_value(trial.agent))
-        found.append(list(trial.model.ensemble.state_dict().values()))
+        dual = [] if adversary.dual is None else [value for _, value in adversary.dual.state()]
+        found.append([*trial.model.ensemble.state_dict().values(), *dual])
         captured |= adversary._step is not None and adversary._step.captured
-    return compared(f"adversary update, {score}", *found, captured, device)
+    name = f"adversary update, {score}" + (", lambda by the constraint" if weight == "auto" else "")
+    return compared(name, *found, captured, device)
 
 
 def check_rollout(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
@@ -214,6 +225,7 @@ def run_checks(c: Configuration, dataset: OfflineDataset, device: str) -> Iterat
     }
     for score in SCORES:
         single[score] = lambda s=score: check_adversary(c, dataset, device, s)  # type: ignore[misc]
+    single["constraint"] = lambda: check_adversary(c, dataset, device, "member", "auto")
     for name, check in single.items():
         try:
             yield check()

@@ -169,6 +169,33 @@ def test_gradient_is_that_of_the_fit_plus_the_weight_times_that_of_the_value() -
     assert float((slopes[1] - slopes[0]).abs().max()) > 0.1
 
 
+def test_held_out_rows_are_not_fitted() -> None:
+    adversary = make()
+    drawn = set(adversary.draw(50).batch.flatten().tolist())
+    assert len(drawn) > 1500  # of 1800
+    assert drawn.isdisjoint(adversary.holdout_rows.tolist())
+
+
+class Worthless(Worth):
+    """V(s) = -s."""
+
+    def v(self, obs: Tensor) -> Tensor:
+        return -obs[:, 0]
+
+    def q(self, obs: Tensor, action: Tensor) -> Tensor:
+        return -obs[:, 0]
+
+
+def test_it_turns_against_whom_it_is_given() -> None:
+    adversary, policy = make(weight=1.0, learning_rate=1e-3), Uniform()
+    ends = [float(predicted(adversary.model, [0.9]))]
+    for value in (Worth(), Worthless()):
+        adversary.run(100, policy, value)
+        ends.append(float(predicted(adversary.model, [0.9])))
+    assert ends[1] < ends[0] - 0.05
+    assert ends[2] > ends[1] + 0.05
+
+
 def test_equal_seeds_give_equal_models() -> None:
     first, second = make(weight=1.0), make(weight=1.0)
     for adversary in (first, second):

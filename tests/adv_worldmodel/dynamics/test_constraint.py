@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
-from adv_worldmodel.dynamics.constraint import RATE, START, DualWeight
+from adv_worldmodel.dynamics.constraint import LEAST, RATE, START, DualWeight
 from adv_worldmodel.dynamics.ensemble import Ensemble, gaussian_log_density
 from adv_worldmodel.dynamics.fitting import (
     FitSettings,
@@ -70,6 +70,13 @@ def test_lambda_s_speed_and_size_are_bounded() -> None:
         assert now - last <= RATE * 1.01
         last = now
     assert float(dual.weight) == pytest.approx(0.01)
+    dual.log_weight.fill_(last := math.log(LEAST) + 5.5 * RATE)
+    for _ in range(10):
+        dual.update(2.0 + torch.tensor(1e5), BATCH)  # a million times the bound
+        now = float(dual.log_weight)
+        assert last - now <= RATE * 1.01
+        last = now
+    assert float(dual.weight) == pytest.approx(LEAST)
 
 
 def test_nll_behind_the_supervised_loss() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 #: Plain calls before the capture: libraries and optimisers allocate their state in them.
 WARM_UP_CALLS = 3
+#: Streams that torch has for each device.
+POOL = 32
 #: What torch's warning of a wait for the device says.
 WAIT = "called a synchronizing CUDA operation"
 
@@ -25,6 +28,7 @@ def waits_for_the_device(*, cuda: bool = True) -> Iterator[list[str]]:
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
         before = torch.cuda.get_sync_debug_mode() if cuda else 0
         if cuda:
             torch.cuda.set_sync_debug_mode("warn")
@@ -39,6 +43,10 @@ def waits_for_the_device(*, cuda: bool = True) -> Iterator[list[str]]:
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
+#: Living steps that have a stream.
+_STEPS: weakref.WeakSet[GraphedStep] = weakref.WeakSet()
+
+
 class GraphedStep:
     """Calls a function of tensors; on a CUDA device by replaying a capture of it.
 
@@ -48,8 +56,8 @@ class GraphedStep:
     Every call is a real one, those of the warm-up too: nothing runs twice.
 
     :param function: of tensors, to a tuple of tensors. Its shapes stay the same, it neither reads
-        values back nor draws random numbers (they come in as arguments), and what it changes it
-        changes in place.
+        values back nor draws random numbers (they come in as arguments), what it changes it
+        changes in place, and what it touches that was there before lives as long as itself.
     :param device: where its tensors are.
     :param enabled: ``False`` always calls plainly.
     """
@@ -81,7 +89,7 @@ class GraphedStep:
         if self._graph is None:
             with torch.cuda.device(self.device):  # streams are those of the current device
                 # one for warm-up and capture: cuBLAS keeps a workspace for each stream it meets
-                self._stream = self._stream or torch.cuda.Stream()
+                self._stream = self._stream or self._own_stream()
                 if self._calls < WARM_UP_CALLS:
                     self._calls += 1
                     return self._warm_up(inputs, self._stream)
@@ -92,6 +100,19 @@ class GraphedStep:
             mine.copy_(theirs)
         self._graph.replay()
         return tuple(output.clone() for output in self._outputs)
+
+    def _own_stream(self) -> torch.cuda.Stream:
+        """A stream on which no other living step was captured.
+
+        Torch deals out its streams in turn, and in late versions a graph that is destroyed frees
+        the workspace of its stream, of which another one may be making use.
+        """
+        taken = {step._stream for step in _STEPS}
+        for _ in range(POOL):
+            if (stream := torch.cuda.Stream()) not in taken:
+                break
+        _STEPS.add(self)
+        return stream
 
     def _warm_up(self, inputs: tuple[Tensor, ...], side: torch.cuda.Stream) -> tuple[Tensor, ...]:
         """A plain call. The last of them says whether a capture would fail: up to torch 2.12 one

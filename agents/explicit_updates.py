@@ -74,6 +74,9 @@ class _Critics:
             weight.new_empty(self.n, batch_size, weight.shape[2]) for weight in self.weights[:-1]
         ]
         self.deltas = [torch.empty_like(h) for h in self.hidden]
+        #: the gradients of ``linear``: those of ``hidden``, unless a normalisation lies between.
+        #: A list of its own: what a captured graph writes to must live as long as the graph
+        self.linear_deltas = list(self.deltas)
         self.x = self.hidden[0].new_empty(0)
         #: of layer normalisation, by layer: gain and shift, their gradients, what is normalised,
         #: normalised, and its mean and inverse deviation
@@ -114,7 +117,7 @@ class _Critics:
                     gain_grad, shift_grad = self.norm_grads[i]
                     torch.sum(delta * self.normed[i], 1, keepdim=True, out=gain_grad)
                     torch.sum(delta, 1, keepdim=True, out=shift_grad)
-                delta = self.deltas[i] = _layer_norm_backward(
+                delta = self.linear_deltas[i] = _layer_norm_backward(
                     delta * self.norms[i][0], self.linear[i], self.moments[i]
                 )
             if i > 0:
@@ -127,7 +130,7 @@ class _Critics:
         torch.sum(self.deltas[-1], 1, out=self.weight_grads[-1].squeeze(-1))
         torch.sum(column, 1, keepdim=True, out=self.bias_grads[-1])
         self.backward_hidden(grad, parameters=True)
-        for i, delta in enumerate(self.deltas):
+        for i, delta in enumerate(self.linear_deltas):
             below = self.hidden[i - 1] if i > 0 else self.x
             torch.bmm(below.transpose(1, 2), delta, out=self.weight_grads[i])
             torch.sum(delta, 1, keepdim=True, out=self.bias_grads[i])
@@ -143,7 +146,7 @@ class _Critics:
         chosen = critic == torch.arange(self.n, device=critic.device).unsqueeze(-1)
         self.backward_hidden(chosen.float())
         columns = self.weights[0][:, -action_dim:].transpose(1, 2)
-        return torch.bmm(self.deltas[0], columns).sum(0)
+        return torch.bmm(self.linear_deltas[0], columns).sum(0)
 
     def action_grad_by_critic(self, critic: Tensor, action_dim: int) -> Tensor:
         """Each row through its own critic only: a C-th of the products."""

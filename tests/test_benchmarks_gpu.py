@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -56,8 +58,8 @@ def test_all_checks_pass_where_both_paths_are_the_same_code(
     monkeypatch.setattr(gpu_checks, "UPDATES", 5)
     checks = list(run_checks(SMALL, dataset, "cpu"))
     assert [check.name for check in checks if not check.passed] == []
-    assert len(checks) == 11
-    assert all("difference 0.0e+00" in check.detail for check in checks[:6])
+    assert len(checks) == 12
+    assert all("difference 0.0e+00" in check.detail for check in checks[:7])
 
 
 def test_a_path_that_computes_something_else_does_not_pass(
@@ -77,8 +79,8 @@ def test_a_path_that_computes_something_else_does_not_pass(
         wrong = [1.01 * x if fast[self] and x.is_floating_point() else x for x in inputs]
         return plain_call(self, *wrong)
 
-    def built(cls: type[Trial], c: Any, d: Any, device: str, graphs: bool) -> Trial:
-        trial: Trial = build(cls, c, d, device, graphs)
+    def built(cls: type[Trial], c: Any, d: Any, device: str, graphs: bool, **more: Any) -> Trial:
+        trial: Trial = build(cls, c, d, device, graphs, **more)
         fast[trial.env.world._transition] = graphs
         return trial
 
@@ -88,7 +90,8 @@ def test_a_path_that_computes_something_else_does_not_pass(
     assert not gpu_checks.check_rollout(SMALL, dataset, "cpu").passed
     for score in SCORES:
         assert not gpu_checks.check_adversary(SMALL, dataset, "cpu", score).passed
-    assert not gpu_checks.check_agent(SMALL, dataset, "cpu").passed
+    for name in gpu_checks.AGENTS:
+        assert not gpu_checks.check_agent(SMALL, dataset, "cpu", name).passed
 
 
 def test_an_error_of_the_device_is_a_check_that_failed(
@@ -185,7 +188,7 @@ def test_a_small_run_of_everything(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert speed["iterations_graphs"]["iterations"] == 2
     assert len(speed["processes"]["each"]) == 2
     printed = capfd.readouterr().out
-    assert "checks: 11 of 11 passed" in printed
+    assert "checks: 12 of 12 passed" in printed
     assert "2000 iterations, 2 at once" in printed
 
 
@@ -201,6 +204,28 @@ def test_nothing_is_begun_after_the_budget(
 def test_a_process_that_fails_is_no_measurement() -> None:
     with pytest.raises(RuntimeError, match="1 of 1 processes failed: "):
         gpu_speed.measure_processes(SMALL, "no-such-device", processes=1, iterations=1)
+
+
+def test_a_process_that_dies_is_not_waited_for() -> None:
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=os._exit, args=(3,))
+    process.start()
+    with pytest.raises(RuntimeError, match="died, exit code 3"):
+        gpu_speed._answers_of([process], spawn.Queue())
+
+
+def test_what_was_found_before_an_error_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no numbers")
+
+    monkeypatch.setattr(gpu_speed, "measure_parts", broken)
+    monkeypatch.setattr(gpu_checks, "UPDATES", 4)
+    out = tmp_path / "gpu.json"
+    with pytest.raises(ValueError, match="no numbers"):
+        main([*ENOUGH.split(), "--device", "cpu", "--tasks", "hopper", "--out", str(out)])
+    assert len(json.loads(out.read_text())["checks"]) == 12
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
+from adv_worldmodel.dynamics import make_termination
 from adv_worldmodel.dynamics.ensemble import MemberDraw
 from agents import RAMBO
 from agents.agent_step import WARMUP_TAU, AgentStep
@@ -74,12 +75,13 @@ def test_a_negative_warm_up_is_refused(
 def test_model_rows_get_the_present_model_s_outcomes(
     pendulum: OfflineDataset, ending_model: WorldModel
 ) -> None:
-    """The model changes after the rollouts: what is learnt from says so."""
+    """The model and its ends change after the rollouts: what is learnt from says so."""
     size = 64
     agent = learn(build(pendulum, ending_model, fresh_outcomes=True), 1)
     with torch.no_grad():
         for bias in ending_model.ensemble.biases:
             bias.add_(0.3)
+    ending_model.termination = make_termination(lambda *rows: rows[2][:, 0] < 0, None)
     assert agent.replay_buffer is not None
     step = AgentStep(agent, size)
     seen = []

@@ -6,6 +6,8 @@ to change in place, and random numbers have to come in as arguments.
 
 from __future__ import annotations
 
+import gc
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +15,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from adv_worldmodel import Adversary, AdversarySettings, OfflineDataset, WorldModel, make_sb3_env
 from adv_worldmodel.dynamics.model_gradient import SCORES
 from adv_worldmodel.graphs import WAIT, WARM_UP_CALLS, GraphedStep
-from agents import RAMBO
+from agents import COMBO, RAMBO
 from agents.agent_step import AgentStep
+from agents.explicit_updates import _Critics
 from agents.values import policy_and_value
 
 #: the update, all that it changes, and the generators that it has at hand
@@ -27,13 +33,29 @@ Update = tuple[Callable[[], object], Callable[[], list[Tensor]], list[torch.Gene
 ADVERSARIES = [*SCORES, "auto"]
 
 
+Build = Callable[..., RAMBO]
+
+
 @pytest.fixture
-def agent(pendulum: OfflineDataset, pendulum_model: WorldModel) -> RAMBO:
-    env = make_sb3_env(pendulum, 20, 3, world_model=pendulum_model, device="cpu", seed=0)
-    small = {"net_arch": [16, 16]}
-    model = RAMBO(env=env, policy_kwargs=small, gradient_steps=2, batch_size=16, seed=0)
-    model.learn(model.timesteps_per_iteration)
-    return model
+def build(pendulum: OfflineDataset, pendulum_model: WorldModel) -> Build:
+    """Builds an agent, of a class and with networks and settings, that has learnt a little."""
+
+    def build(
+        kind: type[RAMBO] = RAMBO, networks: dict[str, Any] | None = None, **settings: Any
+    ) -> RAMBO:
+        env = make_sb3_env(pendulum, 20, 3, world_model=pendulum_model, device="cpu", seed=0)
+        small = {"net_arch": [16, 16], **(networks or {})}
+        model = kind(
+            env=env, policy_kwargs=small, gradient_steps=2, batch_size=16, seed=0, **settings
+        )
+        return model.learn(model.timesteps_per_iteration)
+
+    return build
+
+
+@pytest.fixture
+def agent(build: Build) -> RAMBO:
+    return build()
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -41,11 +63,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
-def agent_update(agent: RAMBO) -> Update:
-    buffer, step = agent.replay_buffer, AgentStep(agent, 16)
+def agent_update(agent: RAMBO, *, frozen: bool = False) -> Update:
+    buffer, step = agent.replay_buffer, AgentStep(agent, 16, actor_frozen=frozen)
     assert buffer is not None
-    real, synthetic = buffer.draw(1, 16)
-    noise = torch.randn((2, 16, 1), generator=torch.Generator().manual_seed(0))
+    draws = next(iter(step.draws(1)))
 
     def state() -> list[Tensor]:
         assert agent.ent_coef_optimizer is not None
@@ -54,7 +75,7 @@ def agent_update(agent: RAMBO) -> Update:
         tensors = [*agent.policy.state_dict().values(), agent.log_ent_coef.detach()]
         return tensors + [value for one in optimizers for value in optimizer_state(one)]
 
-    return lambda: step(real[0], synthetic[0], noise), state, [agent._generator, buffer.generator]
+    return lambda: step(*draws), state, [agent._generator, buffer.generator]
 
 
 def adversary_update(agent: RAMBO, name: str) -> Update:
@@ -100,6 +121,75 @@ def test_an_update_draws_no_random_numbers(agent: RAMBO, name: str) -> None:
     update()
     after = [torch.get_rng_state(), *(g.get_state() for g in generators)]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+class Touched(TorchDispatchMode):
+    """Remembers the memory that is touched inside and was there before, and by which operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[int, tuple[StorageWeakRef, str]] = {}
+        self.made: dict[int, StorageWeakRef] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        def storages(tree: Any) -> list[StorageWeakRef]:
+            tensors = (x for x in tree_leaves(tree) if isinstance(x, Tensor))
+            return [StorageWeakRef(x.untyped_storage()) for x in tensors]
+
+        for storage in storages((args, kwargs)):
+            if storage.cdata not in self.made:
+                self.found.setdefault(storage.cdata, (storage, str(func)))
+        out = func(*args, **kwargs or {})
+        for storage in storages(out):
+            if storage.cdata not in self.found:
+                self.made[storage.cdata] = storage  # held, so that no other gets its name
+        return out
+
+
+AGENTS: list[dict[str, Any]] = [
+    {},
+    {"networks": {"layer_norm": True}},
+    {"networks": {"layer_norm": True}, "frozen": True},
+    {"networks": {"layer_norm": True, "n_critics": 4}, "cloning_weight": 0.1},
+    {"fresh_outcomes": True, "ent_coef": 0.1},
+    {"networks": {"activation_fn": torch.nn.Tanh}},
+    {"kind": COMBO},
+]
+
+
+@pytest.mark.parametrize("which", [*AGENTS, *ADVERSARIES], ids=str)
+def test_what_an_update_touches_lives_on(
+    build: Build, monkeypatch: pytest.MonkeyPatch, which: dict[str, Any] | str
+) -> None:
+    """Its graph goes on writing to the addresses of its capture, whoever may have them then."""
+    monkeypatch.setattr(_Critics, "action_grad", _Critics.action_grad_at_once)  # as on a GPU
+    if isinstance(which, str):
+        update, *_ = adversary_update(build(), which)
+    else:
+        settings = dict(which)
+        frozen = settings.pop("frozen", False)
+        update, *_ = agent_update(build(**settings), frozen=frozen)
+    for _ in range(WARM_UP_CALLS):
+        update()
+    with Touched() as touched:
+        update()
+    gc.collect()
+    assert len(touched.found) > 20
+    assert [by for storage, by in touched.found.values() if storage.expired()] == []
+
+
+def test_living_graphs_have_streams_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    dealt = itertools.cycle(["first", "second", "third"])
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: next(dealt))
+    steps = [GraphedStep(lambda x: (x,), torch.device("cpu")) for _ in range(4)]
+    for step, stream in zip(steps, ("first", "second", "third"), strict=False):
+        step._stream = step._own_stream()
+        assert step._stream == stream
+    del step, steps[1]
+    gc.collect()
+    assert steps[-1]._own_stream() == "second"
 
 
 def test_off_the_gpu_the_function_is_called_plainly() -> None:

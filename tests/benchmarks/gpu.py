@@ -98,6 +98,13 @@ class Bench:
         self.speed: list[Result] = []
         self.failed: list[str] = []
         self.left_out: list[str] = []
+        cuda = self.device.startswith("cuda")
+        self.machine = {
+            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "python": platform.python_version(),
+        }
 
     def elapsed(self) -> float:
         """Seconds since the start."""
@@ -108,10 +115,10 @@ class Bench:
         if self.elapsed() > self.options.budget:
             self.left_out.append(name)
             return None
-        gc.collect()  # graphs and trials of the stage before are cycles
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
         try:
+            gc.collect()  # graphs and trials of the stage before are cycles
+            if self.device.startswith("cuda"):
+                torch.cuda.empty_cache()
             return stage()
         except RuntimeError as error:  # CUDA's errors are, out of memory included
             self.failed.append(name)
@@ -165,16 +172,10 @@ class Bench:
 
     def written(self) -> Result:
         """For JSON."""
-        cuda = self.device.startswith("cuda")
         return {
             "format": 1,
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "machine": {
-                "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
-                "torch": torch.__version__,
-                "cuda": torch.version.cuda,
-                "python": platform.python_version(),
-            },
+            "machine": self.machine,
             "seconds": self.elapsed(),
             "checks": [check.to_dict() for check in self.checks],
             "speed": self.speed,
@@ -197,10 +198,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         p.error(str(error))
     bench = Bench(options)
-    bench.run()
-    written = bench.written()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(written, indent=2) + "\n")
+    try:
+        bench.run()
+    finally:  # an error loses nothing of what was found before it
+        options.out.write_text(json.dumps(bench.written(), indent=2) + "\n")
     passed = sum(check.passed for check in bench.checks)
     print(f"checks: {passed} of {len(bench.checks)} passed; {bench.elapsed():.0f} s")
     if bench.left_out:

@@ -7,7 +7,8 @@ import multiprocessing
 import queue
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 import torch
@@ -166,6 +167,24 @@ def _process(configuration: str, device: str, n: int, barrier: Any, answers: Any
         answers.put(f"{type(error).__name__}: {error}")
 
 
+def _answers_of(started: Sequence[BaseProcess], answers: Any) -> list[Any]:
+    """One answer of each process.
+
+    :raises RuntimeError: one of them died, or they did not answer in time.
+    """
+    found: list[Any] = []
+    deadline = time.monotonic() + LIMIT
+    while len(found) < len(started):
+        try:
+            found.append(answers.get(timeout=0.5))
+        except queue.Empty:
+            if died := [process.exitcode for process in started if process.exitcode]:
+                raise RuntimeError(f"a process died, exit code {died[0]}") from None
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no answer within {LIMIT:.0f} s") from None
+    return found
+
+
 def measure_processes(
     c: Configuration, device: str, *, processes: int, iterations: int
 ) -> dict[str, Any]:
@@ -180,9 +199,7 @@ def measure_processes(
     for process in started:
         process.start()
     try:
-        found = [answers.get(timeout=LIMIT) for _ in started]
-    except queue.Empty:
-        raise RuntimeError(f"a process has not answered within {LIMIT:.0f} s") from None
+        found = _answers_of(started, answers)
     finally:
         for process in started:
             process.join(timeout=5.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -77,17 +78,31 @@ def world_model(
     return model.to(device)
 
 
-def rambo(c: Configuration, dataset: OfflineDataset, model: WorldModel) -> RAMBO:
-    """The agent in that world model, on its device, logging to nowhere."""
+def rambo(
+    c: Configuration,
+    dataset: OfflineDataset,
+    model: WorldModel,
+    networks: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> RAMBO:
+    """The agent in that world model, on its device, logging to nowhere.
+
+    :param networks: more of ``policy_kwargs``. :param settings: of the agent.
+    """
     env = make_sb3_env(dataset, c.starts, c.horizon, world_model=model, seed=0)
     agent = RAMBO(
         "MlpPolicy",
         env,
         gradient_steps=c.updates,
         batch_size=c.batch,
-        policy_kwargs={"net_arch": list(c.agent_hidden), "n_critics": c.n_critics},
+        policy_kwargs={
+            "net_arch": list(c.agent_hidden),
+            "n_critics": c.n_critics,
+            **(networks or {}),
+        },
         seed=0,
         device=model.device,
+        **settings,
     )
     agent.set_logger(Logger(None, []))
     return agent

@@ -25,6 +25,7 @@ class Row:
 
     dataset: str
     configuration: str
+    seeds: int  #: runs that finished
     returns: Summary | None  #: of `return_mean`, in the environment's reward
     scores: Summary | None  #: of `score`; None where no reference returns are known
     failed: int  #: runs that diverged or failed
@@ -38,6 +39,7 @@ def aggregate(groups: Sequence[Group]) -> list[Row]:
         Row(
             group.dataset,
             group.label,
+            len(group.finished),
             summarise(known(group.finished, "return_mean")),
             summarise(known(group.finished, "score")),
             len(group.failed),
@@ -67,7 +69,7 @@ def markdown(rows: Sequence[Row], groups: Sequence[Group], *, left_out: int = 0)
     header += ["failed", "unfinished", "minutes"]
     cells = []
     for row in rows:
-        line = [row.dataset, row.configuration, str(row.returns.n if row.returns else 0)]
+        line = [row.dataset, row.configuration, str(row.seeds)]
         line += _cells(row.returns) + (_cells(row.scores) if scored else [])
         cells.append([*line, str(row.failed), str(row.unfinished), number(row.minutes)])
     lines = [markdown_table(header, cells), ""]
@@ -137,9 +139,8 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> Path:
     )
     for row in rows:
         numbers = [*_flat(row.returns).values(), *_flat(row.scores).values()]
-        seeds = row.returns.n if row.returns else 0
         end = [row.failed, row.unfinished, row.minutes]
-        writer.writerow([row.dataset, row.configuration, seeds, *numbers, *end])
+        writer.writerow([row.dataset, row.configuration, row.seeds, *numbers, *end])
     write_text(Path(path), text.getvalue())
     return Path(path)
 

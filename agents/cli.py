@@ -205,6 +205,7 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
     from adv_worldmodel import WorldModel, load_dataset
     from agents.config import load_config
     from agents.model_check import check_in_model
+    from agents.preparation import load_termination
     from agents.run_folder import RunFolder
 
     with user_input():
@@ -213,8 +214,15 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
         folder = RunFolder(Path(args.run))
         policy = folder.load_policy(trust=args.trust)
         place = folder.world_model if args.in_model == "fit" else folder.adversarial_model
-        model = WorldModel.load(place, device=policy.device)
         config = load_config(folder.config)
+        rule = config.model.termination
+        if ":" in rule and not args.trust:
+            raise ValueError(
+                f"{folder.config} names {rule!r}, which imports the module before the colon: "
+                "where you trust it, give --trust"
+            )
+        function = load_termination(rule) if ":" in rule else None
+        model = WorldModel.load(place, device=policy.device, termination=function)
         # not config.data.env_id, which a stranger's file could make import a module
         data = load_dataset(config.dataset, reward_offset=config.data.reward_offset)
         found = check_in_model(

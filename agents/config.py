@@ -208,7 +208,9 @@ class EvaluationConfig(Section):
 
     section: ClassVar[str] = "evaluation"
     every: Annotated[int, Setting("iterations from one evaluation to the next", at_least=1)] = 1
-    episodes: Annotated[int, Setting("episodes per evaluation", at_least=1)] = 10
+    episodes: Annotated[
+        int, Setting("episodes per evaluation; 0: none, and no simulator", at_least=0)
+    ] = 10
     last: Annotated[int, Setting("evaluations averaged for the result", at_least=1)] = 10
     env_id: Annotated[
         str | None, Setting("Gymnasium id, module:ID works; null: the data set's", pattern=_NAME)

@@ -50,6 +50,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
 
     * `behaviour_return`: mean episode return of the data, `cloning_return`: of the clone (null
       without cloning);
+    * `env_id`: where the policy is evaluated; null, and nothing is known of returns, with
+      `evaluation.episodes` = 0;
     * `return_mean`, `return_std`: mean over the last `evaluation.last` evaluations of their mean
       and of their standard deviation over the episodes (P B.6); `evaluations_used` says how many
       there were;
@@ -127,7 +129,9 @@ class _Experiment:
         before = {} if snapshot is None else snapshot.numbers["experiment"]
         self.clock = PhaseClock(before.get("seconds", {"data": prepared.seconds}))
         self.history = MetricsHistory(before.get("metrics"))
-        self.evaluator = Evaluator(prepared.env_id, episodes=self.config.evaluation.episodes)
+        self.evaluator: Evaluator | None = None
+        if prepared.env_id is not None:
+            self.evaluator = Evaluator(prepared.env_id, episodes=self.config.evaluation.episodes)
         self.world_model: WorldModel | None = None
         self.agent: RAMBO | None = None
         self.logger: Logger | None = None
@@ -139,7 +143,8 @@ class _Experiment:
         write_text(folder.config, dump_config(prepared.resolved_config))
         self.write_result("running")
         data = self.dataset
-        self.say(f"data         {data.name}: {len(data)} transitions, {prepared.env_id}")
+        where = prepared.env_id or "no evaluation in a real environment"
+        self.say(f"data         {data.name}: {len(data)} transitions, {where}")
         if prepared.env_note:
             self.say(f"             {prepared.env_note}")
 
@@ -186,12 +191,15 @@ class _Experiment:
         if cloning.epochs == 0 or self.snapshot is not None:
             return
         with self.clock.phase("clone"):
-            agent.clone(
+            nll = agent.clone(
                 cloning.epochs,
                 cloning.learning_rate,
                 self.config.agent.batch_size,
                 progress=self.bars,
             )
+        if self.evaluator is None:
+            self.say(f"clone        NLL {nll:.2f}")
+            return
         with self.clock.phase("evaluation"):
             self.cloning_return = self.evaluator.evaluate(agent).return_mean
         self.say(f"clone        return {self.cloning_return:.1f}")
@@ -208,12 +216,13 @@ class _Experiment:
         self.logger = Logger(str(self.folder.path), outputs)
         agent.set_logger(self.logger)
         before = {} if self.snapshot is None else self.snapshot.numbers["experiment"]
-        self.evaluation = EvaluationCallback(
-            self.evaluator,
-            every=config.evaluation.every,
-            path=self.folder.evaluations,
-            history=before.get("evaluations", ()),
-        )
+        if self.evaluator is not None:
+            self.evaluation = EvaluationCallback(
+                self.evaluator,
+                every=config.evaluation.every,
+                path=self.folder.evaluations,
+                history=before.get("evaluations", ()),
+            )
         adversary = build_adversary(config)
         self.checkpoints = CheckpointCallback(
             self.folder.checkpoints,
@@ -232,9 +241,9 @@ class _Experiment:
         callbacks: list[BaseCallback] = [
             LapCallback(self.clock, "agent", rollout=True),
             self.divergence,
-            self.evaluation,
-            LapCallback(self.clock, "evaluation"),
         ]
+        if self.evaluation is not None:
+            callbacks += [self.evaluation, LapCallback(self.clock, "evaluation")]
         if self.progress:
             self.bar = ProgressCallback(config.iterations, lambda: agent.iteration, self.note)
             callbacks.append(self.bar)
@@ -297,6 +306,8 @@ class _Experiment:
         if status == "finished":
             for line in returns_table(result):
                 self.say(line)
+            if self.evaluator is None:
+                self.say("what the model and the critics say of it: evaluate RUN --in-model fit")
         self.say(str(self.folder.path))
 
     def write_result(self, status: str, error: str | None = None) -> dict[str, Any]:
@@ -334,7 +345,8 @@ class _Experiment:
         """Close the log files and the environments."""
         if self.logger is not None:
             self.logger.close()
-        self.evaluator.close()
+        if self.evaluator is not None:
+            self.evaluator.close()
 
 
 @contextmanager

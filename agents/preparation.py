@@ -34,7 +34,7 @@ class Preparation:
         termination: what `fit_world_model` takes.
         fit: settings of the maximum-likelihood fit, with the run's seed.
         device: where the networks live.
-        env_id: the real environment in which the policy is evaluated.
+        env_id: the real environment in which the policy is evaluated; None: it is not.
         env_note: why it is that one, where it is not simply the one behind the data.
         seconds: that all of this took.
         overwrite: replace a run that the run folder holds.
@@ -45,7 +45,7 @@ class Preparation:
     termination: str | TerminationFunction
     fit: FitSettings
     device: torch.device
-    env_id: str
+    env_id: str | None
     env_note: str | None
     seconds: float
     overwrite: bool = False
@@ -83,9 +83,15 @@ def prepare(config: TrainConfig, *, overwrite: bool = False) -> Preparation:
     device = _usable_device(config.device)
     dataset = _dataset(config)
     env_id, env_note = _real_env(config, dataset)
-    _check_env(config, dataset, env_id)
-    termination = _termination(config.model.termination)
-    make_termination(termination, dataset.env_id)
+    if env_id is not None:
+        _check_env(config, dataset, env_id)
+    termination = load_termination(config.model.termination)
+    try:
+        make_termination(termination, dataset.env_id)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} In a configuration: model.termination=never, or module:function"
+        ) from error
     model = config.model
     fit = FitSettings(
         n_networks=model.n_networks,
@@ -155,8 +161,12 @@ def _usable_device(name: str) -> torch.device:
     return device
 
 
-def _termination(name: str) -> str | TerminationFunction:
-    """Return the function of `module:function`, any other name as it is."""
+def load_termination(name: str) -> str | TerminationFunction:
+    """Return the function of `module:function`, any other name as it is.
+
+    Raises:
+        ValueError: there is no such module, or no function of that name in it.
+    """
     module_name, colon, function_name = name.partition(":")
     if not colon:
         return name
@@ -175,8 +185,10 @@ def _termination(name: str) -> str | TerminationFunction:
     return function  # type: ignore[no-any-return]
 
 
-def _real_env(config: TrainConfig, dataset: OfflineDataset) -> tuple[str, str | None]:
+def _real_env(config: TrainConfig, dataset: OfflineDataset) -> tuple[str | None, str | None]:
     """Where the policy is evaluated, and why there if that needs a word."""
+    if config.evaluation.episodes == 0:
+        return None, None
     named, of_data = config.evaluation.env_id, dataset.env_id
     if named is not None:
         differs = of_data is not None and named != of_data
@@ -188,6 +200,7 @@ def _real_env(config: TrainConfig, dataset: OfflineDataset) -> tuple[str, str | 
         reason = f" ({note})" if note else ""
         raise ValueError(
             f"{config.dataset} does not say which environment to evaluate the policy in{reason}: "
-            "set data.env_id=ID (a Gymnasium id, or module:ID)"
+            "set data.env_id=ID (a Gymnasium id, or module:ID); to train without a simulator, "
+            "evaluation.episodes=0 and model.termination=never, or module:function"
         )
     return of_data, note if of_data == of_d4rl else None

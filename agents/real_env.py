@@ -1,6 +1,6 @@
 """The real environment by its id: found, built and compared with a policy's spaces.
 
-Training never needs it; evaluation and rendering do. Whatever goes wrong here is the user's
+The algorithms never need it; evaluation and rendering do. Whatever goes wrong here is the user's
 installation or a mistyped id, so every error is a ValueError of one line.
 """
 
@@ -36,7 +36,7 @@ def resolve_env(env_id: str) -> EnvSpec:
         except Exception as error:  # a module that is broken raises anything
             raise ValueError(
                 f"Environment {env_id!r}: module {module!r} cannot be imported ({error}); it has "
-                "to be installed or lie in the current folder or on PYTHONPATH."
+                "to be installed or lie on PYTHONPATH (PYTHONPATH=. for the current folder)."
             ) from error
     if name in gym.registry:
         return gym.registry[name]

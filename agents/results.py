@@ -19,7 +19,7 @@ PACKAGES = ("torch", "stable-baselines3", "gymnasium", "mujoco", "minari", "nump
 Q_VAR_ITERATIONS = 100
 
 
-def return_summary(rows: Sequence[EvaluationRow], last: int, env_id: str) -> dict[str, Any]:
+def return_summary(rows: Sequence[EvaluationRow], last: int, env_id: str | None) -> dict[str, Any]:
     """Return `return_mean`, `return_std`, `evaluations_used`, `score`, `score_reference`.
 
     Mean and standard deviation (of the return over an evaluation's episodes) are averaged over the
@@ -28,7 +28,7 @@ def return_summary(rows: Sequence[EvaluationRow], last: int, env_id: str) -> dic
     """
     used = rows[-last:]
     mean = statistics.fmean(row["return_mean"] for row in used) if used else None
-    score = None if mean is None else normalised_score(env_id, mean)
+    score = None if mean is None or env_id is None else normalised_score(env_id, mean)
     return {
         "return_mean": mean,
         "return_std": statistics.fmean(row["return_std"] for row in used) if used else None,
@@ -77,7 +77,7 @@ def returns_table(result: Mapping[str, Any]) -> list[str]:
     for name, value in returns.items():
         if value is None:
             continue
-        score = normalised_score(result["env_id"], value)
+        score = normalised_score(result["env_id"], value) if scored else None
         lines.append(f"{name:12} {value:10.1f}" + (f" {score.value:8.1f}" if score else ""))
     if scored:
         lines.append(f"score: {result['score_reference']}")

@@ -136,7 +136,9 @@ class RunFolder:
         """
         env_id = self.read_result().get("env_id")
         if not isinstance(env_id, str):
-            raise ValueError(f"{self.result} names no environment (env_id): give --env ID")
+            raise ValueError(
+                f"{self.result} names no environment (env_id): give --env ID, or --in-model"
+            )
         if ":" in env_id and not trust:
             raise ValueError(
                 f"{self.result} names {env_id!r}, which imports the module before the colon: "

@@ -46,6 +46,8 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     :param max_episode_steps: what :func:`gymnasium.make_vec` calls the horizon.
     :param fit: settings of the fit made where ``world_model`` is not given.
     :param termination: see :func:`make_termination`. :param reward_function: known reward.
+        Of the model that is fitted here, or functions that a saved one needs; a
+        :class:`WorldModel` has its own.
     :param member_per: each row draws its network anew each ``"step"``, or keeps one for the
         ``"rollout"`` until it ends (the paper's text; its authors' code draws each step).
     :param device: ``"auto"`` takes a GPU where there is one.
@@ -101,10 +103,17 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
                 progress=progress,
                 **functions,  # type: ignore[arg-type]
             )
-        elif not isinstance(world_model, WorldModel):
-            if isinstance(termination, str):
-                functions["termination"] = None
-            world_model = WorldModel.load(world_model, device=device, **functions)  # type: ignore[arg-type]
+        else:
+            if not isinstance(world_model, WorldModel):
+                needed = {name: f for name, f in functions.items() if callable(f)}
+                world_model = WorldModel.load(world_model, device=device, **needed)
+            own = (world_model.termination.rule, world_model.reward_function)
+            for (name, given), its in zip(functions.items(), own, strict=True):
+                if given not in (None, "auto", its):
+                    raise ValueError(
+                        f"{name} would change nothing: the world model that is given has its own; "
+                        "set it where the model is fitted"
+                    )
         for mine, theirs, what in (
             (world_model.obs_dim, self.dataset.observations.shape[1], "observations"),
             (world_model.action_dim, self.dataset.actions.shape[1], "actions"),

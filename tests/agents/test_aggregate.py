@@ -44,9 +44,9 @@ def test_the_table_is_over_the_seeds_that_finished(
         "pendulum-random", "adversary.weight=0", "1", "-7.25", "-", "-7.25", "1", "1", "-",
     ]  # fmt: skip
     assert rambo[:3] == ["pendulum-random", "adversary.weight=0.0003", "4"]
-    assert rambo[3].startswith("40.0 [")
+    assert rambo[3] == "40.0 [15.0, 72.5]"
     assert rambo[4] == "35.6"  # squares of -30, -20, 0, 50: 3800; sqrt(3800 / 3)
-    assert rambo[5].startswith("30.0 [")  # (20 + 40) / 2
+    assert rambo[5] == "30.0 [10.0, 90.0]"  # (20 + 40) / 2
     assert rambo[6:] == ["0", "0", "1"]
     assert f"Not in it: {runs / 'b-1'}: diverged: mean Q is 1e9" in lines
     assert f"Not in it: {runs / 'b-2'}: running" in lines
@@ -115,6 +115,8 @@ def test_files_hold_the_same_table(
         30,
     )
     assert float(rambo["return_mean_low"]) < 30 < 50 < float(rambo["return_mean_high"])
+    assert (float(rambo["return_iqm_low"]), float(rambo["return_iqm_high"])) == (10, 90)
+    assert float(rambo["return_std"]) == pytest.approx((3800 / 3) ** 0.5)
     assert (rambo["score_mean"], frozen["return_mean_low"], frozen["failed"]) == ("", "", "1")
 
 

@@ -175,3 +175,11 @@ def test_spaces_that_do_not_fit_are_refused() -> None:
 def test_the_environment_is_stored_with_its_version() -> None:
     assert full_id("Pendulum") == "Pendulum-v1"
     assert collect("Pendulum", [None], 1).env_id == "Pendulum-v1"
+
+
+def test_seeds_are_those_of_the_environment_and_of_the_agent() -> None:
+    data = collect("Pendulum-v1", [Constant(1.0)], 1, seed=5)
+    first, _ = gym.make("Pendulum-v1").reset(seed=5)
+    np.testing.assert_allclose(data.observations[0], first, atol=1e-6)
+    actors = [train_sac("Pendulum-v1", 5, seed=seed).actor for seed in (0, 1)]
+    assert not torch.equal(*(next(actor.parameters()) for actor in actors))

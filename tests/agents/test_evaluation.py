@@ -194,3 +194,10 @@ def test_what_cannot_be_filmed_says_so(tmp_path: Path, countdown: str) -> None:
         render(ConstantPolicy(0.0), countdown, tmp_path / "film.gif")
     gc.collect()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_seed_is_that_of_the_first_episode() -> None:
+    idle = ConstantPolicy(0.0)
+    zero, one = (evaluate(idle, "Pendulum-v1", episodes=2, seed=s).returns for s in (0, 1))
+    assert zero[1] == pytest.approx(one[0])
+    assert zero[0] != one[0]

@@ -18,6 +18,7 @@ from agents.callbacks import RamboCallback
 from agents.config import TrainConfig, load_config
 from agents.divergence import DivergenceError
 from agents.experiment import train
+from agents.rambo import RAMBO
 from agents.run_folder import RunFolder
 
 TINY = (
@@ -264,3 +265,21 @@ def test_torch_keeps_its_threads_after_a_run(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     train(tiny(tmp_path / "run", "iterations=1", f"n_threads={before + 1}"), progress=False)
     assert torch.get_num_threads() == before
+
+
+def test_cloning_and_evaluation_have_their_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloned = []
+    monkeypatch.setattr(RAMBO, "clone", lambda self, *given, **_: cloned.append(given) or 0.0)
+    config = tiny(
+        tmp_path / "run", "iterations=3", "evaluation.every=2", "evaluation.last=1",
+        "cloning.epochs=2", "cloning.learning_rate=7e-3", "agent.batch_size=24",
+    )  # fmt: skip
+    folder = RunFolder(train(config, progress=False))
+    assert cloned == [(2, 7e-3, 24)]
+    evaluated = rows(folder.evaluations)
+    assert [row["iteration"] for row in evaluated] == ["2", "3"]
+    result = folder.read_result()
+    assert result["evaluations_used"] == 1
+    assert result["return_mean"] == float(evaluated[-1]["return_mean"])

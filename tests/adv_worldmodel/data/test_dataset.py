@@ -182,3 +182,11 @@ def test_a_goal_on_the_way_ends_no_episode() -> None:
     )
     assert dataset.episode_ends().tolist() == [3, 6]
     assert dataset.episode_returns().tolist() == [3.0, 1.0]
+
+
+def test_offsets_add_up_and_returns_stay_the_environment_s() -> None:
+    plain = OfflineDataset.from_arrays(**arrays())
+    twice = plain.with_reward_offset(-1.0).with_reward_offset(-2.0)
+    assert twice.reward_offset == -3.0
+    np.testing.assert_allclose(twice.rewards, plain.rewards - 3.0)
+    np.testing.assert_allclose(twice.episode_returns(), plain.episode_returns(), atol=1e-5)

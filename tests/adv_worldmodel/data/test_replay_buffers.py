@@ -151,3 +151,12 @@ def test_empty_and_unfit_buffers() -> None:
     spaces = Dict({"a": Box(-1, 1, (1,))})
     with pytest.raises(ValueError, match="observation space is Dict"):
         load_dataset(DictReplayBuffer(10, spaces, Box(-1, 1, (1,)), "cpu"))
+
+
+def test_a_gap_between_rows_without_an_end_cuts_the_episode() -> None:
+    """A second `learn` resets the environment, and no row says so."""
+    buffer = ReplayBuffer(10, OBSERVATIONS, Box(-1, 1, (1,)), "cpu")
+    for state in (0.0, 1.0, 50.0, 51.0):
+        row = np.array([[state]])
+        buffer.add(row, row + 1, np.zeros((1, 1)), np.zeros(1), np.zeros(1), [{}])
+    assert np.flatnonzero(load_dataset(buffer).truncations).tolist() == [1, 3]

@@ -13,7 +13,16 @@ from adv_worldmodel.data import normalised_score
         ("Hopper-v4", -20.272305, 3234.3),
         ("HalfCheetah-v5", -280.178953, 12135.0),
         ("Walker2d-v5", 1.629008, 4592.3),
+        ("Ant-v3", -325.6, 3879.7),
         ("AntMaze_UMaze-v5", 0.0, 1.0),
+        ("PointMaze_UMaze-v3", 23.85, 161.86),
+        ("PointMaze_Medium-v3", 13.13, 277.39),
+        ("PointMaze_Large-v3", 6.7, 273.99),
+        ("AdroitHandPen-v1", 96.262799, 3076.8331),
+        ("AdroitHandHammer-v1", -274.856578, 12794.1348),
+        ("AdroitHandDoor-v1", -56.512833, 2880.5693),
+        ("AdroitHandRelocate-v1", -6.425911, 4233.8778),
+        ("FrankaKitchen-v1", 0.0, 4.0),
     ],
 )
 def test_random_is_0_and_expert_is_100(env_id: str, low: float, high: float) -> None:
@@ -44,3 +53,11 @@ def test_ant_and_antmaze_are_not_confused() -> None:
     assert ant is not None
     assert maze is not None
     assert ant.value < 10.0 < maze.value
+
+
+def test_which_versions_compare() -> None:
+    comparable = ("Hopper-v2", "Hopper-v3", "Hopper-v4", "Ant-v3")
+    for env_id in (*comparable, "Hopper-v5", "Ant-v4", "AdroitHandPen-v1"):
+        score = normalised_score(env_id, 0.0)
+        assert score is not None
+        assert score.comparable == (env_id in comparable), env_id

@@ -12,6 +12,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from adv_worldmodel import OfflineDataset
+from adv_worldmodel.dynamics import fitting
 from adv_worldmodel.dynamics.ensemble import Ensemble
 from adv_worldmodel.dynamics.fitting import (
     FitSettings,
@@ -307,3 +308,51 @@ def test_the_environment_s_rule_is_not_applied_to_other_observations() -> None:
     with pytest.raises(ValueError, match="'observations' has 1 dimensions per row, but Hopper-v5"):
         fit_world_model(wrong, SMALL, device="cpu")
     fit(wrong)  # its own rule
+
+
+def test_each_network_has_a_bootstrap_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 360 rows drawn with replacement about 1 - 1/e are distinct; each epoch has them all."""
+    seen: list[Tensor] = []
+    step = fitting.likelihood_step
+
+    def watched(ensemble: Any, optimizer: Any, x: Tensor, y: Tensor) -> Tensor:
+        seen.append(x)
+        return step(ensemble, optimizer, x, y)
+
+    monkeypatch.setattr(fitting, "likelihood_step", watched)
+    fit(linear_system(), FitSettings(2, 1, (4,), batch_size=60, holdout=40, max_steps=12))
+    epochs = [torch.cat(seen[:6], 1), torch.cat(seen[6:], 1)]
+    bags = [[sorted(map(tuple, epoch[m].tolist())) for epoch in epochs] for m in range(2)]
+    for m, (first, second) in enumerate(bags):
+        assert 200 < len(set(first)) < 255
+        assert first == second
+        assert not torch.equal(epochs[0][m], epochs[1][m])
+    assert bags[0][0] != bags[1][0]
+
+
+def test_slow_progress_of_one_network_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error falls by 0.6 % of itself each epoch, less than the 1 % that count at once."""
+    calls = 0
+
+    def fake(ensemble: Ensemble, optimizer: Any, x: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        with torch.no_grad():
+            for weight in ensemble.weights:
+                weight.zero_()
+            ensemble.biases[-1][0, 0, :2] = 1000.0 * 0.994 ** (calls // 6 / 2)
+            ensemble.biases[-1][1, 0, :2] = 1000.0
+        calls += 1
+        return torch.zeros(())
+
+    monkeypatch.setattr(fitting, "likelihood_step", fake)
+    settings = FitSettings(2, 1, (), batch_size=60, holdout=40, patience=2, max_steps=72)
+    assert fit(linear_system(), settings).fit_info["epochs"] == 12
+
+
+def test_bounds_are_as_wide_as_the_data() -> None:
+    narrow = Box(-0.5, 0.5, (1,), np.float32)
+    data = replace(linear_system(), observation_space=narrow)
+    model = fit(data, FitSettings(1, 1, (), max_steps=1))
+    states = np.concatenate([data.observations, data.next_observations])
+    assert float(model.obs_high) == states.max() > 0.5
+    assert float(model.obs_low) == states.min() < -0.5

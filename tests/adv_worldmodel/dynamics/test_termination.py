@@ -1,13 +1,16 @@
 """The termination rules agree with the real environments, step by step."""
 
 import json
+from collections.abc import Iterator
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 
 from adv_worldmodel.building import make_quietly
+from adv_worldmodel.dynamics.known_tasks import read_environment, spec_of_task
 from adv_worldmodel.dynamics.termination import make_termination, termination_from_spec
 
 
@@ -155,3 +158,58 @@ def test_wrong_results_and_widths_are_reported() -> None:
         termination_from_spec({"kind": "exec", "code": "1"})
     with pytest.raises(ValueError, match=r"Damaged"):
         termination_from_spec({"kind": "outside"})
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        "Hopper-v5",
+        "Walker2d-v5",
+        "Ant-v5",
+        "Humanoid-v5",
+        "InvertedPendulum-v5",
+        "InvertedDoublePendulum-v5",
+        "MountainCarContinuous-v0",
+    ],
+)
+def test_the_table_has_the_environments_default_bounds(env_id: str) -> None:
+    assert read_environment(env_id)[0] == spec_of_task(env_id.partition("-")[0].lower())
+
+
+def test_a_state_that_ran_away_ends_the_episode() -> None:
+    """Hopper: |state| < 100 but for the first components; Ant: finite."""
+    hopper, ant = torch.zeros(2, 11), torch.zeros(2, 27)
+    hopper[:, 0], hopper[1, 7] = 1.2, 101.0
+    ant[:, 0], ant[1, 20] = 0.5, torch.inf
+    for name, obs in (("hopper", hopper), ("ant", ant)):
+        assert make_termination(name, None)(obs, obs, obs).tolist() == [False, True]
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    before = set(gym.registry)
+    yield
+    for env_id in set(gym.registry) - before:
+        del gym.registry[env_id]
+
+
+class Reversed(HopperEnv):
+    def _get_obs(self) -> np.ndarray:
+        return super()._get_obs()[::-1]
+
+
+class Negative(gym.ObservationWrapper):
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return -observation
+
+
+def test_an_environment_s_settings_and_changes_are_seen(registered: None) -> None:
+    calm = {"terminate_when_unhealthy": False}
+    gym.register("Calm-v0", "gymnasium.envs.mujoco.hopper_v5:HopperEnv", kwargs=calm)
+    gym.register("Reversed-v0", Reversed)
+    gym.register("Negative-v0", lambda **kwargs: Negative(HopperEnv(**kwargs)))
+    assert make_termination(None, "Calm-v0").spec["kind"] == "never"
+    with pytest.raises(ValueError, match="overrides _get_obs"):
+        make_termination(None, "Reversed-v0")
+    with pytest.raises(ValueError, match="a wrapper changes"):
+        make_termination(None, "Negative-v0")

@@ -338,3 +338,11 @@ def test_newer_version_asks_for_a_newer_library(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match=r"format version 99.*install a newer adv-worldmodel"):
         WorldModel.load(tmp_path)
+
+
+def test_a_space_bounded_on_one_side_clips_there() -> None:
+    spaces = Box(-1.0, np.inf, (1,), np.float32), Box(-1.0, 1.0, (1,), np.float32)
+    model = WorldModel(Ensemble(1, 2, 2, ()), make_termination("never", None), *spaces)
+    zero = torch.zeros(2, 1)
+    change = torch.tensor([[0.0, -5.0], [0.0, 5.0]])
+    assert model.outcome(zero, zero, change)[0].tolist() == [[-1.0], [5.0]]

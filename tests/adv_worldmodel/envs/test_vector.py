@@ -272,3 +272,50 @@ def test_another_world_model_steps_at_once(line: OfflineDataset, line_model: Bui
     envs.world_model = other
     assert envs.world_model is other
     assert envs._transition is not captured
+
+
+def always(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
+    return torch.ones(len(obs), dtype=torch.bool)
+
+
+def seventy_seven(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(obs),), 77.0)
+
+
+def test_known_ends_and_rewards_are_those_of_the_model_fitted_here(
+    pendulum: OfflineDataset, tmp_path: Path
+) -> None:
+    known: dict[str, Any] = {"termination": always, "reward_function": seventy_seven}
+    small = FitSettings(2, 1, (4,), max_steps=2)
+    fitted = AdvWorldModelVectorEnv(pendulum, 3, fit=small, device="cpu", progress=False, **known)
+    fitted.world_model.save(tmp_path / "saved")
+    again = AdvWorldModelVectorEnv(
+        pendulum, 3, world_model=tmp_path / "saved", device="cpu", **known
+    )
+    for envs in (fitted, again):
+        _, rewards, terminated, _, _ = envs.step(np.zeros((3, 1), np.float32))
+        assert rewards.tolist() == [77.0] * 3
+        assert terminated.all()
+    envs_on(pendulum, fitted.world_model, **known)  # the same ones
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"termination": always},
+        {"termination": "mountaincarcontinuous"},
+        {"reward_function": seventy_seven},
+    ],
+)
+def test_ends_and_rewards_beside_a_model_that_has_its_own_are_refused(
+    pendulum: OfflineDataset,
+    pendulum_model: WorldModel,
+    tmp_path: Path,
+    saved: bool,
+    more: dict[str, Any],
+) -> None:
+    pendulum_model.save(tmp_path / "saved")
+    model = tmp_path / "saved" if saved else pendulum_model
+    with pytest.raises(ValueError, match=f"{next(iter(more))} would change nothing"):
+        AdvWorldModelVectorEnv(pendulum, 3, world_model=model, device="cpu", **more)

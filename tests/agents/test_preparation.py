@@ -1,0 +1,45 @@
+"""What a configuration makes of its data and of the fit's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from adv_worldmodel import FitSettings
+from agents.config import load_config
+from agents.preparation import prepare
+
+
+def test_the_fit_has_the_model_s_settings_and_the_run_s_seed() -> None:
+    config = load_config(
+        "pendulum-random",
+        [
+            "seed=5", "model.n_networks=4", "model.n_elites=3", "model.hidden_sizes=[9, 7]",
+            "model.fit_learning_rate=2e-3", "model.fit_batch_size=17", "model.holdout=23",
+            "model.patience=6", "model.max_steps=11",
+        ],
+    )  # fmt: skip
+    assert prepare(config).fit == FitSettings(
+        4, 3, (9, 7), learning_rate=2e-3, batch_size=17, holdout=23, patience=6, max_steps=11,
+        seed=5,
+    )  # fmt: skip
+
+
+def test_data_without_an_environment_get_the_evaluation_s_and_keep_their_offset(
+    tmp_path: Path,
+) -> None:
+    states = np.zeros((20, 3), np.float32)
+    np.savez(
+        tmp_path / "log.npz",
+        observations=states,
+        next_observations=states,
+        actions=np.zeros((20, 1)),
+        rewards=np.arange(20.0),
+        terminals=np.zeros(20),
+    )
+    words = ["evaluation.env_id=Pendulum-v1", "data.reward_offset=-1"]
+    found = prepare(load_config("base", [f"dataset={tmp_path / 'log.npz'}", *words]))
+    assert found.dataset.rewards.tolist() == [reward - 1.0 for reward in range(20)]
+    assert found.dataset.action_space.high.tolist() == [2.0]
+    assert found.env_id == "Pendulum-v1"

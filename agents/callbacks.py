@@ -14,7 +14,10 @@ from agents.values import policy_and_value
 
 
 class RamboCallback(BaseCallback):
-    """Adversarial updates of the world model before each rollout but the first (P algorithm 1).
+    """Adversarial updates of the world model before each rollout, once the agent has learnt.
+
+    P algorithm 1. ``learn`` raises ValueError where it is nested in another callback, in a
+    ``VecNormalize``, without a world model, or with an algorithm that has no value function.
 
     Works with any SB3 algorithm for which :func:`agents.values.policy_and_value` knows V and Q:
     RAMBO, SAC, TD3, TQC, CrossQ, PPO. Pass it to ``learn`` itself or in a list: callbacks inside

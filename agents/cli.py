@@ -222,6 +222,7 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
                 "where you trust it, give --trust"
             )
         function = load_termination(rule) if ":" in rule else None
+        assert not isinstance(function, str)
         model = WorldModel.load(place, device=policy.device, termination=function)
         # not config.data.env_id, which a stranger's file could make import a module
         data = load_dataset(config.dataset, reward_offset=config.data.reward_offset)

@@ -73,10 +73,9 @@ _Dumper.add_representer(
 
 
 def config_names() -> list[str]:
-    """Names of the shipped configurations that are ready to train, sorted.
+    """Names of the shipped configurations but ``base``, sorted.
 
-    ``base``, which leaves the data set open, is not among them; it trains with
-    ``base dataset=...``.
+    ``fast``, as ``base``, needs ``dataset=...``; those of AntMaze need ``data.env_id=...``.
     """
     return sorted(path.stem for path in _shipped_folder().glob("*.yaml") if path.stem != "base")
 

@@ -45,7 +45,7 @@ class DivergenceError(RuntimeError):
 def value_limit(
     dataset: OfflineDataset, gamma: float, alpha: float = 1.0, entropy: float = 0.0
 ) -> float:
-    """Return what no mean |Q| of a sound run exceeds: twice the largest possible soft value.
+    """Return what no mean Q of a sound run exceeds in size: twice the largest soft value.
 
     Per step that is a reward of at most max |r| and alpha times an entropy, for 1 / (1 - gamma)
     steps. The entropy is at most that of uniform actions in [-1, 1], dim(A) log 2, and has no lower

@@ -73,7 +73,9 @@ def add_experiment_parsers(
         "clone",
     )
     sweep.add_argument(
-        "--seeds", metavar="A:B", help="seeds A to B - 1, or a list such as 0,3,7; default: one"
+        "--seeds",
+        metavar="A:B",
+        help="seeds A to B - 1, or a list such as 0,3,7; default: as configured",
     )
     sweep.add_argument(
         "--jobs",

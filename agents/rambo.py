@@ -49,7 +49,7 @@ class RAMBO(SAC):
         actions.
     :param gradient_steps: updates per iteration.
     :param critic_warmup: iterations in which only the critics learn: they evaluate the cloned
-        policy, in the model, before it starts to change (with targets ten times as fast).
+        policy, in the model, before it starts to change (with ``tau`` raised to 0.05 at least).
     :param entropy_in_target: whether the critics' targets hold the entropy bonus (SAC's soft
         value); without, alpha only keeps the actor stochastic.
     :param fresh_outcomes: give a synthetic (s, a) the reward, successor and termination of the
@@ -221,7 +221,11 @@ class RAMBO(SAC):
     ) -> float:
         """Clone the data's behaviour into the actor before training (P C.4).
 
-        :return: mean negative log-likelihood of the data's actions in the last epoch.
+        :param epochs: passes over the data. :param learning_rate: Adam's.
+        :param batch_size: rows per step. :param progress: show a bar.
+        :return: mean negative log-likelihood of the data's actions in the last epoch (nats per
+            transition).
+        :raises ValueError: there are no data: the agent was loaded without an environment.
         """
         buffer = self.replay_buffer
         if buffer is None or buffer.real is None:

@@ -136,11 +136,13 @@ def fit_world_model(
 ) -> WorldModel:
     """Fit the ensemble to a data set by maximum likelihood and keep its elites.
 
+    :param settings: of the fit.
     :param termination: see :func:`make_termination`; ``None`` reads it from the environment.
     :param reward_function: known reward on raw ``(s, a, s')`` instead of a learned one.
-    :param progress: show a bar.
+    :param device: ``"auto"`` takes a GPU where there is one. :param progress: show a bar.
     :return: the world model, in which only the ``n_elites`` best networks exist.
     :raises ValueError: fewer than two transitions, or no known termination.
+    :raises FloatingPointError: the fit diverged.
     """
     if len(dataset) < 2:
         raise ValueError("one transition cannot be fitted and held out: at least 2 are needed")
@@ -258,7 +260,7 @@ def _descend(
     if not bool(torch.isfinite(best_mse).all()):
         raise FloatingPointError(
             "the fit of the world model diverged: look for outliers in the data, or lower "
-            "fit_learning_rate"
+            "learning_rate (model.fit_learning_rate)"
         )
     return best, best_mse, steps, epochs
 
@@ -282,7 +284,11 @@ def cached_world_model(
 ) -> WorldModel:
     """:func:`fit_world_model`, kept on disk by the data's content hash and the fit's settings.
 
-    Fits with a user's reward function are not kept: nothing tells two functions apart.
+    Fits with a user's reward or termination function are not kept: nothing tells two functions
+    apart.
+
+    :param cache_dir: by default that of :func:`default_cache_dir`. The others, and what is raised:
+        see :func:`fit_world_model`.
     """
     if reward_function is not None or callable(termination):
         return fit_world_model(

@@ -205,7 +205,7 @@ class WorldModel(nn.Module):
         return -mixture_log_density(targets, mean, logvar).mean()
 
     def encode(self, dataset: OfflineDataset) -> tuple[Tensor, Tensor]:
-        """Inputs ``(N, S + A)`` and targets ``(N, D)`` of a data set, on the model's device."""
+        """Standardised inputs ``(N, S + A)`` and targets ``(N, D)`` of the data, on the device."""
         obs, action, reward, next_obs = (
             shared_tensor(array, self.device)
             for array in (

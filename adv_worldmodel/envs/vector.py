@@ -50,7 +50,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         :class:`WorldModel` has its own.
     :param member_per: each row draws its network anew each ``"step"``, or keeps one for the
         ``"rollout"`` until it ends (the paper's text; its authors' code draws each step).
-    :param device: ``"auto"`` takes a GPU where there is one.
+    :param device: of a model fitted or loaded here; ``"auto"`` takes a GPU where there is one.
     :param seed: of everything drawn here, until :meth:`reset` is given another.
     :param progress: show the fit's bar.
 

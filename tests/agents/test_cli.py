@@ -46,6 +46,16 @@ def test_evaluate_repeats_the_evaluation_of_the_run(
     assert f"{expected:.1f} +- 0.0 over 1 episodes" in capsys.readouterr().out
 
 
+def test_evaluate_takes_the_episodes_of_its_seed(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    returns = []
+    for words in (["--seed", "0"], ["--seed", "1"], []):
+        assert main(["evaluate", str(run_folder), "--episodes", "1", *words]) == 0
+        returns.append(capsys.readouterr().out)
+    assert returns[0] == returns[2] != returns[1]
+
+
 def test_evaluate_imports_the_module_of_an_environment(
     run_folder: Path,
     tmp_path: Path,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from stable_baselines3 import SAC
 
 from adv_worldmodel.data import load_dataset
-from agents.collection import collect
+from agents.collection import collect, load_policy, replayed, train_sac
 from agents.data_commands import add_data_parser
 
 
@@ -146,8 +147,30 @@ def test_make_trains_keeps_and_loads_policies(
     assert (both.actions[:15] == medium.actions[:15]).all()
     assert both.episode_lengths().tolist() == [15, 15]
 
-    assert made("mine/still-v0", "--policy", file, "--deterministic", "--noise", "0.05") == 0
-    assert not (load_dataset("mine/still-v0").actions == medium.actions).all()
+
+def test_make_hands_its_options_on(tmp_path: Path) -> None:
+    agent = train_sac("Pendulum-v1", 20, seed=1)
+    agent.save(tmp_path / "agent.zip")
+    file, settings = str(tmp_path / "agent.zip"), {"seed": 3, "deterministic": True, "noise": 0.05}
+    options: list[tuple[list[str], dict[str, Any]]] = [
+        (["--seed", "3"], {"seed": 3}),
+        (["--deterministic"], {"deterministic": True}),
+        (["--noise", "0.05"], {"noise": 0.05}),
+        (["--seed", "3", "--deterministic", "--noise", "0.05"], settings),
+    ]
+    hashes = set()
+    for number, (words, same) in enumerate(options):
+        name = f"mine/options-v{number}"
+        common = ("--policy", file, "--rows", "30", "--id", name)
+        assert run("make", "Pendulum-v1", *common, *words) == 0
+        found = load_dataset(name).content_hash
+        assert found == collect("Pendulum-v1", [load_policy(file)], 30, **same).content_hash
+        hashes.add(found)
+    assert len(hashes) == len(options)
+    words = ["--policy", "sac:20", "--replay", "--seed", "1", "--id", "mine/replay-v0"]
+    assert run("make", "Pendulum-v1", *words) == 0
+    expected = replayed(agent, "Pendulum-v1").content_hash
+    assert load_dataset("mine/replay-v0").content_hash == expected
 
 
 def test_make_writes_the_replay_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:

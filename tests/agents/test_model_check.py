@@ -130,3 +130,46 @@ def test_the_command_line_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert "the critics promise" in output
     assert main([*words, "--render", str(tmp_path / "film.gif")]) == 2
     assert "leave out --env and --render" in capsys.readouterr().err
+
+
+def test_the_command_line_checks_the_run_s_own_game(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that is named, the data with their offset, and the run's discount."""
+    run = tmp_path / "run"
+    game = ("data.reward_offset=-1", "agent.gamma=0.9", "iterations=2", "adversary.weight=1")
+    assert main(["train", "pendulum-random", *TINY, *game, f"out={run}"]) == 0
+    seen: list[Any] = []
+    check = check_in_model
+
+    def watched(agent: Any, model: Any, data: Any, **settings: Any) -> Any:
+        seen.append((model, data, settings))
+        return check(agent, model, data, **settings)
+
+    monkeypatch.setattr("agents.model_check.check_in_model", watched)
+    places = {"fit": "world_model", "adversarial": "adversarial_model"}
+    for which in places:
+        words = ["evaluate", str(run), "--in-model", which, "--episodes", "2", "--seed", "4"]
+        assert main(words) == 0
+    assert not torch.equal(*(model.ensemble.weights[0] for model, *_ in seen))
+    for place, (model, data, settings) in zip(places.values(), seen, strict=True):
+        saved = WorldModel.load(run / place, device="cpu")
+        assert torch.equal(model.ensemble.weights[0], saved.ensemble.weights[0])
+        assert data.reward_offset == -1.0
+        assert settings == {"episodes": 2, "gamma": 0.9, "seed": 4}
+
+
+def test_a_run_s_own_termination_function_is_imported_only_if_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ends_of_a_user.py").write_text(
+        "def upright(obs, action, next_obs):\n    return next_obs[:, 0] > 0.99\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = str(tmp_path / "run")
+    rule = "model.termination=ends_of_a_user:upright"
+    assert main(["train", "pendulum-random", *TINY, rule, f"out={run}"]) == 0
+    words = ["evaluate", run, "--in-model", "fit", "--episodes", "3"]
+    assert main(words) == 2
+    assert "give --trust" in capsys.readouterr().err
+    assert main([*words, "--trust"]) == 0

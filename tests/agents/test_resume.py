@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: seven updates of the adversary end within its rollouts, and the third iteration overwrites rows
 RUN = (
     "iterations=4", "checkpoint_every=1", "agent.updates=20", "adversary.updates=7",
-    "rollout.retain_iterations=2",
+    "rollout.retain_iterations=2", "cloning.epochs=1",
 )  # fmt: skip
 
 
@@ -76,6 +76,9 @@ def test_a_resumed_run_is_the_run(
     assert_equal_runs(whole, half)
     rows = [len(RunFolder(f).progress.read_text().splitlines()) for f in (whole, half)]
     assert rows[0] == rows[1]
+    clones = [RunFolder(f).read_result()["cloning_return"] for f in (whole, half)]
+    assert clones[0] == clones[1] is not None
+    assert RunFolder(half).read_result()["wall_s"]["clone"] > 0  # of the first part
 
 
 def test_a_checkpoint_of_the_version_before_can_be_resumed(whole: Path, half: Path) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from agents import plots
 from agents.evaluation import EvaluationRow
 from agents.plots import _curves, _figure, _stack, compare_curves, plot_learning_curve
 
@@ -65,3 +67,22 @@ def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="No groups"):
         compare_curves({}, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_curve_band_and_lines_are_where_their_numbers_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    known = {"behaviour_return": 2.0, "cloning_return": 7.0}
+    plot_learning_curve(rows(1, 3), tmp_path / "a.png", **known)
+    compare_curves({"g": [rows(1, 3)]}, tmp_path / "b.png", **known)
+    for figure in drawn:
+        curve, *lines = figure.axes[0].lines
+        assert list(curve.get_ydata()) == [1, 3]
+        found = {str(line.get_label()): float(line.get_ydata()[0]) for line in lines}
+        assert found == {"behaviour (2)": 2.0, "clone (7)": 7.0}
+    (band,) = drawn[0].axes[0].collections  # the mean and one standard deviation, 1
+    assert {tuple(point) for point in band.get_paths()[0].vertices} == {
+        (1.0, 0.0), (2.0, 2.0), (2.0, 4.0), (1.0, 2.0),
+    }  # fmt: skip

@@ -72,6 +72,7 @@ def test_antmaze_keeps_its_rows_at_the_goal(folder: Path) -> None:
     dataset = load_dataset("d4rl:antmaze-umaze-v0", reward_offset=-1.0)
     np.testing.assert_array_equal(dataset.rewards, [-1.0, -1.0, 0.0, 0.0])
     np.testing.assert_array_equal(dataset.terminations, [False, False, True, True])
+    assert not dataset.truncations.any()  # a row ends once
     np.testing.assert_array_equal(dataset.next_observations[:-1], dataset.observations[1:])
 
 

@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Dict, Discrete, Space
 from minari.data_collector import EpisodeBuffer  # type: ignore[import-untyped]
 
 from adv_worldmodel.data import OfflineDataset, from_minari, load_dataset, to_minari
-from adv_worldmodel.data.minari_io import local_ids
+from adv_worldmodel.data.minari_io import _usable, local_ids
 
 
 @pytest.fixture(autouse=True)
@@ -195,3 +195,9 @@ def test_a_truncated_set_is_told(folder: Path) -> None:
 def test_files_alone_need_no_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
     assert len(load_dataset("pendulum-random")) == 20_000
+
+
+def test_an_environment_of_other_dimensions_is_not_the_data_s() -> None:
+    assert _usable("Pendulum-v1", 3, 1) == "Pendulum-v1"
+    assert _usable("Pendulum-v1", 1, 1) is None
+    assert _usable("NotHere-v0", 1, 1) == "NotHere-v0"  # nothing is known of it

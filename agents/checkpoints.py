@@ -81,10 +81,8 @@ def _variables(agent: RAMBO, adversary: Adversary | None) -> Iterator[tuple[str,
     for name, value in agent.env.world_model.ensemble.state_dict().items():  # type: ignore[union-attr]
         yield f"model.{name}", value
     if adversary is not None:
-        yield "adversary.obs", adversary.obs
-        if adversary.dual is not None:
-            for name, value in adversary.dual.state():
-                yield f"adversary.{name}", value
+        for name, value in adversary.state():
+            yield f"adversary.{name}", value
 
 
 def capture(agent: RAMBO, adversary: Adversary | None) -> Snapshot:

@@ -130,8 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--trust",
         action="store_true",
-        help="run code that the folder names: an older run's policy.zip (pickles), and the module "
-        "of a 'module:ID' environment; only for runs of your own",
+        help="run code that the folder names: an older run's policy.zip (pickles), and the modules "
+        "of a 'module:ID' environment and a 'module:function' termination; only for runs of your "
+        "own",
     )
     evaluate.set_defaults(func=_evaluate)
 
@@ -206,7 +207,7 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
     from agents.config import load_config
     from agents.model_check import check_in_model
     from agents.preparation import load_termination
-    from agents.run_folder import RunFolder
+    from agents.run_folder import RunFolder, check_trusted
 
     with user_input():
         if args.env is not None or args.render is not None:
@@ -215,15 +216,11 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
         policy = folder.load_policy(trust=args.trust)
         place = folder.world_model if args.in_model == "fit" else folder.adversarial_model
         config = load_config(folder.config)
-        rule = config.model.termination
-        if ":" in rule and not args.trust:
-            raise ValueError(
-                f"{folder.config} names {rule!r}, which imports the module before the colon: "
-                "where you trust it, give --trust"
-            )
-        function = load_termination(rule) if ":" in rule else None
-        assert not isinstance(function, str)
-        model = WorldModel.load(place, device=policy.device, termination=function)
+        check_trusted(folder.config, config.model.termination, args.trust, "give --trust")
+        rule = load_termination(config.model.termination)
+        model = WorldModel.load(
+            place, device=policy.device, termination=rule if callable(rule) else None
+        )
         # not config.data.env_id, which a stranger's file could make import a module
         data = load_dataset(config.dataset, reward_offset=config.data.reward_offset)
         found = check_in_model(

@@ -139,11 +139,7 @@ class RunFolder:
             raise ValueError(
                 f"{self.result} names no environment (env_id): give --env ID, or --in-model"
             )
-        if ":" in env_id and not trust:
-            raise ValueError(
-                f"{self.result} names {env_id!r}, which imports the module before the colon: "
-                f"where you trust it, give --env {env_id}, or --trust"
-            )
+        check_trusted(self.result, env_id, trust, f"give --env {env_id}, or --trust")
         return env_id
 
     def load_policy(self, device: str = "auto", *, trust: bool = False) -> RAMBO:
@@ -183,6 +179,15 @@ class RunFolder:
         except Exception as error:  # unpickling what is damaged raises whatever it likes
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{self.policy} cannot be read ({reason}): train again") from error
+
+
+def check_trusted(file: Path, name: str, trust: bool, remedy: str) -> None:
+    """ValueError if `name`, from a file that may be a stranger's, would import a module."""
+    if ":" in name and not trust:
+        raise ValueError(
+            f"{file} names {name!r}, which imports the module before the colon: where you trust "
+            f"it, {remedy}"
+        )
 
 
 def lock_folder(path: Path, who: str, remedy: str) -> IO[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -91,6 +92,12 @@ class Adversary:
     def active(self) -> bool:
         """Whether an update changes anything: lambda = 0 leaves the model at its fit."""
         return self.settings.weight != 0 or self.settings.continue_fit
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """All that changes in place beside the model and the optimiser, by name."""
+        yield "obs", self.obs
+        if self.dual is not None:
+            yield from self.dual.state()
 
     @torch.no_grad()
     def nll_by_row(self) -> Tensor:

@@ -92,8 +92,8 @@ def adversary_update(agent: RAMBO, name: str) -> Update:
 
     def state() -> list[Tensor]:
         model = list(adversary.model.state_dict().values())
-        dual = [] if adversary.dual is None else [value for _, value in adversary.dual.state()]
-        return [*dual, *model, adversary.obs, *optimizer_state(adversary.optimizer)]
+        own = [value for _, value in adversary.state()]
+        return [*model, *own, *optimizer_state(adversary.optimizer)]
 
     return lambda: adversary.update(draws, *foes), state, [adversary.generator]
 

@@ -309,7 +309,7 @@ class CheckpointCallback(BaseCallback):
     def write(self) -> None:
         """Write the state before the present iteration, unless it has been or there is none."""
         snapshot = self._snapshot
-        if snapshot is None or snapshot.iteration in (0, self._written):
+        if snapshot is None or snapshot.iteration == self._written:
             return
         buffer = self._agent.replay_buffer
         write(self.folder, snapshot, None if buffer is None else buffer.synthetic, self._more)

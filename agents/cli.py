@@ -199,14 +199,16 @@ def _train_seeds(config: TrainConfig) -> int:
     if runs.errors:
         seeds = ", ".join(map(str, runs.errors))
         print(f"{PROG}: not finished: seed {seeds}", file=sys.stderr)
-    return 1 if runs.errors else 0
+        diverged = (runs.results[seed].get("status") == "diverged" for seed in runs.errors)
+        return DIVERGED if all(diverged) else 1
+    return 0
 
 
 def _evaluate_in_model(args: argparse.Namespace) -> int:
-    from adv_worldmodel import WorldModel, load_dataset
+    from adv_worldmodel import WorldModel
     from agents.config import load_config
     from agents.model_check import check_in_model
-    from agents.preparation import load_termination
+    from agents.preparation import load_termination, read_dataset
     from agents.run_folder import RunFolder, check_trusted
 
     with user_input():
@@ -221,8 +223,14 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
         model = WorldModel.load(
             place, device=policy.device, termination=rule if callable(rule) else None
         )
-        # not config.data.env_id, which a stranger's file could make import a module
-        data = load_dataset(config.dataset, reward_offset=config.data.reward_offset)
+        # of a stranger's file, no module is imported
+        data = read_dataset(config, modules=args.trust)
+        trained_on = folder.read_result().get("content_hash") if folder.result.is_file() else None
+        if trained_on not in (None, data.content_hash):
+            raise ValueError(
+                f"{config.dataset} is not read as when {args.run} was trained: bring the data "
+                "back, or give --trust where their environment is a module's"
+            )
         found = check_in_model(
             policy, model, data, episodes=args.episodes, gamma=config.agent.gamma, seed=args.seed
         )
@@ -240,12 +248,12 @@ def _evaluate(args: argparse.Namespace) -> int:
         return _evaluate_in_model(args)
     from adv_worldmodel.data.scores import normalised_score
     from agents.evaluation import evaluate, render
-    from agents.real_env import check_spaces, make_real_env
+    from agents.real_env import check_spaces, full_id, make_real_env
     from agents.run_folder import RunFolder
 
     with user_input():
         folder = RunFolder(Path(args.run))
-        env_id = args.env or folder.env_id(trust=args.trust)
+        env_id = full_id(args.env or folder.env_id(trust=args.trust))
         policy = folder.load_policy(trust=args.trust)
         env = make_real_env(env_id)
         check_spaces(policy, env, env_id)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from stable_baselines3.sac.policies import Actor
 from torch import Tensor
 from tqdm import tqdm
 
+from adv_worldmodel.dynamics.fitting import FitDivergedError
 from adv_worldmodel.graphs import GraphedStep, make_capturable
 from agents.updates import cloning_loss, unsquashed
 
@@ -26,6 +29,7 @@ def clone_behaviour(
 
     :param obs: raw states ``(N, S)``. :param actions: scaled to [-1, 1], ``(N, A)``.
     :return: mean negative log-likelihood of the last epoch (nats per transition).
+    :raises FitDivergedError: it is not finite.
     """
     optimizer = torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True)
     make_capturable(optimizer, obs.device)
@@ -39,12 +43,19 @@ def clone_behaviour(
         return (loss.detach(),)
 
     graphed = GraphedStep(step, obs.device)
-    mean_loss = torch.zeros((), device=obs.device)
+    losses = [torch.zeros((), device=obs.device)]  # by epoch, behind that of none
     for _ in tqdm(range(epochs), desc="clone", unit="epoch", disable=None if progress else True):
         order = torch.randperm(len(obs), generator=generator, device=obs.device)
         total = torch.zeros((), device=obs.device)
         for rows in order.split(batch_size):
             (loss,) = (graphed if len(rows) == batch_size else step)(rows)
             total += loss * len(rows)
-        mean_loss = total / len(obs)
-    return float(mean_loss)
+        losses.append(total / len(obs))
+    history = torch.stack(losses).tolist()
+    if not math.isfinite(history[-1]):
+        raise FitDivergedError(
+            "the clone diverged: look for outliers in the data, or lower cloning.learning_rate",
+            "cloning/nll",
+            history[1:],
+        )
+    return float(history[-1])

@@ -26,17 +26,7 @@ from tqdm import tqdm
 
 from adv_worldmodel.data import OfflineDataset, from_replay_buffer
 from adv_worldmodel.data.validation import flat_box
-from agents.real_env import check_spaces, make_real_env, resolve_env
-
-
-def full_id(env_id: str) -> str:
-    """`env_id` with its version, and with the module that registers it where one is named.
-
-    Raises:
-        ValueError: as `resolve_env`.
-    """
-    module, colon, _ = env_id.rpartition(":")
-    return f"{module}{colon}{resolve_env(env_id).id}"
+from agents.real_env import check_spaces, full_id, make_real_env
 
 
 def make_box_env(env_id: str) -> gym.Env[NDArray[Any], NDArray[Any]]:

@@ -119,8 +119,8 @@ def _make(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from adv_worldmodel.data import to_minari
-    from agents.collection import collect, full_id, load_policy, make_box_env, replayed, train_sac
-    from agents.real_env import check_spaces
+    from agents.collection import collect, load_policy, make_box_env, replayed, train_sac
+    from agents.real_env import check_spaces, full_id
 
     # All that can be wrong with the input is found before SAC trains for hours.
     words = list(dict.fromkeys(arguments.policy))
@@ -199,6 +199,8 @@ def _check_options(arguments: argparse.Namespace, trained: list[str], *, acting:
         )
     if not arguments.replay and arguments.rows is None:
         raise ValueError("--rows N is missing: how many transitions shall be written?")
+    if arguments.rows is not None and arguments.rows < len(arguments.policy):
+        raise ValueError(f"--rows {arguments.rows}: each policy needs at least one.")
     if not 0.0 <= arguments.noise < float("inf"):
         raise ValueError(f"--noise {arguments.noise:g}: expected a number of at least 0.")
     if noisy and not acting:

@@ -10,6 +10,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from adv_worldmodel.data import OfflineDataset
+from adv_worldmodel.dynamics.fitting import FitDivergedError
 from agents.progress import MetricsHistory
 
 #: Iterations of a quantity that ran away which a result tells of.
@@ -25,21 +26,42 @@ class DivergenceError(RuntimeError):
 
     Args:
         message: for the user.
-        quantity: which number ran away, its `history` by iteration up to then, and the `limit`
-            that it left (None: it is not finite).
+        quantity: which number ran away, its `history` up to then, and the `limit` that it left
+            (None: it is not finite).
+        iteration: after which that was seen.
     """
 
     def __init__(
-        self, message: str, quantity: str, history: Sequence[float], limit: float | None
+        self,
+        message: str,
+        quantity: str,
+        history: Sequence[float],
+        limit: float | None,
+        iteration: int,
     ) -> None:
         super().__init__(message)
-        self.details = {
-            "quantity": quantity,
-            "iteration": len(history),
-            "value": history[-1],
-            "limit": limit,
-            "history": list(history[-HISTORY:]),
-        }
+        self.details = _details(quantity, history, limit, iteration)
+
+
+def _details(
+    quantity: str, history: Sequence[float], limit: float | None, iteration: int
+) -> dict[str, Any]:
+    return {
+        "quantity": quantity,
+        "iteration": iteration,
+        "value": history[-1],
+        "limit": limit,
+        "history": list(history[-HISTORY:]),
+    }
+
+
+def details_of(error: DivergenceError | FloatingPointError) -> dict[str, Any] | None:
+    """What `result.json` says of a run that ran away, in training or, by epochs, before it."""
+    if isinstance(error, DivergenceError):
+        return error.details
+    if isinstance(error, FitDivergedError):
+        return _details(error.quantity, error.history, None, 0)
+    return None
 
 
 def value_limit(
@@ -76,6 +98,7 @@ class DivergenceCallback(BaseCallback):
         history: where the metrics arrive.
         stop: False warns instead, and lets the run go on, unless a metric is not finite.
         warn: called with each warning, once for each kind.
+        found: details of a divergence before this one was made.
 
     Attributes:
         found: details of the first divergence, None without one.
@@ -89,6 +112,7 @@ class DivergenceCallback(BaseCallback):
         *,
         stop: bool = True,
         warn: Callable[[str], None] = warnings.warn,
+        found: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._dataset = dataset
@@ -98,7 +122,7 @@ class DivergenceCallback(BaseCallback):
         self._warn = warn
         self._warned: set[str] = set()
         self._rewards = float(dataset.rewards.min()), float(dataset.rewards.max())
-        self.found: dict[str, Any] | None = None
+        self.found = found
 
     def _on_rollout_start(self) -> None:
         self._look()
@@ -120,12 +144,12 @@ class DivergenceCallback(BaseCallback):
             self._once("divergence", f"diverged, and goes on as asked: {error}")
 
     def _check(self) -> None:
+        q_means = self._history.series("train/q_mean")
+        iteration = len(q_means)  # other keys may have begun later
         for key, value in self._history.latest.items():
             if not math.isfinite(value):
-                history = self._history.series(key)
-                message = f"{key} is {value} after iteration {len(history)}: the run diverged"
-                raise DivergenceError(message, key, history, None)
-        q_means = self._history.series("train/q_mean")
+                message = f"{key} is {value} after iteration {iteration}: the run diverged"
+                raise DivergenceError(message, key, self._history.series(key), None, iteration)
         if not q_means:
             return
         alphas = self._history.series("train/alpha")
@@ -136,11 +160,11 @@ class DivergenceCallback(BaseCallback):
         if abs(q_means[-1]) <= limit:
             return
         message = (
-            f"mean Q is {q_means[-1]:.4g} after iteration {len(q_means)}, but rewards as in the "
+            f"mean Q is {q_means[-1]:.4g} after iteration {iteration}, but rewards as in the "
             f"data give less than {limit:.4g}: the critics diverged. Try agent.layer_norm=true, "
             "a smaller adversary.weight, or more adversary.updates per agent update"
         )
-        raise DivergenceError(message, "train/q_mean", q_means, limit)
+        raise DivergenceError(message, "train/q_mean", q_means, limit, iteration)
 
     def _watch(self) -> None:
         """Signs that a run may go wrong."""

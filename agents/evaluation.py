@@ -176,7 +176,8 @@ class EvaluationCallback(BaseCallback):
         path: `evaluations.csv` to append to, one flushed row per evaluation; None for no file.
             A training that starts at iteration 0 begins the file anew.
         on_evaluation: called with (iteration, evaluation) after each.
-        history: rows of a training that goes on, with which the file begins.
+        history: rows of a training that goes on, with which the file begins anew; None: the
+            file, where there is one, is gone on with.
         verbose: 1 prints each evaluation.
 
     Attributes:
@@ -190,7 +191,7 @@ class EvaluationCallback(BaseCallback):
         every: int = 1,
         path: str | Path | None = None,
         on_evaluation: Callable[[int, Evaluation], None] | None = None,
-        history: Iterable[EvaluationRow] = (),
+        history: Iterable[EvaluationRow] | None = None,
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
@@ -200,14 +201,14 @@ class EvaluationCallback(BaseCallback):
         self.every = every
         self.path = None if path is None else Path(path)
         self.on_evaluation = on_evaluation
-        self.history: list[EvaluationRow] = list(history)
-        self._resumed = bool(self.history)
+        self.history: list[EvaluationRow] = list(history or ())
+        self._resumed = history is not None
         self._rollouts = 0
         self._last = 0
 
     def _on_training_start(self) -> None:
         self._last = self._iteration()
-        if self._resumed and self.history[-1]["iteration"] == self._last:
+        if self.history and self.history[-1]["iteration"] == self._last:
             self._log(self.history[-1])  # for the dump of the iteration that comes
         if self.path is None or (self._last > 0 and self.path.exists() and not self._resumed):
             return

@@ -20,12 +20,18 @@ from adv_worldmodel import (
 )
 from agents.assembly import build_adversary, build_agent
 from agents.checkpoints import CheckpointCallback, Snapshot, restore_counters
-from agents.config import TrainConfig, dump_config
-from agents.divergence import DivergenceCallback, DivergenceError
+from agents.config import TrainConfig, dump_config, flat_settings
+from agents.divergence import DivergenceCallback, DivergenceError, details_of
 from agents.evaluation import EvaluationCallback, Evaluator
 from agents.plots import plot_learning_curve
 from agents.preparation import Preparation, prepare
-from agents.progress import LapCallback, MetricsHistory, PhaseClock, ProgressCallback
+from agents.progress import (
+    LapCallback,
+    MetricsHistory,
+    PhaseClock,
+    ProgressCallback,
+    print_unless_gone,
+)
 from agents.rambo import RAMBO
 from agents.results import q_summary, return_summary, returns_table, versions
 from agents.resumption import Resumption
@@ -100,6 +106,7 @@ def run(
             experiment.conclude("interrupted", "stopped by the user")
             raise
         except (DivergenceError, FloatingPointError) as error:
+            experiment.diverged = details_of(error)
             experiment.conclude("diverged", str(error))
             raise
         except BaseException as error:
@@ -139,6 +146,7 @@ class _Experiment:
         self.evaluation: EvaluationCallback | None = None
         self.checkpoints: CheckpointCallback | None = None
         self.divergence: DivergenceCallback | None = None
+        self.diverged: dict[str, Any] | None = before.get("divergence")
         self.cloning_return: float | None = before.get("cloning_return")
         write_text(folder.config, dump_config(prepared.resolved_config))
         self.write_result("running")
@@ -150,10 +158,7 @@ class _Experiment:
 
     def say(self, line: str) -> None:
         if self.progress:
-            try:
-                print(line, flush=True)
-            except BrokenPipeError:  # nobody reads any more: `train ... | head`
-                self.progress = False
+            print_unless_gone(line)
 
     def fit(self) -> None:
         """Fit the world model, or take it from the cache, and make the agent in it."""
@@ -221,7 +226,7 @@ class _Experiment:
                 self.evaluator,
                 every=config.evaluation.every,
                 path=self.folder.evaluations,
-                history=before.get("evaluations", ()),
+                history=before.get("evaluations"),  # None: a new run
             )
         adversary = build_adversary(config)
         self.checkpoints = CheckpointCallback(
@@ -236,7 +241,8 @@ class _Experiment:
             config.agent.gamma,
             self.history,
             stop=config.on_divergence == "stop",
-            warn=lambda message: print(f"warning: {message}", file=sys.stderr, flush=True),
+            warn=lambda message: print_unless_gone(f"warning: {message}", sys.stderr),
+            found=self.diverged,
         )
         callbacks: list[BaseCallback] = [
             LapCallback(self.clock, "agent", rollout=True),
@@ -262,9 +268,16 @@ class _Experiment:
             "metrics": self.history.packed(),
             "evaluations": evaluations,
             "cloning_return": self.cloning_return,
+            "divergence": self.found_divergence(),
+            "settings": flat_settings(self.prepared.resolved_config),
             "seconds": dict(self.clock.seconds),
         }
         return {"experiment": found}
+
+    def found_divergence(self) -> dict[str, Any] | None:
+        """Details of the first quantity that ran away."""
+        found = None if self.divergence is None else self.divergence.found
+        return found or self.diverged
 
     def note(self) -> str:
         """What stands beside the progress bar."""
@@ -317,7 +330,7 @@ class _Experiment:
         result = {
             "status": status,
             "error": error,
-            "divergence": None if self.divergence is None else self.divergence.found,
+            "divergence": self.found_divergence(),
             "env_id": prepared.env_id,
             "env_note": prepared.env_note,
             "dataset": config.dataset,

@@ -48,7 +48,8 @@ def check_in_model(
 
     Args:
         agent: its policy acts, by its mean action.
-        model: the fit, or what the adversary has made of it; drawn member and noise as in training.
+        model: the fit, or what the adversary has made of it; with its noise, its members drawn anew
+            each step.
         dataset: gives the starts and the longest episode.
         gamma: discount of what is compared with the critics.
         seed: of starts, members and noise.

@@ -110,7 +110,8 @@ class StackedCritic(BaseModel):
 class RAMBOPolicy(SACPolicy):
     """SB3's ``SACPolicy`` with :class:`StackedCritic`.
 
-    :param layer_norm: in the critics; the other arguments are SB3's.
+    :param layer_norm: in the critics; the other arguments are SB3's. ``activation_fn`` is the
+        actor's, the critics' is ReLU.
     """
 
     critic: StackedCritic  # type: ignore[assignment]

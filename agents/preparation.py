@@ -17,7 +17,7 @@ from adv_worldmodel.data.scores import evaluation_env
 from adv_worldmodel.device import resolve_device
 from adv_worldmodel.dynamics import FitSettings, make_termination
 from adv_worldmodel.dynamics.termination import TerminationFunction
-from agents.real_env import check_spaces, make_real_env
+from agents.real_env import check_spaces, full_id, make_real_env
 from agents.run_folder import check_new_folder
 
 if TYPE_CHECKING:
@@ -60,12 +60,13 @@ class Preparation:
         return dataclasses.replace(self.config, dataset=dataset, out=None)
 
 
-def prepare(config: TrainConfig, *, overwrite: bool = False) -> Preparation:
+def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = False) -> Preparation:
     """Read and check all that `config` names.
 
     Args:
         config: of one run.
         overwrite: its folder may hold a run, which is replaced.
+        resumed: its folder is there already, and is not looked at.
 
     Raises:
         ValueError, FileNotFoundError: the data set cannot be read, no termination rule is known,
@@ -79,19 +80,16 @@ def prepare(config: TrainConfig, *, overwrite: bool = False) -> Preparation:
             f"seeds = {config.seeds} asks for several runs: use agents.seeds.train_seeds(config), "
             "or seeds=null for one"
         )
-    check_new_folder(config.out, overwrite=overwrite)
+    if not resumed:
+        check_new_folder(config.out, overwrite=overwrite)
     device = _usable_device(config.device)
-    dataset = _dataset(config)
+    dataset = read_dataset(config)
     env_id, env_note = _real_env(config, dataset)
     if env_id is not None:
         _check_env(config, dataset, env_id)
+        env_id = full_id(env_id)
     termination = load_termination(config.model.termination)
-    try:
-        make_termination(termination, dataset.env_id)
-    except ValueError as error:
-        raise ValueError(
-            f"{error} In a configuration: model.termination=never, or module:function"
-        ) from error
+    _check_termination(config, termination, dataset)
     model = config.model
     fit = FitSettings(
         n_networks=model.n_networks,
@@ -110,12 +108,24 @@ def prepare(config: TrainConfig, *, overwrite: bool = False) -> Preparation:
     )
 
 
-def _dataset(config: TrainConfig) -> OfflineDataset:
-    offset, env_id = config.data.reward_offset, config.data.env_id
+def read_dataset(config: TrainConfig, *, modules: bool = True) -> OfflineDataset:
+    """Return the data that `config` names.
+
+    Args:
+        modules: False leaves environments out that are named as `module:ID`, and imports nothing.
+
+    Raises:
+        ValueError, FileNotFoundError: they cannot be read, or are a single transition.
+    """
+    offset = config.data.reward_offset
+    env_id, instead = (
+        name if modules or name is None or ":" not in name else None
+        for name in (config.data.env_id, config.evaluation.env_id)
+    )
     dataset = load_dataset(config.dataset, reward_offset=offset, env_id=env_id)
-    if dataset.env_id is None and config.evaluation.env_id is not None:
+    if dataset.env_id is None and instead is not None:
         # Data that do not say where they come from: bounds and termination are that one's.
-        env_id = config.evaluation.env_id
+        env_id = instead
         dataset = load_dataset(config.dataset, reward_offset=offset, env_id=env_id)
     if len(dataset) < 2:
         raise ValueError(
@@ -159,6 +169,23 @@ def _usable_device(name: str) -> torch.device:
             f"device = {name!r} cannot be used here ({reason}): set device=auto or device=cpu"
         ) from error
     return device
+
+
+def _check_termination(
+    config: TrainConfig, termination: str | TerminationFunction, dataset: OfflineDataset
+) -> None:
+    """Find the rule, and ask it of two rows: a function of the user's may be wrong."""
+    columns = (dataset.observations, dataset.actions, dataset.next_observations)
+    rows = [torch.as_tensor(column[:2]) for column in columns]
+    try:
+        make_termination(termination, dataset.env_id)(*rows)
+    except Exception as error:
+        if not (isinstance(error, ValueError) or callable(termination)):
+            raise
+        raise ValueError(
+            f"model.termination={config.model.termination}: {error} In a configuration: "
+            "model.termination=never, or module:function"
+        ) from error
 
 
 def load_termination(name: str) -> str | TerminationFunction:

@@ -20,7 +20,7 @@ from agents.config import TrainConfig, dump_config
 from agents.divergence import DivergenceError
 from agents.experiment import prepare, run
 from agents.preparation import Preparation
-from agents.progress import duration
+from agents.progress import duration, print_unless_gone
 from agents.resumption import FREE, Resumption, prepare_resumption
 from agents.run_folder import RunFolder, write_json, write_text
 from agents.run_groups import setting_text
@@ -56,7 +56,7 @@ class RunProcesses:
 
     def say(self, line: str) -> None:
         if self.progress:
-            print(line, flush=True)
+            print_unless_gone(line)
 
     def run(self) -> None:
         """Run them all, in their order; on Ctrl-C let them write their files, and pass it on."""
@@ -105,15 +105,14 @@ class RunProcesses:
             if self._result(name).get("status", "running") == "running":
                 # it could not say so itself: killed, or out of memory
                 error = f"its process ended with exit code {process.exitcode}"
-                _record_failure(self.configs[name], error)
+                with suppress(OSError):  # a full disk, a folder that is gone: the others go on
+                    _record_failure(self.configs[name], error)
             self.say(f"{name:<12} {self._error(name) or 'finished'}")
         now = time.monotonic()
         if self.progress and now - self.last_line >= LINE_EVERY and (left := self._running()):
             self.last_line = now
             done = ", ".join(f"{name} {self._iterations(name)}" for name in left)
-            print(
-                f"iterations: {done}; {duration(now - self.started)}", file=sys.stderr, flush=True
-            )
+            print_unless_gone(f"iterations: {done}; {duration(now - self.started)}", sys.stderr)
 
     def _folder(self, name: str) -> RunFolder:
         out = self.configs[name].out

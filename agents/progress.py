@@ -5,13 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 from tqdm import tqdm
+
+
+def print_unless_gone(line: str, file: TextIO | None = None) -> None:
+    """Print a line (default: to stdout), and go on where nobody reads any more (`... | head`)."""
+    with suppress(BrokenPipeError):
+        print(line, file=file, flush=True)
 
 
 class MetricsHistory(KVWriter):
@@ -161,12 +167,20 @@ class ProgressCallback(BaseCallback):
         self._note = note
         self._line_every = line_every
         self._bar: tqdm[Any] | None = None
+        self._before = 0
         self._started = self._last_line = time.monotonic()
 
     def _on_training_start(self) -> None:
         self._started = self._last_line = time.monotonic()
+        self._before = self._finished()
         if sys.stderr.isatty():
-            self._bar = tqdm(total=self._total, desc="RAMBO", unit="it", file=sys.stderr)
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._before,
+                desc="RAMBO",
+                unit="it",
+                file=sys.stderr,
+            )
 
     def _on_rollout_start(self) -> None:
         self._show(last=False)
@@ -192,12 +206,13 @@ class ProgressCallback(BaseCallback):
             self._bar.refresh()
             return
         now = time.monotonic()
-        if not last and (done == 0 or now - self._last_line < self._line_every):
+        if not last and (done == self._before or now - self._last_line < self._line_every):
             return
         self._last_line = now
-        left = (now - self._started) / max(done, 1) * (self._total - done)
+        here = max(done - self._before, 1)  # a run that was resumed did the others earlier
+        left = (now - self._started) / here * (self._total - done)
         when = "done" if done >= self._total else f"{duration(left)} left"
-        print(f"iteration {done}/{self._total}, {when}, {note}", file=sys.stderr, flush=True)
+        print_unless_gone(f"iteration {done}/{self._total}, {when}, {note}", sys.stderr)
 
 
 def duration(seconds: float) -> str:

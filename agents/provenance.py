@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 
 from agents.results import versions
 from agents.run_groups import Group
@@ -16,13 +17,15 @@ __all__ = ["made_from", "made_now"]
 
 def made_now() -> str:
     """A line for what the running script computes itself: its command, the date, the versions."""
-    command = shlex.join(["python", *sys.argv])
-    return f"`{command}`, {datetime.now():%Y-%m-%d}, {_text(versions())}"
+    return f"{_command()}, {_text(versions())}"
 
 
 def made_from(groups: Sequence[Group]) -> list[str]:
-    """Lines for a table of runs that finished: data, seeds and dates by data set; the versions."""
-    lines = []
+    """Lines for a table of runs that finished: data, seeds and dates by data set; the versions.
+
+    First the command that made the table; what made each run is its `config.yaml`.
+    """
+    lines = [f"Table by {_command()}."]
     for dataset in dict.fromkeys(group.dataset for group in groups):
         runs = [run for group in groups if group.dataset == dataset for run in group.finished]
         if not runs:
@@ -42,6 +45,16 @@ def made_from(groups: Sequence[Group]) -> list[str]:
     alone = len(software) == 1
     lines += [f"With {text}{'' if alone else f' ({n} runs)'}." for text, n in software.items()]
     return lines
+
+
+def _command() -> str:
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        words = ["python", "-m", program.parent.name]
+    else:
+        words = ["python", str(program)] if program.suffix == ".py" else [program.name]
+    words += sys.argv[1:]
+    return f"`{shlex.join(words)}`, {datetime.now():%Y-%m-%d}"
 
 
 def _text(found: Mapping[str, str]) -> str:

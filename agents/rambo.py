@@ -105,6 +105,8 @@ class RAMBO(SAC):
             raise ValueError(f"rollout_policy = {rollout_policy!r} is not 'current' or 'random'")
         if retain_iterations < 1 or gradient_steps < 1 or batch_size < 1:
             raise ValueError("retain_iterations, gradient_steps and batch_size must be at least 1")
+        if callable(learning_rate):
+            raise ValueError("learning_rate is a schedule, RAMBO's are constant: give a number")
         if critic_warmup < 0:
             raise ValueError(f"critic_warmup = {critic_warmup} must not be negative")
         if cloning_weight < 0.0:
@@ -260,7 +262,8 @@ class RAMBO(SAC):
         """k steps of every row from fresh data-set states, on the device from end to end.
 
         SB3's loop with SB3's callbacks, once per batched step; its own moves each row through
-        lists and dictionaries on the host.
+        lists and dictionaries on the host. So callbacks' ``locals`` have ``actions``, ``new_obs``,
+        ``rewards`` and ``dones``, on a GPU as tensors, and no ``infos``.
         """
         world, buffer = _as_world(env).world, self.replay_buffer
         if buffer is None:
@@ -292,9 +295,15 @@ class RAMBO(SAC):
             if steps < n_steps:
                 ended += dones.sum()
             self.num_timesteps += env.num_envs
-            callback.update_locals(
-                {"self": self, "env": env, "new_obs": new_obs, "rewards": rewards, "dones": dones}
-            )
+            found: dict[str, Any] = {
+                "actions": actions,
+                "new_obs": new_obs,
+                "rewards": rewards,
+                "dones": dones,
+            }
+            if self.device.type == "cpu":  # on a GPU each copy would wait for the device
+                found = {name: value.numpy() for name, value in found.items()}
+            callback.update_locals({"self": self, "env": env, **found})
             if not callback.on_step():
                 return RolloutReturn(steps * env.num_envs, 0, continue_training=False)
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)

@@ -56,6 +56,16 @@ def resolve_env(env_id: str) -> EnvSpec:
     )
 
 
+def full_id(env_id: str) -> str:
+    """`env_id` with its version, and with the module that registers it where one is named.
+
+    Raises:
+        ValueError: as `resolve_env`.
+    """
+    module, colon, _ = env_id.rpartition(":")
+    return f"{module}{colon}{resolve_env(env_id).id}"
+
+
 def _base(env_id: str) -> str:
     return re.sub(r"-v\d+$", "", env_id)
 

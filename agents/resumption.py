@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import json
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from adv_worldmodel import WorldModel
 from agents.checkpoints import Snapshot, latest_checkpoint
 from agents.config import flat_settings, load_config
 from agents.preparation import Preparation, prepare
+from agents.results import versions
 from agents.run_folder import RunFolder, check_unlocked
 
 __all__ = ["Resumption", "prepare_resumption"]
@@ -19,6 +22,8 @@ __all__ = ["Resumption", "prepare_resumption"]
 #: Settings that may differ: how long, how often written. (Another device or number of threads
 #: rounds otherwise.)
 FREE = ("iterations", "checkpoint_every", "on_divergence", "n_threads", "device")
+#: Settings that say where things lie: files may have been moved; the data's content is compared.
+ELSEWHERE = ("name", "out", "dataset", "model.cache")
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def prepare_resumption(
             f"{', '.join(refused)} would change the result of {run}: train into another folder, "
             f"or resume without (what may differ: {', '.join(FREE)})"
         )
-    prepared = prepare(dataclasses.replace(wanted, out=None, seeds=None))
+    prepared = prepare(dataclasses.replace(wanted, out=None, seeds=None), resumed=True)
     if result.get("content_hash") not in (None, prepared.dataset.content_hash):
         raise ValueError(
             f"{wanted.dataset} is not what {run} was trained on (its content has changed): bring "
@@ -74,8 +79,37 @@ def prepare_resumption(
             f"{snapshot.iteration} or more"
         )
     if snapshot is not None:
+        _check_settings(folder, now, snapshot)
         _check_world_model(folder, prepared)
+    _warn_of_versions(result.get("versions"))
     return prepared, Resumption(folder, changed, snapshot)
+
+
+def _check_settings(folder: RunFolder, now: Mapping[str, Any], snapshot: Snapshot) -> None:
+    """ValueError if the run's `config.yaml` is not what its checkpoint was trained with."""
+    trained = snapshot.numbers["experiment"].get("settings", {})  # older checkpoints have none
+    plain = json.loads(json.dumps(now))
+    changed = [k for k, v in trained.items() if plain.get(k) != v and k not in (*FREE, *ELSEWHERE)]
+    if changed:
+        was = ", ".join(f"{key}={json.dumps(trained[key])}" for key in changed)
+        raise ValueError(
+            f"{folder.config} has changed since the run's checkpoint was written, which was "
+            f"trained with {was}: put that back, or train into another folder"
+        )
+
+
+def _warn_of_versions(before: Mapping[str, str] | None) -> None:
+    changed = [
+        f"{package} {before[package]} -> {version}"
+        for package, version in versions().items()
+        if before and before.get(package, version) != version
+    ]
+    if changed:
+        warnings.warn(
+            f"the run began with other versions ({', '.join(changed)}): it may not end as it would "
+            "have",
+            stacklevel=3,
+        )
 
 
 def _check_world_model(folder: RunFolder, prepared: Preparation) -> None:

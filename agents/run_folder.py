@@ -94,6 +94,15 @@ class RunFolder:
     def result(self) -> Path:
         return self.path / "result.json"
 
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """All that a run writes; last what tells that it is one."""
+        return (
+            self.evaluations, self.progress, self.tensorboard, self.world_model,
+            self.adversarial_model, self.checkpoints, self.weights, self.policy,
+            self.learning_curve, self.config, self.result,
+        )  # fmt: skip
+
     def read_result(self) -> dict[str, Any]:
         """Return the content of `result.json`.
 
@@ -265,7 +274,18 @@ def _check_parents(path: Path, remedy: str) -> None:
 
 
 def _holds_run(path: Path) -> bool:
-    return RunFolder(path).config.is_file()
+    """Whether a run wrote there: a `config.yaml` alone may be the user's own."""
+    return RunFolder(path).config.is_file() and RunFolder(path).result.is_file()
+
+
+def _remove_run(folder: RunFolder) -> None:
+    """Remove all that a run writes, and no file of the user's."""
+    remove_asides(folder.path)
+    for path in folder.written:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def new_run_folder(
@@ -274,13 +294,13 @@ def new_run_folder(
     """Make the folder of a run: `out`, or `runs/<name>-<seed>-<date-time>` of the current one.
 
     Args:
-        overwrite: remove a run that `out` holds.
+        overwrite: remove a run that `out` holds; files that no run writes stay.
     """
     if out is not None:
         path = Path(out)
         if overwrite and _holds_run(path):
             with run_locked(path):
-                shutil.rmtree(path)
+                _remove_run(RunFolder(path))
         path.mkdir(parents=True, exist_ok=True)
         return RunFolder(path)
     stem = f"{name}-{seed}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ BESIDE = (
     "name", "seed", "seeds", "checkpoint_every", "on_divergence", "out", "device", "n_threads",
     "model.cache",
 )  # fmt: skip
+#: Settings that change what is read of a file.
+READ_WITH = ("data.reward_offset", "data.env_id", "evaluation.env_id")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,13 @@ class Run:
     def content(self) -> str | None:
         """Hash of the data that it read; None if it read none."""
         return self.result.get("content_hash")
+
+    @property
+    def written(self) -> float:
+        """When `result.json` was written (s since the epoch); a copied file's own date is later."""
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(self.result.get("written") or "").timestamp()
+        return self.folder.result.stat().st_mtime
 
     @property
     def diverged_and_went_on(self) -> bool:
@@ -197,17 +208,18 @@ def compared_settings(config: TrainConfig) -> dict[str, Any]:
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Group runs by data set and configuration, in the order of names and settings.
 
-    Of several runs with the same settings and seed, only the one whose `result.json` is the newest
+    Of several runs with the same settings and seed, only the one whose result is the newest
     stays: a run done again replaces the one before. A file whose content has changed between runs
     counts as another data set.
     """
     by_dataset: dict[tuple[str, str | None], dict[tuple[Any, ...], dict[int, Run]]] = {}
-    in_time = sorted(runs, key=lambda run: run.folder.result.stat().st_mtime_ns)
-    contents = {run.settings["dataset"]: run.content for run in in_time if run.content}
+    in_time = sorted(runs, key=lambda run: run.written)
+    contents = _contents(in_time)
     for run in in_time:
         name = run.settings["dataset"]
         # a run that never read its data counts as one on the newest
-        configurations = by_dataset.setdefault((name, run.content or contents.get(name)), {})
+        content = (run.content or contents[name]) if name in contents else None
+        configurations = by_dataset.setdefault((name, content), {})
         configurations.setdefault(tuple(run.settings.items()), {})[run.seed] = run
     names = _short_names(list(by_dataset))
     groups = []
@@ -224,6 +236,25 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         ]
         groups += sorted(of_dataset, key=lambda group: [_rank(v) for v in group.settings.values()])
     return groups
+
+
+def _contents(runs: Iterable[Run]) -> dict[str, str]:
+    """The last content by name of those data sets whose file has changed between runs.
+
+    What a run has read is not the file alone: an offset is added to its rewards, and its actions
+    are held within an environment's bounds. Only runs that read it alike tell of a change.
+    """
+    found: dict[str, dict[tuple[Any, ...], list[str]]] = {}
+    for run in runs:
+        if run.content:
+            alike = tuple(run.settings[key] for key in READ_WITH)
+            by_reading = found.setdefault(run.settings["dataset"], {})
+            by_reading.setdefault(alike, []).append(run.content)
+    return {
+        name: list(by_reading.values())[-1][-1]
+        for name, by_reading in found.items()
+        if any(len(set(of_alike)) > 1 for of_alike in by_reading.values())
+    }
 
 
 def known(runs: Sequence[Run], key: str) -> list[float]:

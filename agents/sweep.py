@@ -18,7 +18,7 @@ from agents.config import TrainConfig, load_config
 from agents.config_files import split_override
 from agents.processes import RunProcesses, cores
 from agents.resumption import FREE
-from agents.run_folder import LOCK, RunFolder, check_new_folder, lock_folder
+from agents.run_folder import LOCK, RunFolder, check_new_folder, check_unlocked, lock_folder
 from agents.run_groups import BESIDE, compared_settings, find_runs, group_runs, setting_text
 
 __all__ = ["PRESETS", "SweepPlan", "parse_seeds", "plan_sweep", "run_sweep", "split_values"]
@@ -134,6 +134,8 @@ def plan_sweep(
     }
     lock = _lock(folder)
     finished = frozenset(name for name, config in configs.items() if _is_finished(config))
+    for name in configs.keys() - finished:
+        check_unlocked(_out(configs[name]))
     begun = frozenset(
         name for name, config in configs.items() if name not in finished and _goes_on(config)
     )

@@ -34,8 +34,13 @@ class SquashedPolicy:
     @torch.no_grad()
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
         """One raw action per row, of standard normals ``(B, A)``."""
-        mean, log_std, _ = self.actor.get_action_dist_params(obs)
-        return self.bounds.unscale(torch.tanh(mean + noise * log_std.exp()))
+        mean, log_std, latent = self.actor.get_action_dist_params(obs)
+        if getattr(self.actor, "use_sde", False):  # gSDE: log_std is of the last layer's weights
+            gaussian = self.actor.action_dist.proba_distribution(mean, log_std, **latent)
+            std = gaussian.distribution.stddev
+        else:
+            std = log_std.exp()
+        return self.bounds.unscale(torch.tanh(mean + noise * std))
 
 
 class DeterministicPolicy:

@@ -72,5 +72,5 @@ def test_without_home_terminal_and_gpu_in_a_folder_with_an_odd_name(place: Path)
     assert run("train", "--resume", "mein Lauf ☂", "iterations=2").splitlines()[-1] == "mein Lauf ☂"
     assert RunFolder(place / "mein Lauf ☂").read_result()["iterations"] == 2
     assert "return" in run("evaluate", "mein Lauf ☂", "--episodes", "1")
-    assert "mein Lauf ☂" not in run("results", "mein Lauf ☂")  # it finished: nothing to say of it
+    assert "Not in it" not in run("results", "mein Lauf ☂")  # it finished: nothing to say of it
     assert "1,000 in 5 episodes" in run("data", "info", "meine Daten.npz")

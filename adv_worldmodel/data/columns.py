@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from adv_worldmodel.data import validation
 from adv_worldmodel.data.dataset import OfflineDataset, infer_truncations
-from adv_worldmodel.data.environments import buildable, check_fit, environment_spaces
+from adv_worldmodel.data.environments import (
+    buildable,
+    check_fit,
+    environment_spaces,
+    time_limit,
+)
 
 ALIASES = {
     "observations": ("observations",),
@@ -142,7 +146,7 @@ def _time_limits(
     """Truncations (N,) wherever an episode has lasted for the environment's time limit."""
     limit = None
     if env_id is not None and buildable(env_id):
-        limit = gym.spec(env_id).max_episode_steps
+        limit = time_limit(env_id)
     if limit is None:
         if not terminations.all():
             warnings.warn(

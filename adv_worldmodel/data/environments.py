@@ -1,4 +1,4 @@
-"""Spaces of the real environment, where it can be built here."""
+"""Spaces and time limit of the real environment, where it can be built here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adv_worldmodel.data.validation import flat_box
 def buildable(env_id: str) -> bool:
     """Whether `gym.make(env_id)` works here."""
     try:
-        _spaces(env_id)
+        _built(env_id)
     except Exception:  # an environment's own constructor may raise anything
         return False
     return True
@@ -29,7 +29,7 @@ def environment_spaces(env_id: str) -> tuple[Box, Box]:
         ValueError: if it cannot be built (names near ids) or its spaces are not flat boxes.
     """
     try:
-        observation_space, action_space = _spaces(env_id)
+        observation_space, action_space, _ = _built(env_id)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         near = get_close_matches(env_id, gym.registry, n=3, cutoff=0.6)
@@ -42,6 +42,11 @@ def environment_spaces(env_id: str) -> tuple[Box, Box]:
         flat_box(observation_space, "observation", env_id),
         flat_box(action_space, "action", env_id),
     )
+
+
+def time_limit(env_id: str) -> int | None:
+    """Steps after which Gymnasium truncates an episode of `env_id`, which can be built here."""
+    return _built(env_id)[2]
 
 
 def check_fit(env_id: str, observation_dim: int, action_dim: int, where: str) -> None:
@@ -59,9 +64,11 @@ def check_fit(env_id: str, observation_dim: int, action_dim: int, where: str) ->
 
 
 @lru_cache(maxsize=64)
-def _spaces(env_id: str) -> tuple[Space[Any], Space[Any]]:
+def _built(env_id: str) -> tuple[Space[Any], Space[Any], int | None]:
+    """Observation space, action space and time limit."""
     env = make_quietly(env_id)
     try:
-        return env.observation_space, env.action_space
+        limit = None if env.spec is None else env.spec.max_episode_steps
+        return env.observation_space, env.action_space, limit
     finally:
         env.close()

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import h5py
 import numpy as np
 
@@ -20,9 +21,13 @@ from adv_worldmodel.data.environments import buildable, check_fit
 from adv_worldmodel.data.links import stored_elsewhere
 
 if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
     from minari import MinariDataset  # type: ignore[import-untyped]
 
 _ID = re.compile(r"(?:[-\w][-\w/]*[-\w]/)?[-\w]+-v\d+")  # Minari's own rule, version required
+
+#: Wrappers that change neither what is observed nor what ends an episode.
+_HARMLESS = ("ClipAction", "RecordEpisodeStatistics", "RecordVideo")
 
 
 def minari_folder() -> Path:
@@ -103,8 +108,9 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
     if not parts:
         raise ValueError(f"{where}: the data set is empty (no episodes); expected at least 1.")
     # As in a file, an id such as "module:Name-v0" would import a module of the file's choice.
-    if env_id is None and dataset.env_spec is not None and ":" not in dataset.env_spec.id:
-        env_id = _usable(dataset.env_spec.id, observation_space.shape[0], action_space.shape[0])
+    spec = dataset.env_spec
+    if env_id is None and spec is not None and ":" not in spec.id and _is_registered(spec, where):
+        env_id = _usable(spec.id, observation_space.shape[0], action_space.shape[0])
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return OfflineDataset(
         observations=columns[0],
@@ -224,6 +230,37 @@ def _episodes(dataset: MinariDataset, where: str) -> Iterator[Any]:
         except Exception as error:  # storage formats raise their own kinds
             raise ValueError(_unreadable(where, error)) from None
         yield episode
+
+
+def _is_registered(spec: EnvSpec, where: str) -> bool:
+    """Whether the environment is what its id alone makes; warns where it is not."""
+    registered = gym.registry.get(spec.id)
+    if registered is None:
+        return True  # nothing to compare with
+    given = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
+    differing = [
+        f"{key}={value!r}"
+        for key, value in given.items()
+        if key not in registered.kwargs or registered.kwargs[key] != value
+    ]
+    differing += [
+        wrapper.name for wrapper in spec.additional_wrappers if wrapper.name not in _HARMLESS
+    ]
+    if differing:
+        warnings.warn(
+            f"{where}: recorded in {spec.id} with {', '.join(differing)}, which the id does not "
+            "say: it is taken for no known environment. Register one with these settings and name "
+            f"it (env_id=), or name {spec.id} if they make no difference.",
+            stacklevel=3,
+        )
+    elif spec.max_episode_steps not in (None, registered.max_episode_steps):
+        warnings.warn(
+            f"{where}: recorded with a time limit of {spec.max_episode_steps} steps, {spec.id} has "
+            f"{registered.max_episode_steps}: returns of the data and of policies there do not "
+            "compare.",
+            stacklevel=3,
+        )
+    return not differing
 
 
 def _usable(env_id: str, observation_dim: int, action_dim: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -48,6 +49,11 @@ def from_replay_buffer(
     Raises:
         ValueError: an empty buffer, other spaces, or as `OfflineDataset`.
     """
+    if not hasattr(buffer, "observations"):
+        raise ValueError(
+            f"{name}: a {type(buffer).__name__} does not keep its rows as SB3's ReplayBuffer does "
+            "(RAMBO's holds rows of the model beside the data): give the data set itself."
+        )
     observation_space = validation.flat_box(buffer.observation_space, "observation", name)
     action_space = validation.flat_box(buffer.action_space, "action", name)
     size = buffer.buffer_size
@@ -73,6 +79,12 @@ def from_replay_buffer(
     next_observations = validation.float_matrix(next_observations, "next_observations", name)
     dones = validation.flag_vector(column(buffer.dones), "dones", name)
     timeouts = validation.flag_vector(column(buffer.timeouts), "timeouts", name)
+    if not buffer.handle_timeout_termination and dones.any():
+        warnings.warn(
+            f"{name}: handle_timeout_termination=False, so every done counts as a termination. If "
+            "episodes were cut by a time limit, fill a buffer with it.",
+            stacklevel=2,
+        )
     terminations = dones & ~timeouts
     truncations = dones & timeouts
     series_end = np.zeros(len(dones), dtype=np.bool_)

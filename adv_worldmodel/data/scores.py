@@ -59,10 +59,11 @@ def normalised_score(env_id: str | None, ret: float) -> Score | None:
     """Score of the mean return `ret` in the environment `env_id`; None where no reference is known.
 
     Args:
-        env_id: a Gymnasium id ("Hopper-v4"), matched exactly; only those of D4RL's tasks have one.
+        env_id: a Gymnasium id with its version ("Hopper-v4", "module:AntMaze_UMaze-v5"), matched
+            exactly; only those of D4RL's tasks have a score.
         ret: mean undiscounted return.
     """
-    match = re.fullmatch(r"(\w+)-v(\d+)", env_id or "")
+    match = re.fullmatch(r"(?:[\w.]+:)?(\w+)-v(\d+)", env_id or "")
     if match is None:
         return None
     base, version = match[1], int(match[2])

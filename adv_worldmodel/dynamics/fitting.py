@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
+import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class FitSettings:
         for name in ("batch_size", "holdout", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if any(width < 1 for width in self.hidden_sizes):
+            raise ValueError(f"hidden_sizes = {self.hidden_sizes}: expected widths of at least 1")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps = {self.max_steps} must be at least 1, or None")
 
@@ -125,6 +128,17 @@ def mean_nll(ensemble: Ensemble, supervised: Tensor) -> Tensor:
     return per_dimension * (0.5 * ensemble.output_dim)
 
 
+class FitDivergedError(FloatingPointError):
+    """A fit to data, of a model or of a clone, ended in values that are not finite.
+
+    :param quantity: which number. :param history: it by epoch.
+    """
+
+    def __init__(self, message: str, quantity: str, history: Sequence[float]) -> None:
+        super().__init__(message)
+        self.quantity, self.history = quantity, list(history)
+
+
 def fit_world_model(
     dataset: OfflineDataset,
     settings: FitSettings = FitSettings(),
@@ -142,7 +156,7 @@ def fit_world_model(
     :param device: ``"auto"`` takes a GPU where there is one. :param progress: show a bar.
     :return: the world model, in which only the ``n_elites`` best networks exist.
     :raises ValueError: fewer than two transitions, or no known termination.
-    :raises FloatingPointError: the fit diverged.
+    :raises FitDivergedError: a :class:`FloatingPointError`.
     """
     if len(dataset) < 2:
         raise ValueError("one transition cannot be fitted and held out: at least 2 are needed")
@@ -227,7 +241,8 @@ def _descend(
     best_mse = torch.full((settings.n_networks,), torch.inf, device=inputs.device)
     reference = best_mse.clone()
     best = {name: value.clone() for name, value in ensemble.state_dict().items()}
-    steps, epochs, stale = 0, 0, 0
+    steps, stale = 0, 0
+    errors: list[float] = []  # by epoch
     bar = tqdm(
         total=settings.max_steps, desc="fit", unit="step", disable=None if progress else True
     )
@@ -241,7 +256,6 @@ def _descend(
             (graphed if whole else step)(batch)
             steps += 1
             bar.update()
-        epochs += 1
         with torch.no_grad():
             mean, _ = ensemble(inputs[holdout])
             mse = (targets[holdout] - mean).square().mean(dim=(1, 2))
@@ -251,6 +265,7 @@ def _descend(
                 best[name][improved] = value[improved]
             else:
                 best[name].copy_(value)
+        errors.append(float(mse.mean()))
         best_mse = torch.minimum(best_mse, mse)
         enough = mse < reference * (1.0 - settings.improvement)
         reference = torch.where(enough, mse, reference)
@@ -258,11 +273,13 @@ def _descend(
         bar.set_postfix(holdout_mse=f"{float(best_mse.mean()):.4g}")
     bar.close()
     if not bool(torch.isfinite(best_mse).all()):
-        raise FloatingPointError(
+        raise FitDivergedError(
             "the fit of the world model diverged: look for outliers in the data, or lower "
-            "learning_rate (model.fit_learning_rate)"
+            "learning_rate (model.fit_learning_rate)",
+            "fit/holdout_mse",
+            errors,
         )
-    return best, best_mse, steps, epochs
+    return best, best_mse, steps, len(errors)
 
 
 def default_cache_dir() -> Path:
@@ -307,7 +324,7 @@ def cached_world_model(
     folder = cache / f"fit-{digest}"
     try:
         return WorldModel.load(folder, device=device)
-    except (FileNotFoundError, ValueError):  # never fitted, or damaged: fit (again)
+    except (OSError, ValueError):  # never fitted, damaged, or another user's: fit (again)
         pass
     model = fit_world_model(
         dataset, settings, termination=termination, device=device, progress=progress
@@ -316,7 +333,7 @@ def cached_world_model(
     # cache costs the next run a fit, not this one its result.
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
+        aside = cache / f"new-{uuid.uuid4().hex}"  # a tempfile could be read by its maker alone
         try:
             model.save(aside)
             shutil.rmtree(folder, ignore_errors=True)

@@ -19,7 +19,8 @@ Array = NDArray[Any]
 class AdvWorldModelEnv(gym.Env[Array, Array]):
     """What ``gym.make("AdvWorldModel-v0", dataset=...)`` returns (inside Gymnasium's wrappers).
 
-    Takes the arguments of :class:`AdvWorldModelVectorEnv`, whose single row it shows.
+    Takes the arguments of :class:`AdvWorldModelVectorEnv`, whose single row it shows. Its episodes
+    end after ``horizon`` steps: ``max_episode_steps`` of ``gym.make`` can only shorten them.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]

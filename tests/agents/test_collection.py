@@ -14,7 +14,8 @@ from stable_baselines3 import PPO, SAC
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO
-from agents.collection import collect, full_id, load_policy, replayed, train_sac
+from agents.collection import collect, load_policy, replayed, train_sac
+from agents.real_env import full_id
 
 DOUBLE = "InvertedDoublePendulum-v5"
 

@@ -16,7 +16,9 @@ def test_a_process_that_dies_leaves_a_failed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "deadly.py").write_text(
-        "import os\ndef rule(obs, action, next_obs):\n    os._exit(9)\n"
+        "import os, torch\ndef rule(obs, action, next_obs):\n"
+        "    if len(obs) > 2: os._exit(9)\n"  # two rows: the rule is tried before anything runs
+        "    return torch.zeros(len(obs), dtype=torch.bool)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     out = tmp_path / "run"

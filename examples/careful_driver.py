@@ -122,7 +122,9 @@ def main():
         parser.error("--jobs: at least 1")
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "data.npz"
-    np.savez_compressed(log, **drive(0.7, N_ROWS))
+    data = drive(0.7, N_ROWS)
+    np.savez_compressed(log, **data)
+    behaviour = data["rewards"].reshape(-1, STEPS).sum(1).mean()
 
     runs = {}
     variants = [variant for variant in VARIANTS if args.only in variant[0]]
@@ -143,9 +145,8 @@ def main():
         run_sweep(plan)
         runs[label] = [RunFolder(plan.folder / name) for name in plan.configs]
 
-    behaviour = next(iter(runs.values()))[0].read_result()["behaviour_return"]
-    lines = table(runs)
-    lines += [
+    lines = [
+        *table(runs),
         "",
         f"The log's mean return is {behaviour:.1f}. Aiming at a share of the grip limit:",
         "",
@@ -156,7 +157,10 @@ def main():
     lines += ["", made_now()]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    curves = {label: [folder.path for folder in runs[label]] for label in DRAWN if label in runs}
+    evaluated = {
+        label: [f.path for f in runs.get(label, []) if f.evaluations.is_file()] for label in DRAWN
+    }
+    curves = {label: paths for label, paths in evaluated.items() if paths}
     picture = args.out / "careful-driver.png"
     if curves:
         title = "the log of a careful driver"

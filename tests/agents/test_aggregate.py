@@ -147,3 +147,15 @@ def test_without_a_run_there_is_no_table(
     make_run(tmp_path / "run", status="failed", error="x")
     assert main(["results", str(tmp_path), "--plot", str(tmp_path / "a.png")]) == 2
     assert "None of the runs has finished" in capsys.readouterr().err
+
+
+def test_the_table_names_the_command_that_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a")
+    monkeypatch.setattr("sys.argv", ["/x/bin/adv-worldmodel", "results", "my runs"])
+    assert main(["results", str(tmp_path)]) == 0
+    assert "Table by `adv-worldmodel results 'my runs'`, 20" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["/x/agents/__main__.py", "results"])
+    assert main(["results", str(tmp_path)]) == 0
+    assert "Table by `python -m agents results`, 20" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from sb3_contrib import ARS, RecurrentPPO
@@ -16,7 +17,9 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
     CheckpointCallback,
+    ConvertCallback,
     EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -337,3 +340,20 @@ def test_the_adversary_plays_the_agent_s_game(
     assert callback.adversary is not foe  # another game
     assert callback.adversary is not None
     assert callback.adversary.gamma == 0.8
+
+
+def test_sb3_s_callbacks_count_episodes_in_rambo_s_rollouts(build: Make) -> None:
+    """Two iterations of 16 rows that end after five steps; the third is not begun."""
+    model = build("RAMBO")
+    stop = StopTrainingOnMaxEpisodes(max_episodes=2)  # per environment
+    seen: list[dict[str, Any]] = []
+
+    def watch(found: dict[str, Any], _: Any) -> bool:
+        seen.append({k: found[k] for k in ("actions", "rewards", "dones", "new_obs")})
+        return True
+
+    model.learn(30 * ITERATION, callback=[stop, ConvertCallback(watch)])
+    shapes = {name: value.shape for name, value in seen[0].items()}
+    assert shapes == {"actions": (16, 1), "rewards": (16,), "dones": (16,), "new_obs": (16, 3)}
+    ended = np.cumsum([found["dones"].sum() for found in seen])
+    assert ended[-1] >= 32 > ended[-2]

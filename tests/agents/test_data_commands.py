@@ -217,3 +217,11 @@ def test_make_refuses_discrete_actions_and_policies_of_other_tasks(tmp_path: Pat
     words = ("--policy", str(file), "--policy", "sac:1000000", "--rows", "5")
     with pytest.raises(ValueError, match=r"policy .*small.zip's observation space"):
         run("make", "InvertedDoublePendulum-v5", *words)
+
+
+def test_fewer_rows_than_policies_are_refused_before_sac_trains(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="each policy needs at least one"):
+        run(
+            "make", "Pendulum-v1", "--policy", "sac:100000000", "--policy", "random",
+            "--rows", "1", "--npz", str(tmp_path / "x.npz"),
+        )  # fmt: skip

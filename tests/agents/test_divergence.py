@@ -133,3 +133,42 @@ def test_on_divergence_continue_finishes_the_run(
     result = json.loads((tmp_path / "r" / "result.json").read_text())
     assert (result["status"], result["iterations"]) == ("finished", 3)
     assert result["divergence"]["quantity"] == "train/q_mean"
+    assert main(["train", "--resume", str(tmp_path / "r"), "iterations=4"]) == 0
+    again = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert (again["iterations"], again["divergence"]) == (4, result["divergence"])
+
+
+def test_the_iteration_is_the_run_s_where_a_number_came_later() -> None:
+    """The adversary's begin with the second iteration."""
+    history = MetricsHistory()
+    callback = DivergenceCallback(dataset(), 0.9, history)
+    history.write(SOUND, {})
+    history.write({**SOUND, "adversary/objective": math.nan}, {})
+    with pytest.raises(DivergenceError, match="is nan after iteration 2") as e:
+        callback.on_rollout_start()
+    assert e.value.details["iteration"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "quantity"),
+    [
+        (["cloning.epochs=2", "cloning.learning_rate=1e30"], "cloning/nll"),
+        (["model.fit_learning_rate=1e30"], "fit/holdout_mse"),
+    ],
+)
+def test_a_fit_or_a_clone_that_runs_away_is_a_divergence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], quantity: str
+) -> None:
+    words = ["train", "pendulum-random", *TINY, *settings]
+    assert main([*words, f"out={tmp_path / 'r'}"]) == 3
+    assert "diverged: look for outliers" in capsys.readouterr().err
+    result = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert (result["status"], result["iterations"]) == ("diverged", 0)
+    found = result["divergence"]
+    assert (found["quantity"], found["iteration"], found["value"]) == (quantity, 0, None)
+    assert found["history"]
+
+
+def test_seeds_that_all_diverge_exit_as_one_does(tmp_path: Path) -> None:
+    words = ["train", "pendulum-random", *TINY, "model.fit_learning_rate=1e30"]
+    assert main([*words, "seeds=2", f"out={tmp_path / 'r'}"]) == 3

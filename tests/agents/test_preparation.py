@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from adv_worldmodel import FitSettings
 from agents.config import load_config
@@ -43,3 +45,21 @@ def test_data_without_an_environment_get_the_evaluation_s_and_keep_their_offset(
     assert found.dataset.rewards.tolist() == [reward - 1.0 for reward in range(20)]
     assert found.dataset.action_space.high.tolist() == [2.0]
     assert found.env_id == "Pendulum-v1"
+
+
+@pytest.mark.parametrize("body", ["torch.zeros(len(obs))", "next_obs[:, :1] > 0", "obs.nothing"])
+def test_a_wrong_rule_is_found_before_the_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    source = f"import torch\ndef rule(obs, action, next_obs):\n    return {body}\n"
+    (tmp_path / "rules_tried.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "rules_tried", raising=False)
+    with pytest.raises(ValueError, match=r"model\.termination=rules_tried:rule"):
+        prepare(load_config("pendulum-random", ["model.termination=rules_tried:rule"]))
+
+
+def test_an_environment_without_a_version_is_the_latest() -> None:
+    assert prepare(load_config("pendulum-random", ["evaluation.env_id=Pendulum"])).env_id == (
+        "Pendulum-v1"
+    )

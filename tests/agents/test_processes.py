@@ -32,3 +32,16 @@ def test_a_process_that_dies_leaves_a_failed_run(
     result = RunFolder(out).read_result()
     assert (result["status"], result["error"]) == ("failed", error)
     assert result["behaviour_return"] < -1000  # what the run had written stays
+
+
+def test_a_failure_that_cannot_be_written_down_stops_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    outs = {"lost": tmp_path / "file" / "run", "good": tmp_path / "good"}
+    configs = {n: load_config("pendulum-random", [*TINY, f"out={o}"]) for n, o in outs.items()}
+    runs = RunProcesses(configs, 1, progress=True)
+    runs.run()
+    assert list(runs.errors()) == ["lost"]
+    assert RunFolder(outs["good"]).read_result()["status"] == "finished"
+    assert "good         finished" in capsys.readouterr().out

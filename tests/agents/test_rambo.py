@@ -403,3 +403,11 @@ def test_agent_and_world_have_to_share_a_device(build: MakeRambo) -> None:
     model.device = torch.device("meta")
     with pytest.raises(ValueError, match="agent is on meta, its world model on cpu"):
         model.set_env(model.env)
+
+
+def test_a_schedule_of_the_learning_rate_is_refused(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    env = make_sb3_env(pendulum, 4, 2, world_model=pendulum_model, device="cpu", seed=0)
+    with pytest.raises(ValueError, match="schedule"):
+        RAMBO(env=env, learning_rate=lambda progress: 1e-3 * progress)  # type: ignore[arg-type]

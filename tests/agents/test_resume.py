@@ -273,3 +273,79 @@ def test_a_random_stream_of_another_kind_of_device_starts_anew() -> None:
         drawn.append(torch.rand(3, generator=generator))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_overwriting_removes_a_run_and_nothing_else(
+    half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (half / "notes.txt").write_text("mine")
+    assert train("pendulum-random", *TINY, f"out={half}", "--overwrite") == 0
+    assert (half / "notes.txt").read_text() == "mine"
+    assert not (half / "checkpoints" / "iteration-000003").exists()
+    own = tmp_path / "project"
+    own.mkdir()
+    (own / "config.yaml").write_text("extends: base\ndataset: pendulum-random\n")
+    (own / "data.npz").write_bytes(b"mine")
+    capsys.readouterr()
+    assert train(str(own / "config.yaml"), *TINY, f"out={own}", "--overwrite") == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert sorted(path.name for path in own.iterdir()) == ["config.yaml", "data.npz"]
+
+
+def test_evaluations_after_the_checkpoint_are_made_once(tmp_path: Path) -> None:
+    """Also where the checkpoint is older than the first of them."""
+    settings = (*TINY, "iterations=4", "evaluation.every=3", "checkpoint_every=2")
+    folders = [tmp_path / name for name in ("whole", "half")]
+    for folder in folders:
+        assert train("pendulum-random", *settings, f"out={folder}") == 0
+    shutil.rmtree(folders[1] / "checkpoints" / "iteration-000004")
+    assert train("--resume", str(folders[1])) == 0
+    whole, half = (folder / "evaluations.csv" for folder in folders)
+    assert [line.split(",")[0] for line in half.read_text().splitlines()] == ["iteration", "3", "4"]
+    assert whole.read_bytes() == half.read_bytes()
+
+
+def test_a_run_stopped_in_its_first_iteration_keeps_its_fit_and_clone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*TINY, "cloning.epochs=1", "checkpoint_every=1")
+    folders = [tmp_path / name for name in ("whole", "half")]
+    for folder in folders:
+        assert train("pendulum-random", *settings, f"out={folder}") == 0
+    shutil.rmtree(folders[1] / "checkpoints" / "iteration-000001")
+    capsys.readouterr()
+    assert train("--resume", str(folders[1])) == 0
+    printed = capsys.readouterr().out
+    assert "checkpoint   after iteration 0" in printed
+    assert "fitting" not in printed
+    assert_equal_runs(*folders)
+    clones = [RunFolder(folder).read_result()["cloning_return"] for folder in folders]
+    assert clones[0] == clones[1] is not None
+
+
+def test_an_edited_configuration_is_not_gone_on_with(
+    half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = half / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("gamma: 0.99", "gamma: 0.5"))
+    assert train("--resume", str(half)) == 2
+    assert "trained with agent.gamma=0.99: put that back" in capsys.readouterr().err
+    config.write_text(text.replace("checkpoint_every: 1", "checkpoint_every: 2"))  # may change
+    assert train("--resume", str(half)) == 0
+
+
+def test_a_run_goes_on_where_no_new_one_could_begin(
+    half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").write_text("in the way")
+    monkeypatch.chdir(tmp_path)
+    assert train("--resume", str(half)) == 0
+
+
+def test_other_versions_are_told_of(half: Path) -> None:
+    result = RunFolder(half).read_result()
+    result["versions"]["torch"] = "2.6.0"
+    (half / "result.json").write_text(json.dumps(result))
+    with pytest.warns(UserWarning, match=r"other versions \(torch 2\.6\.0 -> "):
+        assert train("--resume", str(half)) == 0

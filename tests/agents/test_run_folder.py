@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +15,11 @@ import numpy as np
 import pytest
 
 from adv_worldmodel import OfflineDataset
+from agents import progress
 from agents.divergence import DivergenceCallback, DivergenceError, value_limit
 from agents.evaluation import EvaluationRow
-from agents.progress import MetricsHistory, PhaseClock, duration
+from agents.processes import RunProcesses
+from agents.progress import MetricsHistory, PhaseClock, ProgressCallback, duration
 from agents.results import q_summary, return_summary, returns_table
 from agents.run_folder import new_run_folder, signals_held, write_json, written_aside
 
@@ -214,3 +219,31 @@ def test_a_signal_takes_effect_after_the_files_are_written() -> None:
     assert written == ["whole"]
     with pytest.raises(KeyboardInterrupt):  # and the handler is the old one again
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_reader_that_is_gone_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`adv-worldmodel train ... 2>&1 | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        monkeypatch.setattr(sys, "stderr", closed)
+        bar = ProgressCallback(3, lambda: 3, lambda: "")
+        bar._on_training_end()
+        RunProcesses({}, 1, progress=True).say("a line")
+        with pytest.raises(BrokenPipeError):
+            print("a line", flush=True)
+
+
+def test_the_time_left_is_that_of_the_iterations_since_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was resumed at 1000 of 2000 and does one in a minute needs 990 more."""
+    now, done = [0.0], [1000]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bar = ProgressCallback(2000, lambda: done[0], lambda: "")
+    bar._on_training_start()
+    bar._on_rollout_start()  # nothing is known yet
+    now[0], done[0] = 600.0, 1010
+    bar._on_rollout_start()
+    assert capsys.readouterr().err == "iteration 1010/2000, 16:30:00 left, \n"

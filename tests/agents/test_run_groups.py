@@ -100,3 +100,20 @@ def test_a_file_that_has_changed_is_another_data_set(tmp_path: Path) -> None:
         "log.npz (content aaaaaaaa)", "log.npz (content bbbbbbbb)",
     ]  # fmt: skip
     assert [[run.seed for run in group.runs] for group in groups] == [[0], [1, 2]]
+
+
+def test_an_offset_of_the_rewards_is_a_setting_and_no_other_file(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", content_hash="aa")
+    make_run(tmp_path / "b", "data.reward_offset=-1", content_hash="bb")
+    groups = group_runs(find_runs([tmp_path]))
+    assert {group.dataset for group in groups} == {"pendulum-random"}
+    assert [group.label for group in groups] == ["data.reward_offset=-1", "data.reward_offset=0"]
+    make_run(tmp_path / "c", "seed=1", content_hash="cc")  # that is one
+    assert len({group.dataset for group in group_runs(find_runs([tmp_path]))}) == 3
+
+
+def test_of_two_equal_runs_the_one_written_later_counts_also_when_copied(tmp_path: Path) -> None:
+    make_run(tmp_path / "new", return_mean=2.0, written="2026-02-01T00:00:00+00:00")
+    make_run(tmp_path / "old", return_mean=1.0, written="2026-01-01T00:00:00+00:00")
+    (group,) = group_runs(find_runs([tmp_path]))
+    assert [run.folder.path.name for run in group.runs] == ["new"]

@@ -11,7 +11,7 @@ import torch
 from agents import sweep
 from agents.cli import _parser, main
 from agents.config import flat_settings, load_config
-from agents.run_folder import RunFolder, write_json
+from agents.run_folder import RunFolder, run_locked, write_json
 from agents.sweep import SweepPlan, parse_seeds, plan_sweep, split_values
 from tests.agents.made_up_runs import make_run
 from tests.agents.tiny import TINY
@@ -273,3 +273,10 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert run.read_result()["iterations"] == 3
     assert (run.world_model / "model.json").stat().st_mtime_ns == fitted
     assert run.evaluations.read_text().startswith(evaluations)
+
+
+def test_a_run_at_work_is_not_taken_from_under_itself(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "pendulum-random" / "seed-0", status="running")
+    with run_locked(folder.path), pytest.raises(ValueError, match="a run is at work in"):
+        plan(tmp_path, seeds="0")
+    assert folder.config.is_file()

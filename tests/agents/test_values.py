@@ -175,3 +175,18 @@ def test_values_stay_true_while_the_algorithm_learns(build: Make, obs: Tensor) -
 def test_an_algorithm_without_a_value_is_refused() -> None:
     with pytest.raises(ValueError, match=r"DQN has no value function .* use SAC, TD3, TQC"):
         policy_and_value(DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["SAC", "TQC"])
+def test_noise_that_depends_on_the_state_has_its_own_width(
+    build: Make, obs: Tensor, name: str
+) -> None:
+    """gSDE: the width of a = mean + W phi(s) over draws of W is what one draw of ours has."""
+    model = build(name, use_sde=True)
+    with torch.no_grad():
+        model.actor.log_std.uniform_(-3.0, 0.0)
+        mean, log_std, latent = model.actor.get_action_dist_params(obs)
+        std = ((latent["latent_sde"] ** 2) @ log_std.exp() ** 2).sqrt()
+        policy, _ = policy_and_value(model)
+        expected = 2.0 * torch.tanh(mean + std * normals(6))
+        torch.testing.assert_close(policy.sample(obs, normals(6)), expected, atol=1e-4, rtol=0.0)

@@ -77,3 +77,26 @@ def test_what_is_missing_is_said_with_the_setting_that_helps(
 ) -> None:
     assert main(["train", "base", log, *OFFLINE, *settings]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_model_check_reads_the_data_as_training_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file without successors and time-outs: only its environment tells where episodes end."""
+    rng = np.random.default_rng(0)
+    columns = {
+        "observations": rng.normal(size=(600, 3)).astype(np.float32),
+        "actions": rng.uniform(-2.0, 2.0, (600, 1)).astype(np.float32),
+        "rewards": rng.normal(size=600),
+        "terminals": np.zeros(600, bool),
+    }
+    np.savez(tmp_path / "log.npz", **columns)
+    run = str(tmp_path / "run")
+    settings = (*TINY, "data.env_id=Pendulum-v1", f"dataset={tmp_path / 'log.npz'}", f"out={run}")
+    assert main(["train", "base", *settings]) == 0
+    words = ["evaluate", run, "--in-model", "fit", "--episodes", "2"]
+    assert main(words) == 0
+    assert "of at most 199" in capsys.readouterr().out  # the row at each cut has no successor
+    np.savez(tmp_path / "log.npz", **{**columns, "rewards": np.zeros(600)})
+    assert main(words) == 2
+    assert "is not read as when" in capsys.readouterr().err

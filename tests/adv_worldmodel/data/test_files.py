@@ -224,3 +224,19 @@ def test_minaris_own_file_is_told_apart(tmp_path: Path) -> None:
 def test_other_objects_are_refused() -> None:
     with pytest.raises(ValueError, match=r"A dict is no data set.*from_arrays"):
         load_dataset({})
+
+
+@pytest.mark.parametrize("env_id", ["brief_lines:Brief-v0", "Pendulum"])
+def test_time_limits_are_found_by_any_name_of_an_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env_id: str
+) -> None:
+    (tmp_path / "brief_lines.py").write_text(
+        "import gymnasium as gym\n"
+        "from gymnasium.envs.classic_control.pendulum import PendulumEnv\n"
+        "gym.register('Brief-v0', PendulumEnv, max_episode_steps=2)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plain = {"next_observations": None, "timeouts": None, "terminals": np.zeros(8, bool)}
+    file = write(tmp_path / "set.npz", observations=np.ones((8, 3), np.float32), **plain)
+    dataset = load_dataset(file, env_id=env_id)
+    assert dataset.episode_lengths().tolist() == ([1, 1, 1, 1] if "Brief" in env_id else [7])

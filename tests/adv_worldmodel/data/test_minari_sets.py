@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import minari  # type: ignore[import-untyped]
 import numpy as np
 import pytest
@@ -201,3 +203,27 @@ def test_an_environment_of_other_dimensions_is_not_the_data_s() -> None:
     assert _usable("Pendulum-v1", 3, 1) == "Pendulum-v1"
     assert _usable("Pendulum-v1", 1, 1) is None
     assert _usable("NotHere-v0", 1, 1) == "NotHere-v0"  # nothing is known of it
+
+
+@pytest.mark.parametrize(
+    ("settings", "env_id", "warning"),
+    [
+        ({}, "Pendulum-v1", None),
+        ({"g": 9.81}, None, "recorded in Pendulum-v1 with g=9.81"),
+        ({"max_episode_steps": 50}, "Pendulum-v1", "a time limit of 50 steps, Pendulum-v1 has 200"),
+    ],
+)
+def test_an_environment_of_other_settings_is_not_taken_for_the_registered_one(
+    pendulum: OfflineDataset, settings: dict[str, Any], env_id: str | None, warning: str | None
+) -> None:
+    to_minari(pendulum, "mine/pendulum-v0")
+    dataset = minari.load_dataset("mine/pendulum-v0")
+    env = gym.make("Pendulum-v1", **settings)
+    dataset._env_spec = env.spec
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert load_dataset(dataset).env_id == env_id
+    assert [warning in str(w.message) for w in told] == ([True] if warning else [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # who names it, means it
+        assert load_dataset(dataset, env_id="Pendulum-v1").env_id == "Pendulum-v1"

@@ -12,6 +12,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
 from adv_worldmodel.data import from_replay_buffer, load_dataset
+from agents.buffers import MixedReplayBuffer
 
 OBSERVATIONS = Box(-np.inf, np.inf, (1,), np.float64)
 
@@ -160,3 +161,15 @@ def test_a_gap_between_rows_without_an_end_cuts_the_episode() -> None:
         row = np.array([[state]])
         buffer.add(row, row + 1, np.zeros((1, 1)), np.zeros(1), np.zeros(1), [{}])
     assert np.flatnonzero(load_dataset(buffer).truncations).tolist() == [1, 3]
+
+
+def test_dones_that_may_be_time_outs_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="every done counts as a termination"):
+        dataset = load_dataset(filled(6, handle_timeout_termination=False))
+    np.testing.assert_array_equal(np.flatnonzero(dataset.terminations), [2, 5])
+
+
+def test_rambo_s_own_buffer_is_no_data_set() -> None:
+    buffer = MixedReplayBuffer(8, OBSERVATIONS, Box(-1, 1, (1,)), "cpu")
+    with pytest.raises(ValueError, match="give the data set itself"):
+        load_dataset(buffer)

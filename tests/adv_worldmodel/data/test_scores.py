@@ -61,3 +61,11 @@ def test_which_versions_compare() -> None:
         score = normalised_score(env_id, 0.0)
         assert score is not None
         assert score.comparable == (env_id in comparable), env_id
+
+
+def test_a_module_in_front_changes_nothing() -> None:
+    plain = normalised_score("AntMaze_UMaze-v5", 0.5)
+    named = normalised_score("gymnasium_robotics:AntMaze_UMaze-v5", 0.5)
+    assert plain is not None
+    assert named is not None
+    assert named.value == plain.value == 50.0

@@ -1,6 +1,7 @@
 """The cache of fits serves an equal model or none."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -155,3 +156,26 @@ def test_default_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.delenv("ADV_WORLDMODEL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path / "adv-worldmodel"
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path, pendulum: OfflineDataset) -> None:
+    mask = os.umask(0o022)
+    try:
+        cached(pendulum, tmp_path)
+    finally:
+        os.umask(mask)
+    (folder,) = tmp_path.iterdir()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())}
+    assert modes == {folder.name: 0o755, "model.json": 0o644, "model.safetensors": 0o644}
+
+
+def test_a_fit_that_may_not_be_read_is_made_anew(
+    tmp_path: Path, fits: list[int], pendulum: OfflineDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> WorldModel:
+        raise PermissionError("another user's")
+
+    cached(pendulum, tmp_path)
+    monkeypatch.setattr(WorldModel, "load", refuse)
+    cached(pendulum, tmp_path)
+    assert len(fits) == 2

@@ -356,3 +356,8 @@ def test_bounds_are_as_wide_as_the_data() -> None:
     states = np.concatenate([data.observations, data.next_observations])
     assert float(model.obs_high) == states.max() > 0.5
     assert float(model.obs_low) == states.min() < -0.5
+
+
+def test_layers_without_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="widths of at least 1"):
+        FitSettings(hidden_sizes=(8, 0))

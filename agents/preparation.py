@@ -176,7 +176,7 @@ def _check_termination(
 ) -> None:
     """Find the rule, and ask it of two rows: a function of the user's may be wrong."""
     columns = (dataset.observations, dataset.actions, dataset.next_observations)
-    rows = [torch.as_tensor(column[:2]) for column in columns]
+    rows = [torch.tensor(column[:2]) for column in columns]
     try:
         make_termination(termination, dataset.env_id)(*rows)
     except Exception as error:

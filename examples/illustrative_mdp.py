@@ -160,10 +160,10 @@ def checks(result):
     }
 
 
-def q_excess(curves):
+def q_excess(curves, margin=MARGIN):
     """The highest Q over actions out of the data, minus Q at a = 0.3."""
     q = curves["q"]
-    beyond = np.abs(GRID) > EDGE + MARGIN - 1e-6
+    beyond = np.abs(GRID) > EDGE + max(margin - 1e-6, 1e-6)
     return float(q[beyond].max() - np.interp(EDGE, GRID, q))
 
 
@@ -271,6 +271,8 @@ def main():
         n = sum(own[check] for own in found)
         failed |= n < len(seeds) - ("action" in check) * (len(seeds) // 10)
         lines.append(f"* {check}: {n} of {len(seeds)}")
+    strict = sum(q_excess(result["RAMBO"], margin=0.0) < 0 for result in results)
+    lines.append(f"* (the last also within {MARGIN} of the data's edge: {strict} of {len(seeds)})")
     lines += ["", made_now()]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines[len(seeds) + 1 :]))

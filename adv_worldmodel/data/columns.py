@@ -137,6 +137,7 @@ def from_columns(
         action_space=action_space,
         name=name,
         env_id=env_id,
+        goal_terminals=goal_terminals,
     )
 
 

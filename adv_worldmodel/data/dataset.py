@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,6 +49,8 @@ class OfflineDataset:
         name: how the user named the data.
         env_id: Gymnasium id of the environment to evaluate in; None if unknown.
         reward_offset: what was added to every reward of the source (-1 for AntMaze).
+        goal_terminals: terminations mark the rows at the goal of a trajectory that goes on
+            (AntMaze's data): where it does, they end no episode.
 
     Raises:
         ValueError: wrong shape or length, NaN or infinity, actions outside the bounds, no rows, a
@@ -66,6 +68,7 @@ class OfflineDataset:
     name: str = "arrays"
     env_id: str | None = None
     reward_offset: float = 0.0
+    goal_terminals: bool = False
 
     def __post_init__(self) -> None:
         where = self.name
@@ -106,6 +109,7 @@ class OfflineDataset:
         action_space: Space[Any] | None = None,
         name: str = "arrays",
         env_id: str | None = None,
+        goal_terminals: bool = False,
     ) -> OfflineDataset:
         """A data set of arrays with one row per transition, episodes one after the other.
 
@@ -120,6 +124,7 @@ class OfflineDataset:
             action_space: None: [-1, 1] if all actions fit, else the range that they span.
             name: how messages and results call the data.
             env_id: Gymnasium id of the real environment, for evaluation and termination.
+            goal_terminals: see the class.
 
         Raises:
             ValueError: as for the class.
@@ -154,6 +159,7 @@ class OfflineDataset:
             action_space=validation.flat_box(action_space, "action", name),
             name=name,
             env_id=env_id,
+            goal_terminals=goal_terminals,
         )
 
     def with_reward_offset(self, offset: float) -> OfflineDataset:
@@ -182,6 +188,15 @@ class OfflineDataset:
         # Immutable; gymnasium deep-copies the keyword arguments of an environment once per wrapper.
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for key, value in state.items():  # what was unpickled is writable
+            if isinstance(value, np.ndarray):
+                validation.freeze(value)
+            self._set(key, value)
+
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 (hex) of the arrays and the spaces; names do not count."""
@@ -198,14 +213,14 @@ class OfflineDataset:
     def episode_ends(self) -> NDArray[np.intp]:
         """Last row of each episode, ascending; (episodes,).
 
-        A termination whose successor is the next row's observation ends none: in AntMaze's data
-        terminations mark the rows at the goal of a trajectory that goes on. Rows after the last end
-        are no episode, unless there is no other.
+        With `goal_terminals` a termination whose successor is the next row's observation ends none.
+        Rows after the last end are no episode, unless there is no other.
         """
-        terminal = np.flatnonzero(self.terminations[:-1])
-        goes_on = np.all(self.next_observations[terminal] == self.observations[terminal + 1], 1)
         ended = self.terminations | self.truncations
-        ended[terminal[goes_on]] = self.truncations[terminal[goes_on]]
+        if self.goal_terminals:
+            terminal = np.flatnonzero(self.terminations[:-1])
+            goes_on = np.all(self.next_observations[terminal] == self.observations[terminal + 1], 1)
+            ended[terminal[goes_on]] = self.truncations[terminal[goes_on]]
         ends = np.flatnonzero(ended)
         return ends if ends.size else np.array([len(self) - 1], dtype=np.intp)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import operator
 import os
 import shutil
 import time
@@ -14,7 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor
 from tqdm import tqdm
 
@@ -56,6 +59,11 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("n_networks", "n_elites", "batch_size", "holdout", "patience", "seed"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))  # no NumPy's: JSON
+        if self.max_steps is not None:
+            object.__setattr__(self, "max_steps", operator.index(self.max_steps))
+        object.__setattr__(self, "hidden_sizes", tuple(map(operator.index, self.hidden_sizes)))
         if not self.learning_rate >= 0:
             raise ValueError(f"learning_rate = {self.learning_rate} must not be negative")
         if not 1 <= self.n_elites <= self.n_networks:
@@ -197,10 +205,12 @@ def fit_world_model(
 
     elites = torch.argsort(best_mse)[: settings.n_elites].tolist()
     ensemble.load_state_dict(best)
+    bounds = Box(model.obs_low.cpu().numpy(), model.obs_high.cpu().numpy(), dtype=np.float32)
+    spaces = (bounds, dataset.action_space)
     fitted = WorldModel(ensemble.select(elites), rule, *spaces, reward_function=reward_function)
     fitted.to(device)
     scales = ("input_mean", "input_std", "target_mean", "target_std")
-    for name in (*scales, "obs_low", "obs_high"):
+    for name in scales:
         getattr(fitted, name).copy_(getattr(model, name))
     fitted.holdout_rows = holdout.clone()
     fitted.fit_info = {

@@ -114,22 +114,34 @@ def _tip_height(next_obs: Tensor, spec: Mapping[str, Any]) -> Tensor:
     return torch.le(height, float(spec["height"]))
 
 
+def _never(next_obs: Tensor, spec: Mapping[str, Any]) -> Tensor:
+    return torch.zeros(next_obs.shape[0], dtype=torch.bool, device=next_obs.device)
+
+
+def _outside(next_obs: Tensor, spec: Mapping[str, Any]) -> Tensor:
+    return ~_all_within(next_obs, spec)
+
+
+_KINDS = {"never": _never, "outside": _outside, "inside": _all_within, "tip_height": _tip_height}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a spec stands for; a class, since models are pickled and copied."""
+
+    spec: Mapping[str, Any]
+
+    def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        return _KINDS[self.spec["kind"]](next_obs, self.spec)
+
+
 def _rule_of(spec: Mapping[str, Any]) -> TerminationFunction:
-    kind = spec.get("kind")
-    if kind == "never":
-        return lambda obs, action, next_obs: torch.zeros(
-            next_obs.shape[0], dtype=torch.bool, device=next_obs.device
+    if spec.get("kind") not in _KINDS:
+        raise ValueError(
+            f"Unknown termination kind {spec.get('kind')!r}; expected {', '.join(_KINDS)} or "
+            "function. The file was written by another version, or is damaged."
         )
-    if kind == "outside":
-        return lambda obs, action, next_obs: ~_all_within(next_obs, spec)
-    if kind == "inside":
-        return lambda obs, action, next_obs: _all_within(next_obs, spec)
-    if kind == "tip_height":
-        return lambda obs, action, next_obs: _tip_height(next_obs, spec)
-    raise ValueError(
-        f"Unknown termination kind {kind!r}; expected never, outside, inside, tip_height or "
-        "function. The file was written by another version, or is damaged."
-    )
+    return _Rule(spec)
 
 
 def termination_from_spec(

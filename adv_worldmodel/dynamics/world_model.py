@@ -104,12 +104,10 @@ class WorldModel(nn.Module):
         self.register_buffer("input_std", torch.ones(ensemble.input_dim))
         self.register_buffer("target_mean", torch.zeros(ensemble.output_dim))
         self.register_buffer("target_std", torch.ones(ensemble.output_dim))
-        self.register_buffer("obs_low", torch.as_tensor(observation_space.low, dtype=torch.float32))
-        self.register_buffer(
-            "obs_high", torch.as_tensor(observation_space.high, dtype=torch.float32)
-        )
-        self.register_buffer("action_low", torch.as_tensor(action_space.low, dtype=torch.float32))
-        self.register_buffer("action_high", torch.as_tensor(action_space.high, dtype=torch.float32))
+        # copies: a fit widens the bounds, and a file overwrites them
+        for name, space in (("obs", observation_space), ("action", action_space)):
+            self.register_buffer(f"{name}_low", torch.tensor(space.low, dtype=torch.float32))
+            self.register_buffer(f"{name}_high", torch.tensor(space.high, dtype=torch.float32))
         self.register_buffer("holdout_rows", torch.zeros(0, dtype=torch.int64))
         self.bounded = bool(
             np.isfinite(observation_space.low).any() or np.isfinite(observation_space.high).any()
@@ -162,7 +160,20 @@ class WorldModel(nn.Module):
             next_obs = torch.clamp(next_obs, self.obs_low, self.obs_high)
         if self.reward_function is None:
             return next_obs, raw[..., 0]
-        return next_obs, self.reward_function(obs, action, next_obs)
+        reward = self.reward_function(obs, action, next_obs)
+        if (
+            not isinstance(reward, Tensor)
+            or reward.shape != next_obs.shape[:-1]
+            or not reward.is_floating_point()
+        ):
+            found = type(reward).__name__
+            if isinstance(reward, Tensor):
+                found = f"{reward.dtype} {tuple(reward.shape)}"
+            raise ValueError(
+                f"the reward function returned {found}; expected a floating-point tensor of shape "
+                f"{tuple(next_obs.shape[:-1])}, one reward per row"
+            )
+        return next_obs, reward
 
     @torch.no_grad()
     def step(
@@ -183,7 +194,7 @@ class WorldModel(nn.Module):
         """
         members = members or MemberDraw.draw(len(obs), self.n_members, generator)
         shape = (len(obs), self.ensemble.output_dim)
-        noise = torch.randn(shape, generator=generator, device=obs.device)
+        noise = torch.randn(shape, generator=generator, device=obs.device, dtype=obs.dtype)
         return self.transition(obs, action, members, noise)
 
     @torch.no_grad()

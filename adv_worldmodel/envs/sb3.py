@@ -23,8 +23,7 @@ Indices = int | Iterable[int] | None
 class AdvWorldModelVecEnv(VecEnv):
     """SB3's face of :class:`AdvWorldModelVectorEnv`; any SB3 algorithm trains in it.
 
-    Rows restart within the step that ends them. Rows that go on share one empty info: SB3 reads
-    infos, and a dictionary per row and step costs more than the step.
+    Rows restart within the step that ends them.
     """
 
     def __init__(self, envs: AdvWorldModelVectorEnv) -> None:
@@ -32,7 +31,6 @@ class AdvWorldModelVecEnv(VecEnv):
         self.render_mode = None
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self._actions: torch.Tensor | None = None
-        self._empty_info: dict[str, Any] = {}
 
     @property
     def dataset(self) -> OfflineDataset:
@@ -70,7 +68,7 @@ class AdvWorldModelVecEnv(VecEnv):
         self._actions = None
         done = out.terminated | out.truncated
         obs = self.world.restart(done).cpu().numpy().copy()
-        infos = [self._empty_info] * self.num_envs
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         dones = done.cpu().numpy()
         if dones.any():
             ended = out.next_obs.cpu().numpy()
@@ -96,7 +94,7 @@ class AdvWorldModelVecEnv(VecEnv):
             raise ValueError(
                 f"{attr_name} is shared by all rows and cannot be set for some of them"
             )
-        setattr(self.world, attr_name, value)
+        setattr(self if attr_name in vars(self) else self.world, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any

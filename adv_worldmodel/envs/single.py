@@ -70,10 +70,12 @@ class AdvWorldModelEnv(gym.Env[Array, Array]):
 
     def set_state(self, obs: Array) -> None:
         """Continue from a given raw state ``(S,)``, its horizon starting anew."""
-        state = torch.as_tensor(np.asarray(obs, dtype=np.float32), device=self._envs.device)
+        state = torch.tensor(np.asarray(obs, dtype=np.float32), device=self._envs.device)
         if state.shape != self._envs.obs[0].shape:
             expected = tuple(self._envs.obs[0].shape)
             raise ValueError(f"the state has shape {tuple(state.shape)}, expected {expected}")
+        if not bool(state.isfinite().all()):
+            raise ValueError(f"the state is not finite: {np.asarray(obs)}")
         self._envs.reset_all()
         self._envs.obs = state[None]
         self._restarted = False

@@ -8,12 +8,14 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
 from adv_worldmodel.data import OfflineDataset, load_dataset
+from adv_worldmodel.data.validation import ACTION_TOLERANCE
 from adv_worldmodel.device import resolve_device, shared_tensor
 from adv_worldmodel.dynamics import FitSettings, WorldModel, cached_world_model
 from adv_worldmodel.dynamics.ensemble import MemberDraw
@@ -51,12 +53,15 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     :param member_per: each row draws its network anew each ``"step"``, or keeps one for the
         ``"rollout"`` until it ends (the paper's text; its authors' code draws each step).
     :param device: of a model fitted or loaded here; ``"auto"`` takes a GPU where there is one.
-    :param seed: of everything drawn here, until :meth:`reset` is given another.
+    :param seed: of everything drawn here, until :meth:`reset` is given another. Environments that
+        are made apart with the same one draw the same.
     :param progress: show the fit's bar.
 
     Observations and actions are raw float32. Episodes start in data-set states, end by the model's
     termination or after ``horizon`` steps, and restart within the same step
-    (``AutoresetMode.SAME_STEP``, true successors in ``info["final_obs"]``).
+    (``AutoresetMode.SAME_STEP``, true successors in ``info["final_obs"]``); for Gymnasium's
+    wrappers that want another mode, ``gym.make_vec(..., vectorization_mode="sync")``. The
+    observation space is the model's: the data's, and wider where the data leave it.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -87,7 +92,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         if member_per not in MEMBER_PER:
             raise ValueError(f"member_per = {member_per!r} is neither 'step' nor 'rollout'")
         if render_mode is not None:
-            raise ValueError(
+            raise TypeError(  # as of an unknown argument: SB3's make_vec_env then leaves it out
                 f"render_mode = {render_mode!r}: a world model draws no pictures; render the "
                 "policy in the real environment"
             )
@@ -123,16 +128,35 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
                     f"the world model was fitted on {what} of length {mine}, {self.dataset.name} "
                     f"has length {theirs}: give the model of this data set"
                 )
+        bounds = (world_model.action_low, world_model.action_high)
+        low, high = (bound.cpu().numpy() for bound in bounds)
+        space = self.dataset.action_space
+        slack = ACTION_TOLERANCE * (space.high - space.low)
+        if (low > space.low + slack).any() or (high < space.high - slack).any():
+            raise ValueError(
+                f"the world model was fitted for actions from {low} to {high} and would clip those "
+                f"of {self.dataset.name}, {space.low} to {space.high}: give the model of this data "
+                "set, or the data set that model's action_space"
+            )
         self.world_model = world_model
         self.num_envs, self.horizon, self.member_per = num_envs, horizon, member_per
-        self.single_observation_space = self.dataset.observation_space
-        self.single_action_space = self.dataset.action_space
+        # of its own: a space has a random stream, which other environments would share
+        self.single_observation_space = self._reached()
+        self.single_action_space = Box(space.low, space.high, dtype=np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.device = world_model.device
         self.start_states = shared_tensor(self.dataset.observations, self.device)
         self.seed(seed)
         self.reset_all()
+
+    def _reached(self) -> Box:
+        """The model's observation space, which may be another data set's, and the start states."""
+        low, high = (b.cpu().numpy() for b in (self.world_model.obs_low, self.world_model.obs_high))
+        states = self.dataset.observations
+        return Box(
+            np.minimum(low, states.min(0)), np.maximum(high, states.max(0)), dtype=np.float32
+        )
 
     @property
     def world_model(self) -> WorldModel:
@@ -168,7 +192,9 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
             n = self.world_model.n_members
             self._members = MemberDraw.draw(self.num_envs, n, self.generator)
         shape = (self.num_envs, self.world_model.ensemble.output_dim)
-        noise = torch.randn(shape, generator=self.generator, device=self.device)
+        noise = torch.randn(
+            shape, generator=self.generator, device=self.device, dtype=self.obs.dtype
+        )
         next_obs, reward, terminated = self._transition(
             self.obs, action, self._members.slots, noise
         )
@@ -209,10 +235,20 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Draw new start states, ``(B, S)``; see :meth:`gymnasium.vector.VectorEnv.reset`."""
+        """Draw new start states, ``(B, S)``; see :meth:`gymnasium.vector.VectorEnv.reset`.
+
+        :param options: ``{"reset_mask": mask}`` restarts only the rows of the bool mask ``(B,)``.
+        """
         if seed is not None:
             super().reset(seed=seed)
             self.seed(seed)
+        if options is not None and "reset_mask" in options:
+            mask = np.asarray(options["reset_mask"])
+            if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+                raise ValueError(
+                    f"reset_mask is {mask.dtype} {mask.shape}, expected bool ({self.num_envs},)"
+                )
+            return self.restart(torch.tensor(mask, device=self.device)).cpu().numpy().copy(), {}
         return self.reset_all().cpu().numpy().copy(), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
@@ -228,6 +264,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
             for i in np.flatnonzero(mask):
                 final[i] = ended[i].copy()
             info = {"final_obs": final, "_final_obs": mask.copy()}
+            info |= {"final_info": {}, "_final_info": mask.copy()}
         reward = out.reward.double().cpu().numpy()
         return obs, reward, out.terminated.cpu().numpy(), out.truncated.cpu().numpy(), info
 

@@ -39,7 +39,7 @@ def pendulum_random(rows: int = 20_000, seed: int = 0) -> OfflineDataset:
             column.append(value)
         observation = env.reset()[0] if terminated or truncated else successor
     dataset = OfflineDataset.from_arrays(
-        **{key: np.asarray(column) for key, column in columns.items()},
+        *map(np.asarray, columns.values()),
         observation_space=env.observation_space,
         action_space=env.action_space,
         name="pendulum-random",

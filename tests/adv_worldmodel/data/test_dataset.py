@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,7 @@ def test_memory_that_somebody_can_still_write_to_is_copied_and_other_memory_is_n
 def test_a_goal_on_the_way_ends_no_episode() -> None:
     """AntMaze: terminations mark the rows at the goal, and the ant walks on."""
     states = np.array([0, 1, 2, 3, 10, 11, 12], np.float32)[:, None]
-    dataset = OfflineDataset.from_arrays(
+    columns = (
         states,
         np.zeros((7, 1)),
         [0, 1, 1, 1, 0, 0, 1],
@@ -180,8 +181,12 @@ def test_a_goal_on_the_way_ends_no_episode() -> None:
         [False, True, True, True, False, False, True],
         [False, False, False, False, False, False, False],
     )
+    dataset = OfflineDataset.from_arrays(*columns, goal_terminals=True)
     assert dataset.episode_ends().tolist() == [3, 6]
     assert dataset.episode_returns().tolist() == [3.0, 1.0]
+    assert dataset.with_reward_offset(-1.0).episode_ends().tolist() == [3, 6]
+    # elsewhere, tasks of one step in one state for example, a termination is an end
+    assert OfflineDataset.from_arrays(*columns).episode_ends().tolist() == [1, 2, 3, 6]
 
 
 def test_offsets_add_up_and_returns_stay_the_environment_s() -> None:
@@ -190,3 +195,11 @@ def test_offsets_add_up_and_returns_stay_the_environment_s() -> None:
     assert twice.reward_offset == -3.0
     np.testing.assert_allclose(twice.rewards, plain.rewards - 3.0)
     np.testing.assert_allclose(twice.episode_returns(), plain.episode_returns(), atol=1e-5)
+
+
+def test_a_pickled_data_set_is_as_unchangeable() -> None:
+    dataset = OfflineDataset.from_arrays(**arrays())
+    again = pickle.loads(pickle.dumps(dataset))
+    assert again.content_hash == dataset.content_hash
+    with pytest.raises(ValueError, match="read-only"):
+        again.observations[0] = 99.0

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -179,3 +180,9 @@ def test_a_fit_that_may_not_be_read_is_made_anew(
     monkeypatch.setattr(WorldModel, "load", refuse)
     cached(pendulum, tmp_path)
     assert len(fits) == 2
+
+
+def test_numbers_of_numpy_are_settings_too(tmp_path: Path, pendulum: OfflineDataset) -> None:
+    settings = replace(SMALL, seed=np.int64(3), max_steps=np.int64(2), hidden_sizes=[np.int32(8)])
+    cached(pendulum, tmp_path, settings)
+    assert len(list(tmp_path.iterdir())) == 1

@@ -346,3 +346,26 @@ def test_a_space_bounded_on_one_side_clips_there() -> None:
     zero = torch.zeros(2, 1)
     change = torch.tensor([[0.0, -5.0], [0.0, 5.0]])
     assert model.outcome(zero, zero, change)[0].tolist() == [[-1.0], [5.0]]
+
+
+@pytest.mark.parametrize(
+    ("reward", "found"),
+    [
+        (lambda obs, action, next_obs: next_obs[:, :1], r"torch.float32 \(4, 1\)"),
+        (lambda obs, action, next_obs: next_obs.sum(), r"torch.float32 \(\)"),
+        (lambda obs, action, next_obs: next_obs[:, 0] > 0, r"torch.bool \(4,\)"),
+        (lambda obs, action, next_obs: next_obs[:, 0].numpy(), "ndarray"),
+    ],
+)
+def test_a_wrong_reward_function_is_refused(
+    pendulum: OfflineDataset, reward: Any, found: str
+) -> None:
+    model = WorldModel(
+        Ensemble(2, 4, 3, (8,)),
+        make_termination("never", None),
+        pendulum.observation_space,
+        pendulum.action_space,
+        reward_function=reward,
+    )
+    with pytest.raises(ValueError, match=f"the reward function returned {found}; expected"):
+        model.step(torch.zeros(4, 3), torch.zeros(4, 1), generator=torch.Generator())

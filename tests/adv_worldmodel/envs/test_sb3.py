@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 import adv_worldmodel
@@ -133,3 +134,30 @@ def test_algorithms_run_unmodified(
         assert torch.equal(a, b)  # training alone does not touch the dynamics
     action, _ = model.predict(pendulum.observations[:3], deterministic=True)
     assert action.shape == (3, 1)
+
+
+def test_sb3_s_make_vec_env_builds_it(pendulum: OfflineDataset, pendulum_model: WorldModel) -> None:
+    """Which asks for pictures first."""
+    settings = {"dataset": pendulum, "world_model": pendulum_model, "device": "cpu"}
+    envs = make_vec_env("AdvWorldModel-v0", n_envs=2, seed=0, env_kwargs=settings)
+    assert envs.reset().shape == (2, 3)
+
+
+def test_infos_are_each_row_s_own(pendulum: OfflineDataset, pendulum_model: WorldModel) -> None:
+    env = make_sb3_env(pendulum, 3, 5, world_model=pendulum_model, device="cpu", seed=0)
+    env.reset()
+    for step in range(2):
+        infos = env.step(np.zeros((3, 1), np.float32))[3]
+        assert infos == [{}, {}, {}]
+        for row, info in enumerate(infos):  # as a wrapper may do
+            info["row"] = row
+        assert [info["row"] for info in infos] == [0, 1, 2], step
+
+
+def test_an_attribute_that_is_set_is_found(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    env = make_sb3_env(pendulum, 2, 5, world_model=pendulum_model, device="cpu")
+    for name, value in (("render_mode", "x"), ("horizon", 3), ("own", 1)):
+        env.set_attr(name, value)
+        assert env.get_attr(name) == [value, value]

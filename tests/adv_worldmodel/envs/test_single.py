@@ -188,3 +188,15 @@ def test_wrong_actions_are_explained(pendulum: OfflineDataset, pendulum_model: W
         env.step(np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="not finite"):
         env.step(np.array([np.inf], np.float32))
+
+
+def test_a_state_that_is_set_is_copied_and_finite(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    env = AdvWorldModelEnv(pendulum, world_model=pendulum_model, device="cpu", seed=0)
+    state = np.array([1.0, 0.0, 0.0], np.float32)
+    env.set_state(state)
+    state[:] = 1e6
+    assert np.abs(env.step(np.zeros(1, np.float32))[0]).max() < 100.0
+    with pytest.raises(ValueError, match="not finite"):
+        env.set_state(np.array([np.nan, 0.0, 0.0]))

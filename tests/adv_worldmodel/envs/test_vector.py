@@ -7,7 +7,9 @@ tells what the successor must be.
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 
-from adv_worldmodel import AdvWorldModelVectorEnv, FitSettings, OfflineDataset, WorldModel
+from adv_worldmodel import (
+    AdvWorldModelVectorEnv,
+    FitSettings,
+    OfflineDataset,
+    WorldModel,
+    fit_world_model,
+)
 
 Build = Callable[..., WorldModel]
 
@@ -211,7 +220,6 @@ def test_actions_outside_the_bounds_act_as_on_them(
         ({"num_envs": 0}, "num_envs = 0 and horizon = 5 must be at least 1"),
         ({"horizon": 0}, "horizon = 0 must be at least 1"),
         ({"member_per": "episode"}, "'episode' is neither 'step' nor 'rollout'"),
-        ({"render_mode": "human"}, "draws no pictures"),
     ],
 )
 def test_wrong_settings_are_explained(
@@ -319,3 +327,97 @@ def test_ends_and_rewards_beside_a_model_that_has_its_own_are_refused(
     model = tmp_path / "saved" if saved else pendulum_model
     with pytest.raises(ValueError, match=f"{next(iter(more))} would change nothing"):
         AdvWorldModelVectorEnv(pendulum, 3, world_model=model, device="cpu", **more)
+
+
+def test_no_pictures_are_drawn(pendulum: OfflineDataset, pendulum_model: WorldModel) -> None:
+    with pytest.raises(TypeError, match="draws no pictures"):
+        envs_on(pendulum, pendulum_model, render_mode="human")
+
+
+def test_masked_rows_alone_are_reset(pendulum: OfflineDataset, pendulum_model: WorldModel) -> None:
+    envs = envs_on(pendulum, pendulum_model, num_envs=3, horizon=9, seed=0)
+    before = envs.step(np.zeros((3, 1)))[0]
+    mask = np.array([True, False, True])
+    after, _ = envs.reset(options={"reset_mask": mask})
+    assert (before != after).any(axis=1).tolist() == mask.tolist()
+    assert envs.elapsed.tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match="reset_mask"):
+        envs.reset(options={"reset_mask": [1, 0, 1]})
+
+
+def test_environments_share_no_random_stream(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    one, other = (envs_on(pendulum, pendulum_model, num_envs=3) for _ in range(2))
+    assert not np.array_equal(one.action_space.sample(), other.action_space.sample())
+    one.single_action_space.seed(0)
+    expected = [one.single_action_space.sample() for _ in range(2)]
+    one.single_action_space.seed(0)
+    first = one.single_action_space.sample()
+    other.single_action_space.sample()
+    pendulum.action_space.sample()
+    np.testing.assert_array_equal([first, one.single_action_space.sample()], expected)
+
+
+def test_observations_lie_in_the_declared_space(pendulum: OfflineDataset, tmp_path: Path) -> None:
+    """Also where the data leave their space: freshly fitted, from the cache, with another's model."""
+    narrow = Box(-0.5, 0.5, (3,), np.float32)
+    data = replace(pendulum, observation_space=narrow)
+    fit = FitSettings(n_networks=2, n_elites=2, hidden_sizes=(8,), max_steps=5)
+    fresh = fit_world_model(data, fit, termination="never", device="cpu")
+    assert narrow == Box(-0.5, 0.5, (3,), np.float32)  # the fit leaves the data as they are
+    assert data.content_hash == replace(data).content_hash
+    assert len(fresh.split(replace(data))[1]) == len(fresh.holdout_rows)
+    fresh.save(tmp_path)
+    saved = WorldModel.load(tmp_path, device="cpu")
+    states = np.concatenate([data.observations, data.next_observations])
+    assert fresh.observation_space == saved.observation_space
+    np.testing.assert_array_equal(fresh.observation_space.low, states.min(0))
+    for model, dataset in ((fresh, data), (saved, data), (saved, moved(data))):
+        envs = envs_on(dataset, model, num_envs=50, seed=0)
+        assert envs.observation_space.contains(envs.reset()[0])
+        for _ in range(5):
+            assert envs.observation_space.contains(envs.step(envs.action_space.sample())[0])
+
+
+def moved(dataset: OfflineDataset) -> OfflineDataset:
+    """Start states ten further on."""
+    further = dataset.observations + np.float32(10.0)
+    return replace(dataset, observations=further)
+
+
+def test_a_model_that_would_clip_the_data_s_actions_is_refused(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    wide = replace(pendulum, action_space=Box(-3.0, 3.0, (1,), np.float32))
+    with pytest.raises(ValueError, match="would clip those of pendulum-1000"):
+        envs_on(wide, pendulum_model)
+    half = replace(
+        pendulum, actions=pendulum.actions / 2, action_space=Box(-1, 1, (1,), np.float32)
+    )
+    assert envs_on(half, pendulum_model).single_action_space == half.action_space
+
+
+def test_float32_whatever_the_user_s_default_is(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        envs = envs_on(pendulum, pendulum_model, num_envs=3, seed=0)
+        obs = envs.step(np.zeros((3, 1)))[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert obs.dtype == np.float32
+
+
+def test_environments_and_models_can_be_pickled(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    again = pickle.loads(pickle.dumps(pendulum_model))
+    obs, action = torch.tensor(pendulum.observations[:4]), torch.zeros(4, 1)
+    steps = [
+        model.step(obs, action, generator=torch.Generator().manual_seed(0))
+        for model in (pendulum_model, again)
+    ]
+    for mine, theirs in zip(*steps, strict=True):
+        assert torch.equal(mine, theirs)

@@ -360,7 +360,7 @@ def test_environments_share_no_random_stream(
 
 
 def test_observations_lie_in_the_declared_space(pendulum: OfflineDataset, tmp_path: Path) -> None:
-    """Also where the data leave their space: freshly fitted, from the cache, with another's model."""
+    """Also where the data leave theirs: freshly fitted, saved, with another data set's model."""
     narrow = Box(-0.5, 0.5, (3,), np.float32)
     data = replace(pendulum, observation_space=narrow)
     fit = FitSettings(n_networks=2, n_elites=2, hidden_sizes=(8,), max_steps=5)

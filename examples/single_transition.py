@@ -32,8 +32,9 @@ MODES = (
 )
 BETAS = (0.1, 0.2, 0.5, 1.0, 5.0)
 MILESTONES = (5, 50)  # iterations; training ends at the last
-# P gives no sizes: small ones, at up to ten times the paper's learning rates for the tenth of its
-# updates. Few elites, since each gets its share of the adversary's push.
+# P gives no sizes: small ones, at ten to thirty times the paper's learning rates for a tenth (the
+# adversary: half) of its updates. Few elites, since each gets its share of the adversary's push.
+# The policy has to be near a = 0.7 by the time that the adversary bends the model down beyond it.
 N_ROWS, N_ROLLOUTS = 1000, 200
 FIT = {
     "n_networks": 3,
@@ -45,14 +46,14 @@ AGENT = {
     "gradient_steps": 100,
     "batch_size": 128,
     "learning_rate": 3e-3,
-    "actor_learning_rate": 1e-3,
+    "actor_learning_rate": 3e-3,
     "entropy_learning_rate": 1e-3,
 }
 ADVERSARY = {
     "adversary_weight": 3e-2,
     "adversary_updates": 500,
     "batch_size": 128,
-    "learning_rate": 3e-3,
+    "learning_rate": 5e-3,
 }
 GRID = np.linspace(-1.0, 1.0, 401)
 

@@ -136,9 +136,10 @@ class _Rule:
 
 
 def _rule_of(spec: Mapping[str, Any]) -> TerminationFunction:
-    if spec.get("kind") not in _KINDS:
+    kind = spec.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(
-            f"Unknown termination kind {spec.get('kind')!r}; expected {', '.join(_KINDS)} or "
+            f"Unknown termination kind {kind!r}; expected {', '.join(_KINDS)} or "
             "function. The file was written by another version, or is damaged."
         )
     return _Rule(spec)

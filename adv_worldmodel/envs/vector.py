@@ -128,9 +128,8 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
                     f"the world model was fitted on {what} of length {mine}, {self.dataset.name} "
                     f"has length {theirs}: give the model of this data set"
                 )
-        bounds = (world_model.action_low, world_model.action_high)
-        low, high = (bound.cpu().numpy() for bound in bounds)
-        space = self.dataset.action_space
+        space, fitted = self.dataset.action_space, world_model.action_space
+        low, high = fitted.low, fitted.high
         slack = ACTION_TOLERANCE * (space.high - space.low)
         if (low > space.low + slack).any() or (high < space.high - slack).any():
             raise ValueError(
@@ -152,11 +151,9 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _reached(self) -> Box:
         """The model's observation space, which may be another data set's, and the start states."""
-        low, high = (b.cpu().numpy() for b in (self.world_model.obs_low, self.world_model.obs_high))
-        states = self.dataset.observations
-        return Box(
-            np.minimum(low, states.min(0)), np.maximum(high, states.max(0)), dtype=np.float32
-        )
+        fitted, states = self.world_model.observation_space, self.dataset.observations
+        low, high = np.minimum(fitted.low, states.min(0)), np.maximum(fitted.high, states.max(0))
+        return Box(low, high, dtype=np.float32)
 
     @property
     def world_model(self) -> WorldModel:

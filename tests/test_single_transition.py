@@ -53,3 +53,22 @@ def test_only_rambo_changes_its_model(example: ModuleType, algorithm: str) -> No
     assert -1.0 <= action <= 1.0
     assert q.shape == example.GRID.shape
     assert np.array_equal(before, after) == (algorithm == "COMBO")
+
+
+@pytest.mark.parametrize(("mean", "code"), [(1.5, 0), (1.4, 1)])
+def test_a_mean_below_the_paper_s_is_a_failure(
+    example: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    mean: float,
+    code: int,
+) -> None:
+    curve = np.zeros_like(example.GRID)
+    results = [[(0.7, curve, curve)] * 2] * 2
+    scores = np.array([mean - 0.1, mean + 0.1])
+    monkeypatch.setattr(example, "run_all", lambda *_: (results, scores))
+    monkeypatch.setattr("sys.argv", ["x.py", "--seeds", "2", "--out", str(tmp_path)])
+    assert example.main() == code
+    text = (tmp_path / "table.md").read_text()
+    assert f"| RAMBO | {mean:.3f} |" in text
+    assert ("FAILS" in text) == bool(code)

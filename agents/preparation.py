@@ -89,7 +89,7 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
         _check_env(config, dataset, env_id)
         env_id = full_id(env_id)
     termination = load_termination(config.model.termination)
-    _check_termination(config, termination, dataset)
+    _check_termination(config, termination, dataset, device)
     model = config.model
     fit = FitSettings(
         n_networks=model.n_networks,
@@ -172,11 +172,14 @@ def _usable_device(name: str) -> torch.device:
 
 
 def _check_termination(
-    config: TrainConfig, termination: str | TerminationFunction, dataset: OfflineDataset
+    config: TrainConfig,
+    termination: str | TerminationFunction,
+    dataset: OfflineDataset,
+    device: torch.device,
 ) -> None:
     """Find the rule, and ask it of two rows: a function of the user's may be wrong."""
     columns = (dataset.observations, dataset.actions, dataset.next_observations)
-    rows = [torch.tensor(column[:2]) for column in columns]
+    rows = [torch.tensor(column[:2], device=device) for column in columns]
     try:
         make_termination(termination, dataset.env_id)(*rows)
     except Exception as error:

@@ -274,15 +274,16 @@ def _check_parents(path: Path, remedy: str) -> None:
 
 
 def _holds_run(path: Path) -> bool:
-    """Whether a run wrote there: a `config.yaml` alone may be the user's own."""
-    return RunFolder(path).config.is_file() and RunFolder(path).result.is_file()
+    """Whether a run wrote there: a `config.yaml` beside nothing of a run may be the user's own."""
+    folder = RunFolder(path)
+    return folder.config.is_file() and sum(written.exists() for written in folder.written) > 1
 
 
 def _remove_run(folder: RunFolder) -> None:
     """Remove all that a run writes, and no file of the user's."""
     remove_asides(folder.path)
     for path in folder.written:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

@@ -257,7 +257,8 @@ def _lock(folder: Path) -> IO[str]:
 def _goes_on(config: TrainConfig) -> bool:
     """Whether the run's folder holds a checkpoint of this run; ValueError if of another one."""
     folder = RunFolder(_out(config))
-    if not (folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())):
+    names = {path.name for path in folder.checkpoints.glob("iteration-*")}
+    if not names - {"iteration-000000"}:  # nothing to lose but the clone
         return False
     _check_same(config, folder, "an unfinished run", FREE)
     return True

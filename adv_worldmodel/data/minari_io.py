@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import h5py
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 
 from adv_worldmodel.data import validation
 from adv_worldmodel.data.dataset import OfflineDataset
@@ -237,11 +239,12 @@ def _is_registered(spec: EnvSpec, where: str) -> bool:
     registered = gym.registry.get(spec.id)
     if registered is None:
         return True  # nothing to compare with
+    usual = _defaults(registered) | registered.kwargs
     given = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
     differing = [
         f"{key}={value!r}"
         for key, value in given.items()
-        if key not in registered.kwargs or registered.kwargs[key] != value
+        if key not in usual or usual[key] != value
     ]
     differing += [
         wrapper.name for wrapper in spec.additional_wrappers if wrapper.name not in _HARMLESS
@@ -261,6 +264,17 @@ def _is_registered(spec: EnvSpec, where: str) -> bool:
             stacklevel=3,
         )
     return not differing
+
+
+def _defaults(spec: EnvSpec) -> dict[str, Any]:
+    """The constructor's own values of its arguments, as far as they can be found out."""
+    try:
+        creator: Any = spec.entry_point
+        creator = load_env_creator(creator) if isinstance(creator, str) else creator
+        parameters = inspect.signature(creator).parameters.values()
+    except Exception:  # a package that is not there, a constructor in C
+        return {}
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _usable(env_id: str, observation_dim: int, action_dim: int) -> str | None:

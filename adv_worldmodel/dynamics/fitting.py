@@ -59,11 +59,17 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("n_networks", "n_elites", "batch_size", "holdout", "patience", "seed"):
-            object.__setattr__(self, name, operator.index(getattr(self, name)))  # no NumPy's: JSON
-        if self.max_steps is not None:
-            object.__setattr__(self, "max_steps", operator.index(self.max_steps))
-        object.__setattr__(self, "hidden_sizes", tuple(map(operator.index, self.hidden_sizes)))
+        whole = ("n_networks", "n_elites", "batch_size", "holdout", "patience", "seed", "max_steps")
+        for name in (*whole, "hidden_sizes"):
+            value = getattr(self, name)
+            try:  # Python's own, which JSON knows, also of NumPy's
+                if name == "hidden_sizes":
+                    value = tuple(map(operator.index, value))
+                elif value is not None:
+                    value = operator.index(value)
+            except TypeError:
+                raise ValueError(f"{name} = {value!r}: expected whole numbers") from None
+            object.__setattr__(self, name, value)
         if not self.learning_rate >= 0:
             raise ValueError(f"learning_rate = {self.learning_rate} must not be negative")
         if not 1 <= self.n_elites <= self.n_networks:
@@ -145,6 +151,9 @@ class FitDivergedError(FloatingPointError):
     def __init__(self, message: str, quantity: str, history: Sequence[float]) -> None:
         super().__init__(message)
         self.quantity, self.history = quantity, list(history)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it may come from another process
+        return type(self), (str(self), self.quantity, self.history)
 
 
 def fit_world_model(

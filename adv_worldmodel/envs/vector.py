@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -129,13 +130,19 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
                     f"has length {theirs}: give the model of this data set"
                 )
         space, fitted = self.dataset.action_space, world_model.action_space
-        low, high = fitted.low, fitted.high
+        rows = self.dataset.actions
         slack = ACTION_TOLERANCE * (space.high - space.low)
-        if (low > space.low + slack).any() or (high < space.high - slack).any():
+        low, high = fitted.low - slack, fitted.high + slack
+        words = f"the world model was fitted for actions from {fitted.low} to {fitted.high}"
+        if (rows.min(0) < low).any() or (rows.max(0) > high).any():
             raise ValueError(
-                f"the world model was fitted for actions from {low} to {high} and would clip those "
-                f"of {self.dataset.name}, {space.low} to {space.high}: give the model of this data "
-                "set, or the data set that model's action_space"
+                f"{words} and would clip those of {self.dataset.name}: give the model of this data "
+                "set"
+            )
+        if (space.low < low).any() or (space.high > high).any():
+            warnings.warn(
+                f"{words}: beyond, up to {space.low} and {space.high}, they act as on these bounds",
+                stacklevel=2,
             )
         self.world_model = world_model
         self.num_envs, self.horizon, self.member_per = num_envs, horizon, member_per

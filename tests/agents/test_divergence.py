@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from adv_worldmodel import OfflineDataset
+from adv_worldmodel.dynamics.fitting import FitDivergedError
 from agents.cli import main
 from agents.divergence import DivergenceCallback, DivergenceError
 from agents.progress import MetricsHistory
@@ -167,6 +169,13 @@ def test_a_fit_or_a_clone_that_runs_away_is_a_divergence(
     found = result["divergence"]
     assert (found["quantity"], found["iteration"], found["value"]) == (quantity, 0, None)
     assert found["history"]
+
+
+def test_errors_come_whole_from_other_processes() -> None:
+    fit = pickle.loads(pickle.dumps(FitDivergedError("m", "q", [1.0])))
+    assert (str(fit), fit.quantity, fit.history) == ("m", "q", [1.0])
+    error = pickle.loads(pickle.dumps(DivergenceError("m", "q", [1.0], 0.5, 1)))
+    assert (str(error), error.details["limit"]) == ("m", 0.5)
 
 
 def test_seeds_that_all_diverge_exit_as_one_does(tmp_path: Path) -> None:

@@ -282,6 +282,8 @@ def test_overwriting_removes_a_run_and_nothing_else(
     assert train("pendulum-random", *TINY, f"out={half}", "--overwrite") == 0
     assert (half / "notes.txt").read_text() == "mine"
     assert not (half / "checkpoints" / "iteration-000003").exists()
+    (half / "result.json").unlink()  # as if killed while it was replaced
+    assert train("pendulum-random", *TINY, f"out={half}", "--overwrite") == 0
     own = tmp_path / "project"
     own.mkdir()
     (own / "config.yaml").write_text("extends: base\ndataset: pendulum-random\n")

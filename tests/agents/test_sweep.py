@@ -280,3 +280,12 @@ def test_a_run_at_work_is_not_taken_from_under_itself(tmp_path: Path) -> None:
     with run_locked(folder.path), pytest.raises(ValueError, match="a run is at work in"):
         plan(tmp_path, seeds="0")
     assert folder.config.is_file()
+
+
+def test_a_run_that_had_not_begun_to_train_is_done_anew_with_other_settings(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "pendulum-random" / "seed-0", status="failed")
+    (run.checkpoints / "iteration-000000").mkdir(parents=True)
+    assert plan(tmp_path, "agent.gamma=0.5", seeds="0").begun == frozenset()
+    (run.checkpoints / "iteration-000001").mkdir()
+    with pytest.raises(ValueError, match=r"other settings \(agent\.gamma\)"):
+        plan(tmp_path, "agent.gamma=0.5", seeds="0")

@@ -209,6 +209,7 @@ def test_an_environment_of_other_dimensions_is_not_the_data_s() -> None:
     ("settings", "env_id", "warning"),
     [
         ({}, "Pendulum-v1", None),
+        ({"g": 10.0}, "Pendulum-v1", None),  # the constructor's own
         ({"g": 9.81}, None, "recorded in Pendulum-v1 with g=9.81"),
         ({"max_episode_steps": 50}, "Pendulum-v1", "a time limit of 50 steps, Pendulum-v1 has 200"),
     ],

@@ -361,3 +361,5 @@ def test_bounds_are_as_wide_as_the_data() -> None:
 def test_layers_without_width_are_refused() -> None:
     with pytest.raises(ValueError, match="widths of at least 1"):
         FitSettings(hidden_sizes=(8, 0))
+    with pytest.raises(ValueError, match=r"max_steps = 10000\.0: expected whole numbers"):
+        FitSettings(max_steps=1e4)  # type: ignore[arg-type]

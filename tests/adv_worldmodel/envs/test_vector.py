@@ -390,8 +390,10 @@ def test_a_model_that_would_clip_the_data_s_actions_is_refused(
     pendulum: OfflineDataset, pendulum_model: WorldModel
 ) -> None:
     wide = replace(pendulum, action_space=Box(-3.0, 3.0, (1,), np.float32))
+    with pytest.warns(UserWarning, match="they act as on these bounds"):
+        assert envs_on(wide, pendulum_model).single_action_space == wide.action_space
     with pytest.raises(ValueError, match="would clip those of pendulum-1000"):
-        envs_on(wide, pendulum_model)
+        envs_on(replace(wide, actions=wide.actions * 1.5), pendulum_model)
     half = replace(
         pendulum, actions=pendulum.actions / 2, action_space=Box(-1, 1, (1,), np.float32)
     )

@@ -163,7 +163,7 @@ class WorldModel(nn.Module):
         reward = self.reward_function(obs, action, next_obs)
         if (
             not isinstance(reward, Tensor)
-            or reward.shape != next_obs.shape[:-1]
+            or reward.shape not in (next_obs.shape[:-1], obs.shape[:-1])
             or not reward.is_floating_point()
         ):
             found = type(reward).__name__

@@ -173,7 +173,7 @@ def write(
     if synthetic is not None:
         tensors["synthetic"] = synthetic if held["full"] else synthetic[: held["pos"]]
     folder.mkdir(exist_ok=True)
-    target = folder / f"iteration-{snapshot.iteration:06d}"
+    target = _place(folder, snapshot.iteration)
     with written_aside(target) as aside:
         aside.mkdir()
         on_host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -243,6 +243,15 @@ def latest_checkpoint(folder: Path) -> Snapshot | None:
             f"copy there; {'; '.join(errors)}"
         )
     return None
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether one of the checkpoints in ``folder`` is of a finished iteration."""
+    return any(path != _place(folder, 0) for path in _folders(folder))
+
+
+def _place(folder: Path, iteration: int) -> Path:
+    return folder / f"iteration-{iteration:06d}"
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -40,11 +40,12 @@ class DivergenceError(RuntimeError):
         iteration: int,
     ) -> None:
         super().__init__(message)
-        self._given = (message, quantity, list(history), limit, iteration)
         self.details = _details(quantity, history, limit, iteration)
 
     def __reduce__(self) -> tuple[Any, ...]:  # it may come from another process
-        return type(self), self._given
+        found = self.details
+        given = (found[key] for key in ("quantity", "history", "limit", "iteration"))
+        return type(self), (str(self), *given)
 
 
 def _details(

@@ -283,10 +283,7 @@ def _remove_run(folder: RunFolder) -> None:
     """Remove all that a run writes, and no file of the user's."""
     remove_asides(folder.path)
     for path in folder.written:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
 
 
 def new_run_folder(
@@ -315,6 +312,14 @@ def new_run_folder(
     raise FileExistsError(f"runs/{stem}-* are all taken: give out=FOLDER")
 
 
+def _remove(path: Path) -> None:
+    """Remove a file, a folder or a link to one, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
     """Yield a path to write a file or folder to, which becomes `target` if the block succeeds.
@@ -328,17 +333,14 @@ def written_aside(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)
         aside.replace(target)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+        _remove(aside)
 
 
 def remove_asides(folder: Path) -> None:
     """Remove what a killed process was writing aside in `folder`."""
     for path in folder.glob(".*-*"):
         if path.name[1:].partition("-")[0].isdigit():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _remove(path)
 
 
 def write_text(target: Path, text: str) -> None:

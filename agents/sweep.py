@@ -14,6 +14,7 @@ from typing import IO
 import torch
 
 from agents.aggregate import aggregate, markdown
+from agents.checkpoints import has_trained
 from agents.config import TrainConfig, load_config
 from agents.config_files import split_override
 from agents.processes import RunProcesses, cores
@@ -257,8 +258,7 @@ def _lock(folder: Path) -> IO[str]:
 def _goes_on(config: TrainConfig) -> bool:
     """Whether the run's folder holds a checkpoint of this run; ValueError if of another one."""
     folder = RunFolder(_out(config))
-    names = {path.name for path in folder.checkpoints.glob("iteration-*")}
-    if not names - {"iteration-000000"}:  # nothing to lose but the clone
+    if not has_trained(folder.checkpoints):  # nothing to lose but the clone
         return False
     _check_same(config, folder, "an unfinished run", FREE)
     return True

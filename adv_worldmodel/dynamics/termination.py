@@ -31,6 +31,13 @@ TerminationFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 _REMEDY = "Pass termination='never' or your own function f(obs, action, next_obs) -> bool (B,)."
 
 
+def kind_of(value: object) -> str:
+    """What a user's function returned: dtype and shape of a tensor, the type of anything else."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__
+
+
 @dataclass(frozen=True)
 class Termination:
     """Batched end-of-episode rule on raw observations.
@@ -61,14 +68,9 @@ class Termination:
         done = self.rule(obs, action, next_obs)
         batch = next_obs.shape[0]
         if not isinstance(done, Tensor) or done.dtype != torch.bool or done.shape != (batch,):
-            found = (
-                f"{done.dtype} {tuple(done.shape)}"
-                if isinstance(done, Tensor)
-                else type(done).__name__
-            )
             raise ValueError(
-                f"The termination function returned {found}; expected a torch.bool tensor of "
-                f"shape ({batch},), one flag per row."
+                f"The termination function returned {kind_of(done)}; expected a torch.bool "
+                f"tensor of shape ({batch},), one flag per row."
             )
         return done
 

@@ -19,6 +19,7 @@ from adv_worldmodel.dynamics.ensemble import Ensemble, MemberDraw, mixture_log_d
 from adv_worldmodel.dynamics.termination import (
     Termination,
     TerminationFunction,
+    kind_of,
     termination_from_spec,
 )
 from adv_worldmodel.saved_folder import FLAG, OBJECT, SIZE, SIZES, SavedFormat
@@ -166,12 +167,9 @@ class WorldModel(nn.Module):
             or reward.shape not in (next_obs.shape[:-1], obs.shape[:-1])
             or not reward.is_floating_point()
         ):
-            found = type(reward).__name__
-            if isinstance(reward, Tensor):
-                found = f"{reward.dtype} {tuple(reward.shape)}"
             raise ValueError(
-                f"the reward function returned {found}; expected a floating-point tensor of shape "
-                f"{tuple(next_obs.shape[:-1])}, one reward per row"
+                f"the reward function returned {kind_of(reward)}; expected a floating-point tensor "
+                f"of shape {tuple(next_obs.shape[:-1])}, one reward per row"
             )
         return next_obs, reward
 

@@ -129,26 +129,13 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
                     f"the world model was fitted on {what} of length {mine}, {self.dataset.name} "
                     f"has length {theirs}: give the model of this data set"
                 )
-        space, fitted = self.dataset.action_space, world_model.action_space
-        rows = self.dataset.actions
-        slack = ACTION_TOLERANCE * (space.high - space.low)
-        low, high = fitted.low - slack, fitted.high + slack
-        words = f"the world model was fitted for actions from {fitted.low} to {fitted.high}"
-        if (rows.min(0) < low).any() or (rows.max(0) > high).any():
-            raise ValueError(
-                f"{words} and would clip those of {self.dataset.name}: give the model of this data "
-                "set"
-            )
-        if (space.low < low).any() or (space.high > high).any():
-            warnings.warn(
-                f"{words}: beyond, up to {space.low} and {space.high}, they act as on these bounds",
-                stacklevel=2,
-            )
+        _check_actions(self.dataset, world_model.action_space)
         self.world_model = world_model
         self.num_envs, self.horizon, self.member_per = num_envs, horizon, member_per
         # of its own: a space has a random stream, which other environments would share
         self.single_observation_space = self._reached()
-        self.single_action_space = Box(space.low, space.high, dtype=np.float32)
+        actions = self.dataset.action_space
+        self.single_action_space = Box(actions.low, actions.high, dtype=np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.device = world_model.device
@@ -159,7 +146,9 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     def _reached(self) -> Box:
         """The model's observation space, which may be another data set's, and the start states."""
         fitted, states = self.world_model.observation_space, self.dataset.observations
-        low, high = np.minimum(fitted.low, states.min(0)), np.maximum(fitted.high, states.max(0))
+        low, high = fitted.low, fitted.high
+        if self.world_model.bounded:  # else a look at all rows would change nothing
+            low, high = np.minimum(low, states.min(0)), np.maximum(high, states.max(0))
         return Box(low, high, dtype=np.float32)
 
     @property
@@ -271,6 +260,27 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
             info |= {"final_info": {}, "_final_info": mask.copy()}
         reward = out.reward.double().cpu().numpy()
         return obs, reward, out.terminated.cpu().numpy(), out.truncated.cpu().numpy(), info
+
+
+def _check_actions(dataset: OfflineDataset, fitted: Box) -> None:
+    """Refuse data whose actions a model fitted within ``fitted`` would clip; warn of a wider space.
+
+    :raises ValueError: an action lies outside.
+    """
+    space, rows = dataset.action_space, dataset.actions
+    slack = ACTION_TOLERANCE * (space.high - space.low)
+    low, high = fitted.low - slack, fitted.high + slack
+    if (space.low >= low).all() and (space.high <= high).all():
+        return  # and so do the rows
+    words = f"the world model was fitted for actions from {fitted.low} to {fitted.high}"
+    if (rows.min(0) < low).any() or (rows.max(0) > high).any():
+        raise ValueError(
+            f"{words} and would clip those of {dataset.name}: give the model of this data set"
+        )
+    warnings.warn(
+        f"{words}: beyond, up to {space.low} and {space.high}, they act as on these bounds",
+        stacklevel=3,
+    )
 
 
 def register() -> None:

@@ -1,4 +1,4 @@
-"""What is kept as a folder of safetensors and JSON, a world model or a policy: no code in it runs.
+"""World models and policies as folders of safetensors and JSON; loading one runs no code.
 
 The JSON says how to rebuild the object and holds a SHA-256 of all that both files say.
 """
@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-#: Of a key of the JSON: whether a value is of its kind, and the kind in words.
+#: Check of one JSON value, and what it expects, for messages.
 Kind = tuple[Callable[[Any], bool], str]
 
 
@@ -48,7 +48,6 @@ class SavedFormat:
         weights_file, description_file: names of the two files.
         keys: of the JSON beside `format`, `format_version` and `sha256`.
         writer: the method that writes the folder. remedy: what helps where one is damaged.
-        checked: a folder without a SHA-256 is refused; else it may be of an older version.
     """
 
     what: str
@@ -59,7 +58,6 @@ class SavedFormat:
     keys: Mapping[str, Kind]
     writer: str
     remedy: str
-    checked: bool = True
 
     def write(
         self, folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]
@@ -95,8 +93,8 @@ class SavedFormat:
                 )
         description = self._description(folder)
         weights = (folder / self.weights_file).read_bytes()
-        stated = description.pop("sha256", None)
-        if stated is not None and checksum(description, weights) != stated:
+        stated = description.pop("sha256")
+        if checksum(description, weights) != stated:
             raise self.damaged(
                 folder,
                 f"its {self.weights_file} and {self.description_file} do not have the SHA-256 that "
@@ -141,11 +139,11 @@ class SavedFormat:
                 shown = f"{file} has the unknown key {reprlib.repr(key)}"
                 raise self.damaged(folder, f"{shown}, expected {', '.join(kinds)}")
         for key, (fits, expected) in kinds.items():
-            if key in found and not fits(found[key]):
+            if key not in found:
+                raise self.damaged(folder, f"{file} has no key {key!r}")
+            if not fits(found[key]):
                 shown = f"{file}: {key} is {reprlib.repr(found[key])}"
                 raise self.damaged(folder, f"{shown}, expected {expected}")
-            if key not in found and (key != "sha256" or self.checked):
-                raise self.damaged(folder, f"{file} has no key {key!r}")
         return found
 
 

@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from agents.progress import MetricsHistory
 from agents.run_folder import written_aside
 
 if TYPE_CHECKING:
@@ -200,19 +199,11 @@ def read(folder: Path) -> Snapshot:
     try:
         numbers = json.loads((folder / NUMBERS_FILE).read_text(encoding="utf-8"))
         stated = numbers.pop("sha256")
-        if numbers["format"] > FORMAT_VERSION:
+        if numbers["format"] != FORMAT_VERSION:
             raise ValueError(f"format {numbers['format']}, this version reads {FORMAT_VERSION}")
-        # Format 1 had a digest of the tensors alone.
-        if _digest(numbers if numbers["format"] > 1 else None, folder / TENSORS_FILE) != stated:
+        if _digest(numbers, folder / TENSORS_FILE) != stated:
             raise ValueError(f"{TENSORS_FILE} or {NUMBERS_FILE} is not what was written")
-        if numbers["format"] < 3:  # a mapping for each row of metrics
-            history = MetricsHistory()
-            for row in numbers["experiment"]["metrics"]:
-                history.write(row, {})
-            numbers["experiment"]["metrics"] = history.packed()
         found = Snapshot(load_file(folder / TENSORS_FILE), numbers)
-        if numbers["format"] < 4 and "adversary.excess" in found.tensors:
-            raise ValueError("its lambda was measured against the first fit alone: train again")
         _ = found.iteration, numbers["experiment"]  # nothing else is read before all is restored
         return found
     except (
@@ -258,11 +249,11 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("iteration-*")) if folder.is_dir() else []
 
 
-def _digest(numbers: Mapping[str, Any] | None, path: Path) -> str:
+def _digest(numbers: Mapping[str, Any], path: Path) -> str:
     """SHA-256 (hex) of the numbers and the file."""
-    text = "" if numbers is None else json.dumps(numbers, sort_keys=True)
+    text = json.dumps(numbers, sort_keys=True).encode()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.sha256(text.encode())).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.sha256(text)).hexdigest()
 
 
 class CheckpointCallback(BaseCallback):

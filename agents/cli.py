@@ -130,9 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--trust",
         action="store_true",
-        help="run code that the folder names: an older run's policy.zip (pickles), and the modules "
-        "of a 'module:ID' environment and a 'module:function' termination; only for runs of your "
-        "own",
+        help="import the modules that the folder names, of a 'module:ID' environment and a "
+        "'module:function' termination; only for runs of your own",
     )
     evaluate.set_defaults(func=_evaluate)
 
@@ -215,7 +214,7 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
         if args.env is not None or args.render is not None:
             raise ValueError("--in-model takes the world model: leave out --env and --render")
         folder = RunFolder(Path(args.run))
-        policy = folder.load_policy(trust=args.trust)
+        policy = folder.load_policy()
         place = folder.world_model if args.in_model == "fit" else folder.adversarial_model
         config = load_config(folder.config)
         check_trusted(folder.config, config.model.termination, args.trust, "give --trust")
@@ -254,7 +253,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     with user_input():
         folder = RunFolder(Path(args.run))
         env_id = full_id(args.env or folder.env_id(trust=args.trust))
-        policy = folder.load_policy(trust=args.trust)
+        policy = folder.load_policy()
         env = make_real_env(env_id)
         check_spaces(policy, env, env_id)
         env.close()

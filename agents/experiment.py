@@ -299,9 +299,9 @@ class _Experiment:
         if status == "interrupted" and self.checkpoints is not None:
             self.checkpoints.write()
         if self.agent is not None:
-            with written_aside(self.folder.policy) as aside:
+            with written_aside(self.folder.policy_zip) as aside:
                 self.agent.save(aside)
-            with written_aside(self.folder.weights) as aside:
+            with written_aside(self.folder.policy) as aside:
                 self.agent.save_weights(aside)
         if self.world_model is not None:
             with written_aside(self.folder.adversarial_model) as aside:

@@ -75,11 +75,11 @@ class RunFolder:
         return self.path / "adversarial_model"
 
     @property
-    def weights(self) -> Path:
+    def policy(self) -> Path:
         return self.path / "policy"
 
     @property
-    def policy(self) -> Path:
+    def policy_zip(self) -> Path:
         return self.path / "policy.zip"
 
     @property
@@ -99,7 +99,7 @@ class RunFolder:
         """All that a run writes; last what tells that it is one."""
         return (
             self.evaluations, self.progress, self.tensorboard, self.world_model,
-            self.adversarial_model, self.checkpoints, self.weights, self.policy,
+            self.adversarial_model, self.checkpoints, self.policy, self.policy_zip,
             self.learning_curve, self.config, self.result,
         )  # fmt: skip
 
@@ -151,43 +151,26 @@ class RunFolder:
         check_trusted(self.result, env_id, trust, f"give --env {env_id}, or --trust")
         return env_id
 
-    def load_policy(self, device: str = "auto", *, trust: bool = False) -> RAMBO:
+    def load_policy(self, device: str = "auto") -> RAMBO:
         """Load the agent, for prediction, from `policy/`: no code in it can run.
-
-        Args:
-            device: where to put it.
-            trust: load `policy.zip` where there is no `policy/`, as in runs of older versions.
-                Its pickles run whatever their author put there.
 
         Raises:
             FileNotFoundError: the run was stopped before there was an agent.
-            ValueError: a file is damaged or of another version, or needs `trust`.
+            ValueError: a file is damaged or of another version.
         """
         from agents.rambo import RAMBO
 
-        if self.weights.is_dir():
-            policy = RAMBO.load_weights(self.weights, device)
-            if not all(bool(p.isfinite().all()) for p in policy.policy.parameters()):
-                raise ValueError(
-                    f"{self.weights} is no policy: its parameters are not finite, the run diverged"
-                )
-            return policy
-        if not self.policy.is_file():
+        if not self.policy.is_dir():
             raise FileNotFoundError(
-                f"{self.path} holds no policy/ and no policy.zip: the run stopped before there was "
-                f"a policy; train again with 'adv-worldmodel train {self.config}'"
+                f"{self.path} holds no policy/: the run stopped before there was a policy; train "
+                f"again with 'adv-worldmodel train {self.config}'"
             )
-        if not trust:
+        policy = RAMBO.load_weights(self.policy, device)
+        if not all(bool(p.isfinite().all()) for p in policy.policy.parameters()):
             raise ValueError(
-                f"{self.path} holds no policy/, only an older run's policy.zip, whose pickles run "
-                "code when loaded: if the run is your own, 'adv-worldmodel evaluate RUN --trust', "
-                f"or RAMBO.load({str(self.policy)!r})"
+                f"{self.policy} is no policy: its parameters are not finite, the run diverged"
             )
-        try:
-            return RAMBO.load(self.policy, device=device)
-        except Exception as error:  # unpickling what is damaged raises whatever it likes
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{self.policy} cannot be read ({reason}): train again") from error
+        return policy
 
 
 def check_trusted(file: Path, name: str, trust: bool, remedy: str) -> None:

@@ -200,7 +200,7 @@ RUNS: list[Case] = [
     (evaluate(bad.changed("result.json", env_id=None)), "names no environment", "give --env ID"),
     (evaluate(bad.changed("result.json", env_id="X-v0")), "'X-v0' is not registered", "module:ID"),
     (evaluate(bad.unchanged, "--env", "Hopper-v5"), "not that of 'Hopper-v5'", "name the env"),
-    (evaluate(bad.all_of(bad.removed("policy"), bad.removed("policy.zip"))), "train again with"),
+    (evaluate(bad.removed("policy")), "train again with"),
     (evaluate(bad.removed("policy/policy.json")), "policy: policy.json is missing; give the"),
     (evaluate(bad.cut("policy/policy.safetensors")), "policy is damaged", "save the policy again"),
     (evaluate(bad.flipped("policy/policy.safetensors")), "SHA-256", "copy the folder again"),

@@ -154,16 +154,16 @@ def test_in_a_world_model(form: Form, name: str, run: RunFolder, marker: Path) -
 @pytest.mark.parametrize("form", ANY)
 @pytest.mark.parametrize("name", ["policy.safetensors", "policy.json"])
 def test_in_a_policy(form: Form, name: str, run: RunFolder, marker: Path) -> None:
-    (run.weights / name).write_bytes(form(marker))
-    refuses(lambda: RAMBO.load_weights(run.weights, "cpu"), marker, str(run.weights))
-    refuses(lambda: run.load_policy("cpu", trust=True), marker, str(run.weights))
+    (run.policy / name).write_bytes(form(marker))
+    refuses(lambda: RAMBO.load_weights(run.policy, "cpu"), marker, str(run.policy))
+    refuses(lambda: run.load_policy("cpu"), marker, str(run.policy))
 
 
 @pytest.mark.parametrize("form", ANY)
 def test_in_a_policy_whose_sum_is_right(form: Form, run: RunFolder, marker: Path) -> None:
     bomb = form(marker)
-    (run.weights / "policy.safetensors").write_bytes(bomb)
-    path = run.weights / "policy.json"
+    (run.policy / "policy.safetensors").write_bytes(bomb)
+    path = run.policy / "policy.json"
     found = json.loads(path.read_text())
     del found["sha256"]
     whole = json.dumps(found, sort_keys=True).encode() + b"\n" + bomb
@@ -242,29 +242,10 @@ def evaluate(run: RunFolder, *options: str) -> int:
 
 
 def test_evaluate_does_not_look_at_the_pickles(run: RunFolder, marker: Path) -> None:
-    run.policy.write_bytes(zip_of_sb3(marker))
+    run.policy_zip.write_bytes(zip_of_sb3(marker))
     assert evaluate(run) == 0
-    assert evaluate(run, "--trust") == 0  # the safe way wherever there is one
-    assert not marker.exists()
-
-
-def test_an_older_run_needs_trust(
-    run: RunFolder, marker: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.rmtree(run.weights)
-    own = run.policy.read_bytes()
-    run.policy.write_bytes(zip_of_sb3(marker))
-    assert evaluate(run) == 2
-    assert not marker.exists()
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert "--trust" in line
-    assert "RAMBO.load(" in line
-    run.policy.write_bytes(own)
     assert evaluate(run, "--trust") == 0
-    run.policy.write_bytes(zip_of_sb3(marker))
-    assert evaluate(run, "--trust") == 2  # no agent; but by then it is too late
-    assert marker.exists()
+    assert not marker.exists()
 
 
 @pytest.fixture

@@ -43,7 +43,6 @@ FORMAT = SavedFormat(
     },
     writer="WorldModel.save",
     remedy="fit the model again",
-    checked=False,
 )
 #: Below this a dimension counts as constant.
 SMALLEST_STD = 1e-6

@@ -145,8 +145,8 @@ def test_a_policy_that_is_not_finite_is_none(
     policy = folder.load_policy()
     with torch.no_grad():
         next(policy.policy.parameters()).fill_(torch.nan)
-    shutil.rmtree(folder.weights)
-    policy.save_weights(folder.weights)
+    shutil.rmtree(folder.policy)
+    policy.save_weights(folder.policy)
     for more in ([], ["--in-model", "fit"]):
         assert main(["evaluate", str(folder.path), *more]) == 2
         assert "not finite, the run diverged" in capsys.readouterr().err
@@ -170,10 +170,7 @@ def test_a_damaged_run_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "not valid JSON" in capsys.readouterr().err
     (tmp_path / "result.json").write_text('{"env_id": "Pendulum-v1"}')
     assert main(["evaluate", str(tmp_path)]) == 2
-    assert "no policy.zip" in capsys.readouterr().err
-    (tmp_path / "policy.zip").write_bytes(b"no zip")
-    assert main(["evaluate", str(tmp_path), "--trust"]) == 2
-    assert "policy.zip cannot be read" in capsys.readouterr().err
+    assert "holds no policy/" in capsys.readouterr().err
 
 
 def raising(error: BaseException) -> Any:

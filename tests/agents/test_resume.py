@@ -11,18 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from agents.checkpoints import (
-    NUMBERS_FILE,
     TENSORS_FILE,
-    _digest,
     latest_checkpoint,
     read,
     set_generator_state,
 )
 from agents.cli import main
-from agents.progress import MetricsHistory
 from agents.run_folder import RunFolder, run_locked
 from tests.agents.tiny import TINY
 
@@ -79,37 +76,6 @@ def test_a_resumed_run_is_the_run(
     clones = [RunFolder(f).read_result()["cloning_return"] for f in (whole, half)]
     assert clones[0] == clones[1] is not None
     assert RunFolder(half).read_result()["wall_s"]["clone"] > 0  # of the first part
-
-
-def test_a_checkpoint_of_the_version_before_can_be_resumed(whole: Path, half: Path) -> None:
-    checkpoint = half / "checkpoints" / "iteration-000003"
-    numbers = json.loads((checkpoint / NUMBERS_FILE).read_text())
-    del numbers["sha256"]
-    numbers["format"] = 2
-    history = MetricsHistory(numbers["experiment"]["metrics"])
-    numbers["experiment"]["metrics"] = history.rows
-    numbers["sha256"] = _digest(numbers, checkpoint / TENSORS_FILE)
-    (checkpoint / NUMBERS_FILE).write_text(json.dumps(numbers))
-    assert train("--resume", str(half)) == 0
-    assert_equal_runs(whole, half)
-    rows = [len(RunFolder(f).progress.read_text().splitlines()) for f in (whole, half)]
-    assert rows[0] == rows[1]
-
-
-def test_a_lambda_measured_otherwise_is_not_gone_on_with(half: Path) -> None:
-    """Format 3 kept the excess over the first fit, which says nothing of the best since."""
-    checkpoint = half / "checkpoints" / "iteration-000003"
-    numbers = json.loads((checkpoint / NUMBERS_FILE).read_text())
-    tensors = load_file(checkpoint / TENSORS_FILE)
-    for name in ("recent", "settled", "best"):
-        del tensors[f"adversary.{name}"]
-    save_file({**tensors, "adversary.excess": torch.zeros(())}, checkpoint / TENSORS_FILE)
-    del numbers["sha256"]
-    numbers["format"] = 3
-    numbers["sha256"] = _digest(numbers, checkpoint / TENSORS_FILE)
-    (checkpoint / NUMBERS_FILE).write_text(json.dumps(numbers))
-    with pytest.raises(ValueError, match="its lambda was measured against the first fit alone"):
-        read(checkpoint)
 
 
 def test_a_finished_run_goes_on_for_more_iterations(

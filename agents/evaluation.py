@@ -84,13 +84,15 @@ class Evaluation:
 class Evaluator:
     """Copies of a real environment, kept open between evaluations.
 
-    Each `evaluate` seeds them anew, so that equal policies get equal returns and a difference
-    between two evaluations is the policies'. Close it, or use it as a context manager.
+    Each `evaluate` seeds them anew, so that equal policies get equal returns from equal starts.
+    Within a training the starts are drawn from seed and iteration: ten fixed ones, shared by all
+    iterations and seeds, would leave most of the noise out of the spread over seeds. Close it, or
+    use it as a context manager.
 
     Args:
         env_id: Gymnasium id or `module:ID`.
         episodes: per evaluation.
-        seed: episode i < 10 starts from `reset(seed=seed + i)`.
+        seed: episode i < 10 starts from `reset(seed=seed + i)`, where no iteration is given.
 
     Raises:
         ValueError: `episodes` < 1, or the environment is unknown or cannot be built.
@@ -109,22 +111,28 @@ class Evaluator:
             vec_env_cls=DummyVecEnv,
         )
 
-    def evaluate(self, policy: Any, *, deterministic: bool = True) -> Evaluation:
+    def evaluate(
+        self, policy: Any, *, deterministic: bool = True, iteration: int | None = None
+    ) -> Evaluation:
         """Returns of `policy`, an SB3 algorithm or policy (anything with SB3's `predict`).
 
         Args:
             policy: what acts; it receives raw observations `(n, S)`.
-            deterministic: the mean action; else sampled, from a generator seeded with `seed`.
+            deterministic: the mean action; else sampled, from a generator seeded like the starts.
+            iteration: of a training, from which (and `seed`) its starts are drawn.
 
         Raises:
             ValueError: the policy's spaces are not the environment's.
         """
         check_spaces(policy, self._envs.envs[0], self.env_id)  # type: ignore[attr-defined]
-        self._envs.seed(self.seed)
+        seed = self.seed
+        if iteration is not None:
+            seed = int(np.random.SeedSequence([self.seed, iteration]).generate_state(1)[0])
+        self._envs.seed(seed)
         device = torch.device(getattr(policy, "device", "cpu"))
         # A stochastic policy draws from torch's global generator: leave that as it was found.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(seed)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module="gymnasium")
                 returns, lengths = evaluate_policy(
@@ -239,7 +247,7 @@ class EvaluationCallback(BaseCallback):
         if iteration <= self._last:  # nothing trained since the last one
             return
         self._last = iteration
-        evaluation = self.evaluator.evaluate(self.model)
+        evaluation = self.evaluator.evaluate(self.model, iteration=iteration)
         row: EvaluationRow = {
             "iteration": iteration,
             "return_mean": evaluation.return_mean,

@@ -138,7 +138,8 @@ class _Experiment:
         self.history = MetricsHistory(before.get("metrics"))
         self.evaluator: Evaluator | None = None
         if prepared.env_id is not None:
-            self.evaluator = Evaluator(prepared.env_id, episodes=self.config.evaluation.episodes)
+            episodes, seed = self.config.evaluation.episodes, self.config.seed
+            self.evaluator = Evaluator(prepared.env_id, episodes=episodes, seed=seed)
         self.world_model: WorldModel | None = None
         self.agent: RAMBO | None = None
         self.logger: Logger | None = None
@@ -206,7 +207,7 @@ class _Experiment:
             self.say(f"clone        NLL {nll:.2f}")
             return
         with self.clock.phase("evaluation"):
-            self.cloning_return = self.evaluator.evaluate(agent).return_mean
+            self.cloning_return = self.evaluator.evaluate(agent, iteration=0).return_mean
         self.say(f"clone        return {self.cloning_return:.1f}")
 
     def learn(self) -> None:

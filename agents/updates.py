@@ -64,7 +64,9 @@ class SACParts:
     target_entropy: float
     entropy_in_target: bool = True  #: whether the critics learn the soft value, or the plain one
     actor_frozen: bool = False  #: evaluate the policy: actor and entropy coefficient stay
-    cloning_weight: float = 0.0  #: of the data rows' likelihood in the actor's loss
+    #: of the data rows' likelihood in the actor's loss. It draws the mean; the deviation is left to
+    #: the entropy coefficient, which would else rise with |Q| against it, and |Q| with it.
+    cloning_weight: float = 0.0
     n_real: int = 0  #: rows of data in a batch; they come first
 
     def __post_init__(self) -> None:
@@ -113,7 +115,9 @@ def sac_update(
     actor_loss = (alpha * log_prob - q_pi).mean()
     if parts.cloning_weight > 0.0 and parts.n_real > 0:
         rows = slice(0, parts.n_real)
-        cloning = cloning_loss(parts.actor, batch.obs[rows], unsquashed(batch.action[rows]))
+        mean, log_std, _ = parts.actor.get_action_dist_params(batch.obs[rows])
+        u = unsquashed(batch.action[rows])
+        cloning = -squashed_log_density(u, mean, log_std.detach()).mean()
         actor_loss = actor_loss + parts.cloning_weight * q_pi.detach().abs().mean() * cloning
     if not parts.actor_frozen:
         parts.actor.optimizer.zero_grad()

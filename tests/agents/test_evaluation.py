@@ -80,6 +80,17 @@ def test_equal_policies_get_equal_returns_in_one_evaluator() -> None:
     np.testing.assert_array_equal(first.lengths, 200)
 
 
+def test_iterations_and_seeds_have_their_own_starts() -> None:
+    def returns(seed: int) -> list[float]:
+        with Evaluator("Pendulum-v1", episodes=10, seed=seed) as evaluator:
+            each = [evaluator.evaluate(ConstantPolicy(0.0), iteration=i) for i in range(5)]
+        return [float(value) for evaluation in each for value in evaluation.returns]
+
+    first, other = returns(0), returns(1)
+    assert len({*first, *other}) == 100
+    assert first == returns(0)
+
+
 def test_a_sampled_policy_is_seeded_and_leaves_the_generator_alone() -> None:
     import torch
 
@@ -129,9 +140,11 @@ class FakeEvaluator:
 
     def __init__(self) -> None:
         self.count = 0
+        self.iterations = list[int]()
 
-    def evaluate(self, policy: Any) -> Evaluation:
+    def evaluate(self, policy: Any, *, iteration: int) -> Evaluation:
         self.count += 1
+        self.iterations.append(iteration)
         return Evaluation(np.array([self.count / 3]), np.array([7]), self.env_id)
 
 

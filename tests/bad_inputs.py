@@ -250,6 +250,10 @@ def train_on(source: Make, *overrides: str) -> Words:
     return lambda place: ["train", "base", f"dataset={source(place)}", *overrides]
 
 
+def sweep(*options: str) -> Words:
+    return words("sweep", "pendulum-random", *options)
+
+
 def config(text: str | bytes) -> Words:
     return words("train", content("mine.yaml", text))
 

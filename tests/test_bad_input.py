@@ -15,7 +15,19 @@ from agents.cli import main
 from agents.run_folder import RunFolder
 from tests import bad_inputs as bad
 from tests.agents.tiny import TINY
-from tests.bad_inputs import Make, Words, cell, config, evaluate, info, npz, results, resume, train
+from tests.bad_inputs import (
+    Make,
+    Words,
+    cell,
+    config,
+    evaluate,
+    info,
+    npz,
+    results,
+    resume,
+    sweep,
+    train,
+)
 
 #: Command line, and parts of its message: the place, the remedy.
 Case = tuple[Words, *tuple[str, ...]]
@@ -95,6 +107,7 @@ NUMBERS: list[Case] = [
     (bad.train_on(npz()), "set.npz does not say which environment", "set data.env_id=ID"),
     (bad.train_on(npz(env_id="X-v0")), "'X-v0' is not registered", "module:ID"),
     (train("evaluation.env_id=Hopper-v5"), "cannot be evaluated in Hopper-v5", "Set data.env_id"),
+    (train("evaluation.env_id=Pendulum-v9"), "'Pendulum-v9' is not registered", "Pendulum-v1"),
 ]
 STORES: list[Case] = [
     (
@@ -106,8 +119,11 @@ STORES: list[Case] = [
     (info(bad.hdf5(bad.stored_in_another_file)), "'rewards' lies in another file", "a new file"),
     (info(bad.hdf5(bad.in_groups)), "Minari's own storage", "Load it by its Minari id"),
     (info("pendulum-randm"), "'pendulum-randm' is no data set", "Did you mean pendulum-random"),
+    (info("no-such-set"), "'no-such-set' is no data set", "Built in: pendulum-random"),
+    (train("dataset=penulum-random"), "'penulum-random' is no data set", "mean pendulum-random"),
     (info("d4rl:hopper-medum-v2"), "d4rl:hopper-medum-v2", "Near ones: hopper-medium-v2"),
     (info("d4rl:hopper-medium-v2"), "d4rl/hopper_medium-v2.hdf5 does not exist", "Download http"),
+    (bad.words("train", "hopper-medium"), "medium-v2.hdf5 does not exist", "D4RL_DATASET_DIR"),
     (
         info(bad.named("d4rl:hopper-medium-v2", bad.content("d4rl/hopper_medium-v2.hdf5", "x"))),
         "hopper_medium-v2.hdf5: cannot be read",
@@ -179,18 +195,38 @@ CONFIGS: list[Case] = [
     (train("model.n_elites=8"), "model.n_elites = 8: must be at most model.n_networks = 7"),
     (train("adversary.score=best"), "adversary.score = 'best': expected one of mixture, member"),
     (train("device=gpu"), "device = 'gpu': expected auto, cpu, cuda"),
-    (train("device=cuda:99"), "device = 'cuda:99' cannot be used here", "set device=auto or"),
+    (train("device=cuda:99"), "'cuda:99' cannot be used here", "device=auto or device=cpu"),
     (train("model.termination=hoper"), "Unknown termination 'hoper'", "known: auto, never"),
     (train("model.termination=broken:f"), "model.termination = 'broken:f'", "module:function"),
     (train("evaluation.env_id=broken:X-v0"), "module 'broken' cannot be imported"),
     (train("out=a\0b"), "out = 'a\\x00b': expected a name", "zero byte"),
     (train(f"out={'x' * 300}"), "File name too long"),
     (train("seeds=2", "--overwrite"), "--overwrite replaces a single run: give seeds=null"),
-    (bad.words("sweep", "pendulum-random", "--grid", "agent.gamma=.9,"), "--grid agent.gamma=.9,:"),
-    (bad.words("sweep", "pendulum-random", "--grid", "seed=1,2"), "--grid seed", "give --seeds"),
-    (bad.words("sweep", "pendulum-random", "--seeds", "5:5"), "--seeds 5:5: holds no seed"),
-    (bad.words("sweep", "pendulum-random", "--seeds", "0:9999999"), "--seeds 0:9999999", "at most"),
-    (bad.words("sweep", "pendulum-random", "--jobs", "0"), "--jobs: expected a whole number of"),
+    (train("seeds=2", "dataset=nowhere.npz"), "nowhere.npz does not exist", "Check the path"),
+    (train("seeds=2", "evaluation.env_id=Pendulum-v99"), "is not registered", "Pendulum-v1"),
+    (train("seeds=2", "device=cuda:99"), "cannot be used here", "device=auto or device=cpu"),
+]
+COMMANDS: list[Case] = [
+    (bad.words(), "arguments are required: COMMAND"),
+    (bad.words("fly"), "invalid choice: 'fly'"),
+    (bad.words("train"), "give a CONFIG to train, or --resume RUN"),
+    (train("--overwrite", "out=x"), "out=x: settings (key=value) stand before the options"),
+]
+SWEEPS: list[Case] = [
+    (bad.words("sweep", "no-such-config"), "no configuration 'no-such-config'"),
+    (sweep("--grid", "agent.gamma=.9,"), "--grid agent.gamma=.9,: a value is missing between comm"),
+    (sweep("--grid", "adversary.weight=0,,1"), "weight=0,,1: a value is missing between commas"),
+    (sweep("--grid", "adversary.weight"), "override 'adversary.weight': expected key=value"),
+    (sweep("--grid", "adversary.wieght=0"), "'adversary.wieght'; the nearest known: adversary.w"),
+    (sweep("--grid", "adversary.weight=0,-1"), "adversary.weight = -1.0: must be at least 0"),
+    (sweep("--grid", "seed=1,2"), "--grid seed", "give --seeds"),
+    (sweep("--grid", "n_threads=1,2"), "--grid n_threads", "give n_threads=VALUE before --grid"),
+    (sweep("--grid", "rollout.horizon=2", "--preset", "paper"), "rollout.horizon: stands twice"),
+    (sweep("--preset", "mine"), "--preset: invalid choice: 'mine'", "paper"),
+    (sweep("--seeds", "5:5"), "--seeds 5:5: holds no seed"),
+    (sweep("--seeds", "5:0"), "--seeds 5:0: holds no seed"),
+    (sweep("--seeds", "0:9999999"), "--seeds 0:9999999", "at most"),
+    (sweep("--jobs", "0"), "--jobs: expected a whole number of"),
 ]
 RUNS: list[Case] = [
     (bad.words("evaluate", "none"), "no run folder at none: give a folder that"),
@@ -207,6 +243,7 @@ RUNS: list[Case] = [
     (evaluate(bad.changed("policy/policy.json", format_version=2)), "install a newer adv-world"),
     (evaluate(bad.unchanged, "--render", "film.png"), "film.png", "has to end in .mp4 or .gif"),
     (evaluate(bad.unchanged, "--episodes", "0"), "--episodes: expected a whole number of at least"),
+    (evaluate(bad.unchanged, "--seed", "-1"), "--seed: expected a whole number of at least 0"),
     (bad.words("results", "none"), "no folder at none: give folders that"),
     (bad.words("select", bad.folder("none")), "none holds no run (no result.json", "give folders"),
     (results(bad.changed("result.json", status=None)), "has no key 'status'", "give the run"),
@@ -307,7 +344,7 @@ MAKING: list[Case] = [
     (bad.words(*RANDOM, "--seed", "-1"), "--seed: expected a whole number of at least 0"),
     (bad.words(*RANDOM, "--id", "mine"), "--id mine is no Minari id", "such as pendulum/random-v0"),
 ]
-CASES = [*FILES, *NUMBERS, *STORES, *CONFIGS, *RUNS, *MAKING]
+CASES = [*FILES, *NUMBERS, *STORES, *CONFIGS, *COMMANDS, *SWEEPS, *RUNS, *MAKING]
 
 
 @pytest.fixture(scope="module")
@@ -321,13 +358,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bad.Place:
-    """An empty current folder, in which data sets are looked for too; no network."""
+    """An empty current folder, in which data sets are looked for too; no network, no processes."""
 
     def no_network(*_: object, **__: object) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minari.download_dataset", no_network)
+    monkeypatch.setattr(
+        "agents.processes.RunProcesses.run", lambda _: pytest.fail("processes were started")
+    )
     monkeypatch.setenv("D4RL_DATASET_DIR", "d4rl")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -73,32 +73,6 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert statuses == ["failed", "finished"]
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("dataset=nowhere.npz", "nowhere.npz"),
-        ("evaluation.env_id=Pendulum-v99", "Pendulum-v1"),
-        ("device=cuda:99", "device=cpu"),
-        ("seeds=0", "at least 1"),
-    ],
-)
-def test_bad_input_is_found_before_a_process_starts(
-    override: str,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(seeds, "run_seeds", lambda plan: pytest.fail("processes were started"))
-    assert main(["train", "pendulum-random", *TINY, "seeds=2", override]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_one_run_is_not_several() -> None:
     with pytest.raises(ValueError, match="seeds = 2 asks for several runs"):
         prepare(load_config("pendulum-random", ["seeds=2"]))

@@ -187,39 +187,6 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
     plan(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["no-such-config"], "no-such-config"),
-        (["pendulum-random", "--grid", "adversary.wieght=0"], "adversary.weight"),
-        (["pendulum-random", "--grid", "adversary.weight=0,-1"], "must be at least 0"),
-        (["pendulum-random", "--grid", "adversary.weight=0,,1"], "missing between commas"),
-        (["pendulum-random", "--grid", "adversary.weight=0,0.0"], "a value stands twice"),
-        (["pendulum-random", "--grid", "adversary.weight"], "expected key=value"),
-        (["pendulum-random", "--grid", "seed=0,1"], "give --seeds"),
-        (["pendulum-random", "--grid", "n_threads=1,2"], "before --grid"),
-        (["pendulum-random", "--grid", "rollout.horizon=2", "--preset", "paper"], "twice"),
-        (["pendulum-random", "--seeds", "5:0"], "--seeds 5:0"),
-        (["pendulum-random", "--jobs", "0"], "at least 1"),
-        (["pendulum-random", "--preset", "mine"], "paper"),
-    ],
-)
-def test_bad_input_is_one_line_before_anything_is_written(
-    words: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["sweep", *words]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_failure_stops_nothing_and_is_done_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

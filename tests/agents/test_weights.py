@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
+from adv_worldmodel.saved_folder import checksum
 from agents import RAMBO
 from agents.combo import COMBO
 from agents.weights import DESCRIPTION_FILE, WEIGHTS_FILE
@@ -129,9 +129,7 @@ def rewrite(folder: Path, *, weights: bytes | None = None, **changes: Any) -> No
         del found["sha256"]
         if weights is not None:
             (folder / WEIGHTS_FILE).write_bytes(weights)
-        whole = json.dumps(found, sort_keys=True).encode() + b"\n"
-        whole += (folder / WEIGHTS_FILE).read_bytes()
-        found["sha256"] = hashlib.sha256(whole).hexdigest()
+        found["sha256"] = checksum(found, (folder / WEIGHTS_FILE).read_bytes())
     path.write_text(json.dumps(found))
 
 

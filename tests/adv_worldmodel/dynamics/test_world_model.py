@@ -1,8 +1,7 @@
-"""Raw units in and out, the split, and a folder that brings everything back but code."""
+"""Raw units in and out, what is sampled, and the split."""
 
-import json
 import math
-from pathlib import Path
+import pickle
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,7 @@ from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics.ensemble import Ensemble, MemberDraw
 from adv_worldmodel.dynamics.termination import TerminationFunction, make_termination
 from adv_worldmodel.dynamics.world_model import RewardFunction, WorldModel
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.adv_worldmodel.dynamics.small_models import generator, random_model
 
 
 def noiseless(
@@ -43,21 +39,6 @@ def noiseless(
         Box(-1.0, 1.0, (1,), np.float32),
         reward_function=reward_function,
     )
-
-
-def random_model(**kwargs: Any) -> WorldModel:
-    """Three random members with noise over two states and one action."""
-    n_targets = 2 if "reward_function" in kwargs else 3
-    ensemble = Ensemble(3, 3, n_targets, (8,), generator())
-    rule = make_termination(kwargs.pop("termination", "never"), None)
-    low = np.array([-1.5, -np.inf], np.float32)
-    spaces = Box(low, np.full(2, np.inf, np.float32)), Box(-2.0, 2.0, (1,), np.float32)
-    model = WorldModel(ensemble, rule, *spaces, **kwargs)
-    model.set_scales(
-        torch.randn(20, 3, generator=generator(1)),
-        5.0 * torch.randn(20, n_targets, generator=generator(2)),
-    )
-    return model
 
 
 def dataset(n: int = 30) -> OfflineDataset:
@@ -102,6 +83,14 @@ def test_predicted_states_are_clipped_to_the_space() -> None:
     torch.testing.assert_close(next_obs, torch.tensor([[1.1], [1.5]]))
 
 
+def test_a_space_bounded_on_one_side_clips_there() -> None:
+    spaces = Box(-1.0, np.inf, (1,), np.float32), Box(-1.0, 1.0, (1,), np.float32)
+    model = WorldModel(Ensemble(1, 2, 2, ()), make_termination("never", None), *spaces)
+    zero = torch.zeros(2, 1)
+    change = torch.tensor([[0.0, -5.0], [0.0, 5.0]])
+    assert model.outcome(zero, zero, change)[0].tolist() == [[-1.0], [5.0]]
+
+
 def test_actions_outside_the_space_are_clipped() -> None:
     model = random_model()
     obs = torch.zeros(4, 2)
@@ -124,6 +113,29 @@ def test_known_reward_sees_raw_transitions() -> None:
     _, reward, _ = model.step(obs, action, generator=generator())
     assert reward.tolist() == [106.0 - 5.0]
     assert [float(x) for x in seen] == [100.0, 0.5, 106.0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "found"),
+    [
+        (lambda obs, action, next_obs: next_obs[:, :1], r"torch.float32 \(4, 1\)"),
+        (lambda obs, action, next_obs: next_obs.sum(), r"torch.float32 \(\)"),
+        (lambda obs, action, next_obs: next_obs[:, 0] > 0, r"torch.bool \(4,\)"),
+        (lambda obs, action, next_obs: next_obs[:, 0].numpy(), "ndarray"),
+    ],
+)
+def test_a_wrong_reward_function_is_refused(
+    pendulum: OfflineDataset, reward: Any, found: str
+) -> None:
+    model = WorldModel(
+        Ensemble(2, 4, 3, (8,)),
+        make_termination("never", None),
+        pendulum.observation_space,
+        pendulum.action_space,
+        reward_function=reward,
+    )
+    with pytest.raises(ValueError, match=f"the reward function returned {found}; expected"):
+        model.step(torch.zeros(4, 3), torch.zeros(4, 1), generator=torch.Generator())
 
 
 def test_termination_sees_raw_transitions() -> None:
@@ -190,6 +202,14 @@ def test_equal_generators_give_equal_steps() -> None:
     assert not torch.equal(first[0], other[0])
 
 
+def test_a_pickled_model_steps_alike(pendulum: OfflineDataset, pendulum_model: WorldModel) -> None:
+    again = pickle.loads(pickle.dumps(pendulum_model))
+    obs, action = torch.tensor(pendulum.observations[:4]), torch.zeros(4, 1)
+    steps = [model.step(obs, action, generator=generator()) for model in (pendulum_model, again)]
+    for mine, theirs in zip(*steps, strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_nll_by_hand() -> None:
     # Two members of variance 1, means 0 and 2, target 1: both at distance 1 in one dimension.
     ensemble = Ensemble(2, 2, 1, ())
@@ -223,149 +243,3 @@ def test_split_of_other_data_holds_out_the_last_tenth() -> None:
     train, holdout = model.split(dataset())
     assert holdout.tolist() == [27, 28, 29]
     assert train.tolist() == list(range(27))
-
-
-# ------------------------------------------------------------------------------- files
-
-
-def same_steps(first: WorldModel, second: WorldModel) -> bool:
-    obs, action = torch.randn(9, 2, generator=generator(5)), torch.zeros(9, 1)
-    pairs = zip(
-        first.step(obs, action, generator=generator(6)),
-        second.step(obs, action, generator=generator(6)),
-        strict=True,
-    )
-    return all(torch.equal(a, b) for a, b in pairs)
-
-
-def test_saved_model_comes_back_equal(tmp_path: Path) -> None:
-    model = random_model()
-    model.fit_info = {"steps": 3, "holdout_mse": [0.1, 0.2]}
-    model.holdout_rows = torch.tensor([4, 2])
-    model.save(tmp_path / "new" / "folder")
-    loaded = WorldModel.load(tmp_path / "new" / "folder", device="cpu")
-    assert same_steps(model, loaded)
-    assert loaded.fit_info == model.fit_info
-    assert loaded.holdout_rows.tolist() == [4, 2]
-    assert loaded.observation_space == model.observation_space
-    assert loaded.action_space == model.action_space
-    assert dict(loaded.termination.spec) == dict(model.termination.spec)
-
-
-def test_folder_holds_weights_and_json_alone(tmp_path: Path) -> None:
-    random_model().save(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
-    assert json.loads((tmp_path / "model.json").read_text())["format"] == "adv-worldmodel"
-
-
-def test_rule_read_from_a_table_comes_back(tmp_path: Path) -> None:
-    ensemble = Ensemble(1, 11 + 3, 12, (), generator())
-    spaces = Box(-np.inf, np.inf, (11,), np.float32), Box(-1.0, 1.0, (3,), np.float32)
-    WorldModel(ensemble, make_termination("hopper", None), *spaces).save(tmp_path)
-    rule = WorldModel.load(tmp_path, device="cpu").termination
-    obs = torch.zeros(2, 11)
-    obs[:, 0] = torch.tensor([1.2, 0.6])  # healthy above 0.7
-    assert rule(obs, obs[:, :3], obs).tolist() == [False, True]
-
-
-def test_functions_must_be_handed_in_again(tmp_path: Path) -> None:
-    def rule(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-        return next_obs[:, 0] > 0
-
-    def reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-        return next_obs[:, 1]
-
-    model = random_model(termination=rule, reward_function=reward)
-    model.save(tmp_path)
-    with pytest.raises(ValueError, match="pass reward_function="):
-        WorldModel.load(tmp_path, device="cpu", termination=rule)
-    with pytest.raises(ValueError, match="pass it again as termination=f"):
-        WorldModel.load(tmp_path, device="cpu", reward_function=reward)
-    loaded = WorldModel.load(tmp_path, device="cpu", termination=rule, reward_function=reward)
-    assert same_steps(model, loaded)
-
-
-@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    random_model().save(tmp_path)
-    (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
-        WorldModel.load(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-@pytest.mark.parametrize("kept", [0, 1, 100])
-def test_truncated_file_is_damaged(tmp_path: Path, name: str, kept: int) -> None:
-    random_model().save(tmp_path)
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"is damaged .* fit the model again"):
-        WorldModel.load(tmp_path)
-
-
-@pytest.mark.parametrize("key", ["hidden_sizes", "termination", "fit_info", "n_members"])
-def test_lost_entry_is_damage(tmp_path: Path, key: str) -> None:
-    random_model().save(tmp_path)
-    description = json.loads((tmp_path / "model.json").read_text())
-    del description[key]
-    (tmp_path / "model.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="is damaged"):
-        WorldModel.load(tmp_path)
-
-
-@pytest.mark.parametrize("key", ["hidden_sizes", "termination", "n_members", "observation_dim"])
-def test_entry_of_another_type_is_damage(tmp_path: Path, key: str) -> None:
-    random_model().save(tmp_path)
-    description = json.loads((tmp_path / "model.json").read_text())
-    (tmp_path / "model.json").write_text(json.dumps({**description, key: None}))
-    with pytest.raises(ValueError, match="is damaged"):
-        WorldModel.load(tmp_path)
-
-
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    random_model().save(tmp_path)
-    description = json.loads((tmp_path / "model.json").read_text())
-    description["hidden_sizes"] = [9]
-    del description["sha256"]  # as in folders of older versions
-    (tmp_path / "model.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"does not fit its model.json"):
-        WorldModel.load(tmp_path)
-
-
-def test_newer_version_asks_for_a_newer_library(tmp_path: Path) -> None:
-    random_model().save(tmp_path)
-    description = json.loads((tmp_path / "model.json").read_text())
-    description["format_version"] = 99
-    (tmp_path / "model.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"format version 99.*install a newer adv-worldmodel"):
-        WorldModel.load(tmp_path)
-
-
-def test_a_space_bounded_on_one_side_clips_there() -> None:
-    spaces = Box(-1.0, np.inf, (1,), np.float32), Box(-1.0, 1.0, (1,), np.float32)
-    model = WorldModel(Ensemble(1, 2, 2, ()), make_termination("never", None), *spaces)
-    zero = torch.zeros(2, 1)
-    change = torch.tensor([[0.0, -5.0], [0.0, 5.0]])
-    assert model.outcome(zero, zero, change)[0].tolist() == [[-1.0], [5.0]]
-
-
-@pytest.mark.parametrize(
-    ("reward", "found"),
-    [
-        (lambda obs, action, next_obs: next_obs[:, :1], r"torch.float32 \(4, 1\)"),
-        (lambda obs, action, next_obs: next_obs.sum(), r"torch.float32 \(\)"),
-        (lambda obs, action, next_obs: next_obs[:, 0] > 0, r"torch.bool \(4,\)"),
-        (lambda obs, action, next_obs: next_obs[:, 0].numpy(), "ndarray"),
-    ],
-)
-def test_a_wrong_reward_function_is_refused(
-    pendulum: OfflineDataset, reward: Any, found: str
-) -> None:
-    model = WorldModel(
-        Ensemble(2, 4, 3, (8,)),
-        make_termination("never", None),
-        pendulum.observation_space,
-        pendulum.action_space,
-        reward_function=reward,
-    )
-    with pytest.raises(ValueError, match=f"the reward function returned {found}; expected"):
-        model.step(torch.zeros(4, 3), torch.zeros(4, 1), generator=torch.Generator())

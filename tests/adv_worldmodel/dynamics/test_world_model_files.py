@@ -1,8 +1,9 @@
-"""Saved world models that are damaged, changed or of other shapes: refused in one line."""
+"""Saved world models: all comes back but code; what is damaged is refused in one line."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from adv_worldmodel import OfflineDataset, WorldModel
 from adv_worldmodel.dynamics import Ensemble, make_termination
 from adv_worldmodel.envs.vector import AdvWorldModelVectorEnv
 from adv_worldmodel.saved_folder import checksum
+from tests.adv_worldmodel.dynamics.small_models import generator, random_model
 
 JSON, WEIGHTS = "model.json", "model.safetensors"
 
@@ -25,12 +27,75 @@ JSON, WEIGHTS = "model.json", "model.safetensors"
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """S = 2, A = 1, two members with one hidden layer of four units."""
-    ensemble = Ensemble(2, 3, 3, (4,), torch.Generator().manual_seed(0))
+    ensemble = Ensemble(2, 3, 3, (4,), generator())
     spaces = Box(-9.0, 9.0, (2,), np.float32), Box(-1.0, 1.0, (1,), np.float32)
     model = WorldModel(ensemble, make_termination("never", None), *spaces)
     model.fit_info = {"steps": 3, "holdout_nll": float("nan")}
     model.save(tmp_path / "model")
     return tmp_path / "model"
+
+
+# --- what comes back ----------------------------------------------------------------------------
+
+
+def same_steps(first: WorldModel, second: WorldModel) -> bool:
+    obs, action = torch.randn(9, 2, generator=generator(5)), torch.zeros(9, 1)
+    pairs = zip(
+        first.step(obs, action, generator=generator(6)),
+        second.step(obs, action, generator=generator(6)),
+        strict=True,
+    )
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_saved_model_comes_back_equal(tmp_path: Path) -> None:
+    model = random_model()
+    model.fit_info = {"steps": 3, "holdout_mse": [0.1, 0.2]}
+    model.holdout_rows = torch.tensor([4, 2])
+    model.save(tmp_path / "new" / "folder")
+    loaded = WorldModel.load(tmp_path / "new" / "folder", device="cpu")
+    assert same_steps(model, loaded)
+    assert loaded.fit_info == model.fit_info
+    assert loaded.holdout_rows.tolist() == [4, 2]
+    assert loaded.observation_space == model.observation_space
+    assert loaded.action_space == model.action_space
+    assert dict(loaded.termination.spec) == dict(model.termination.spec)
+
+
+def test_folder_holds_weights_and_json_alone(tmp_path: Path) -> None:
+    random_model().save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [JSON, WEIGHTS]
+    assert json.loads((tmp_path / JSON).read_text())["format"] == "adv-worldmodel"
+
+
+def test_rule_read_from_a_table_comes_back(tmp_path: Path) -> None:
+    ensemble = Ensemble(1, 11 + 3, 12, (), generator())
+    spaces = Box(-np.inf, np.inf, (11,), np.float32), Box(-1.0, 1.0, (3,), np.float32)
+    WorldModel(ensemble, make_termination("hopper", None), *spaces).save(tmp_path)
+    rule = WorldModel.load(tmp_path, device="cpu").termination
+    obs = torch.zeros(2, 11)
+    obs[:, 0] = torch.tensor([1.2, 0.6])  # healthy above 0.7
+    assert rule(obs, obs[:, :3], obs).tolist() == [False, True]
+
+
+def test_functions_must_be_handed_in_again(tmp_path: Path) -> None:
+    def rule(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        return next_obs[:, 0] > 0
+
+    def reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        return next_obs[:, 1]
+
+    model = random_model(termination=rule, reward_function=reward)
+    model.save(tmp_path)
+    with pytest.raises(ValueError, match="pass reward_function="):
+        WorldModel.load(tmp_path, device="cpu", termination=rule)
+    with pytest.raises(ValueError, match="pass it again as termination=f"):
+        WorldModel.load(tmp_path, device="cpu", reward_function=reward)
+    loaded = WorldModel.load(tmp_path, device="cpu", termination=rule, reward_function=reward)
+    assert same_steps(model, loaded)
+
+
+# --- what is refused ----------------------------------------------------------------------------
 
 
 def refused(folder: Path) -> str:
@@ -61,6 +126,18 @@ def test_an_unchanged_rewrite_is_read(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [JSON, WEIGHTS])
+def test_a_missing_file_is_named(name: str, saved: Path) -> None:
+    (saved / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+        WorldModel.load(saved)
+
+
+def test_truncated_weights_are_damaged(saved: Path) -> None:
+    (saved / WEIGHTS).write_bytes((saved / WEIGHTS).read_bytes()[:100])
+    assert re.search("is damaged .* fit the model again", refused(saved))
+
+
+@pytest.mark.parametrize("name", [JSON, WEIGHTS])
 def test_any_flipped_byte_is_found(name: str, saved: Path) -> None:
     whole = (saved / name).read_bytes()
     for place in {*range(0, len(whole), max(1, len(whole) // 150)), len(whole) - 1}:
@@ -84,14 +161,19 @@ def bounds(**changes: Any) -> dict[str, Any]:
         ({"format_version": True}, "format_version is True"),
         ({"code": "os.system"}, "unknown key 'code'"),
         ({"n_members": None}, "no key 'n_members'"),
+        ({"hidden_sizes": None}, "no key 'hidden_sizes'"),
+        ({"termination": None}, "no key 'termination'"),
+        ({"fit_info": None}, "no key 'fit_info'"),
         ({"n_members": 3}, "does not fit its model.json: the weights of layer 0"),
         ({"n_members": 10**30}, "does not fit"),
         ({"n_members": -1}, "n_members is -1, expected a whole number from 1"),
         ({"hidden_sizes": [10**6, 10**6]}, "does not fit"),
         ({"hidden_sizes": []}, "does not fit"),
         ({"hidden_sizes": [4] * 10**5}, "does not fit"),
+        ({"hidden_sizes": [9]}, "does not fit its model.json"),
         ({"hidden_sizes": "44"}, "hidden_sizes is '44'"),
         ({"observation_dim": 10**12}, "does not fit"),
+        ({"observation_dim": "2"}, "observation_dim is '2'"),
         ({"observation_dim": 3}, "obs_low and obs_high are not the bounds of 3 dimensions"),
         ({"action_dim": 2}, "action_low and action_high are not the bounds of 2 dimensions"),
         ({"known_reward": 1}, "known_reward is 1, expected true or false"),

@@ -7,7 +7,6 @@ tells what the successor must be.
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -410,16 +409,3 @@ def test_float32_whatever_the_user_s_default_is(
     finally:
         torch.set_default_dtype(torch.float32)
     assert obs.dtype == np.float32
-
-
-def test_environments_and_models_can_be_pickled(
-    pendulum: OfflineDataset, pendulum_model: WorldModel
-) -> None:
-    again = pickle.loads(pickle.dumps(pendulum_model))
-    obs, action = torch.tensor(pendulum.observations[:4]), torch.zeros(4, 1)
-    steps = [
-        model.step(obs, action, generator=torch.Generator().manual_seed(0))
-        for model in (pendulum_model, again)
-    ]
-    for mine, theirs in zip(*steps, strict=True):
-        assert torch.equal(mine, theirs)

@@ -13,18 +13,39 @@ import pytest
 from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics.fitting import FitDivergedError
 from agents.cli import main
-from agents.divergence import DivergenceCallback, DivergenceError
+from agents.divergence import DivergenceCallback, DivergenceError, value_limit
 from agents.progress import MetricsHistory
 from tests.agents.tiny import TINY
 
 SOUND = {"train/q_mean": 1.0, "train/alpha": 1.0}
 
 
-def dataset() -> OfflineDataset:
-    """Rewards from -1 to 1."""
+def dataset(largest: float = 1.0, n_actions: int = 1) -> OfflineDataset:
+    """Rewards from -largest to 1."""
+    actions = np.zeros((2, n_actions))
     return OfflineDataset.from_arrays(
-        np.zeros((2, 1)), np.zeros((2, 1)), [1.0, -1.0], np.zeros((2, 1)), [False, False]
+        np.zeros((2, 1)), actions, [1.0, -largest], np.zeros((2, 1)), [False, False]
     )
+
+
+def test_the_value_limit_counts_rewards_and_entropy() -> None:
+    # 2 (5 + 0.1 * 3 log 2) / (1 - 0.9)
+    assert value_limit(dataset(5.0, 3), 0.9, 0.1) == pytest.approx(20 * (5 + 0.3 * math.log(2)))
+    assert value_limit(dataset(5.0, 3), 1.0) == math.inf
+    # a policy much narrower than uniform actions: each step costs 0.1 * 8
+    assert value_limit(dataset(5.0, 3), 0.9, 0.1, entropy=8.0) == pytest.approx(20 * (5 + 0.8))
+
+
+@pytest.mark.parametrize("q_mean", [math.nan, math.inf, -200.0])
+def test_values_beyond_the_limit_are_a_divergence(q_mean: float) -> None:
+    history = MetricsHistory()
+    callback = DivergenceCallback(dataset(5.0, 3), 0.9, history)
+    callback.on_rollout_start()  # nothing trained yet
+    history.write({"train/q_mean": 90.0, "train/alpha": 1.0}, {})
+    callback.on_rollout_start()
+    history.write({"train/q_mean": q_mean, "train/alpha": 1.0}, {})
+    with pytest.raises(DivergenceError, match="after iteration 2"):
+        callback.on_rollout_start()
 
 
 def test_any_metric_that_is_not_finite_is_a_divergence() -> None:

@@ -1,12 +1,10 @@
 """Evaluation in real environments, and the callback that does it between iterations."""
 
 import csv
-import gc
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import imageio.v3 as imageio
 import numpy as np
 import pytest
 from gymnasium.spaces import Box
@@ -19,42 +17,9 @@ from agents.evaluation import (
     Evaluator,
     evaluate,
     read_evaluations,
-    render,
     resolve_env,
 )
-
-
-class ConstantPolicy:
-    """Always the same action."""
-
-    def __init__(self, *action: float) -> None:
-        self.action = np.array(action, dtype=np.float32)
-
-    def predict(self, observation: np.ndarray, *args: Any, **kwargs: Any) -> tuple[Any, None]:
-        return np.broadcast_to(self.action, (*observation.shape[:-1], len(self.action))), None
-
-
-class Countdown(gym.Env[np.ndarray, np.ndarray]):
-    """Reward = action; ends after as many steps as the seed's last digit says, plus one."""
-
-    observation_space = Box(-1, 1, (1,), np.float32)
-    action_space = Box(-2, 2, (1,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.left = 1 + (seed or 0) % 10
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action: np.ndarray) -> Any:
-        self.left -= 1
-        return np.zeros(1, np.float32), float(action[0]), self.left == 0, False, {}
-
-
-@pytest.fixture
-def countdown() -> Any:
-    gym.register(id="Countdown-v0", entry_point=Countdown)
-    yield "Countdown-v0"
-    del gym.registry["Countdown-v0"]
+from tests.agents.countdown import ConstantPolicy, Countdown
 
 
 def test_returns_and_lengths_are_those_of_the_episodes(countdown: str) -> None:
@@ -190,23 +155,6 @@ def test_unreadable_evaluations_are_named(tmp_path: Path) -> None:
     path.write_text("iteration,return_mean,return_std,length_mean,score\n1,2.0,0.0,5.0,\n2,x,,,\n")
     with pytest.raises(ValueError, match="line 3"):
         read_evaluations(tmp_path)
-
-
-@pytest.mark.parametrize("suffix", [".gif", ".mp4"])
-def test_a_film_has_a_frame_per_step(tmp_path: Path, suffix: str) -> None:
-    path = render(ConstantPolicy(1.0), "Pendulum-v1", tmp_path / f"film{suffix}", max_steps=9)
-    frames = imageio.imread(path)
-    assert frames.shape == (10, 500, 500, 3)  # Pendulum draws 500 x 500 at 30 frames per second
-    assert frames[0].astype(int).tolist() != frames[-1].astype(int).tolist()
-
-
-def test_what_cannot_be_filmed_says_so(tmp_path: Path, countdown: str) -> None:
-    with pytest.raises(ValueError, match=r"\.mp4 or \.gif"):
-        render(ConstantPolicy(0.0), "Pendulum-v1", tmp_path / "film.avi")
-    with pytest.raises((ValueError, RuntimeError), match="Countdown-v0"):
-        render(ConstantPolicy(0.0), countdown, tmp_path / "film.gif")
-    gc.collect()
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_seed_is_that_of_the_first_episode() -> None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "single_transition.py"
+from tests.example_scripts import load_example
 
 
 @pytest.fixture
 def example() -> ModuleType:
     """The script as a module, each test's own, with iterations of next to no work."""
-    spec = importlib.util.spec_from_file_location("single_transition", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_example("single_transition")
     module.FIT.update(hidden_sizes=(8,), max_steps=5)
     module.AGENT.update(gradient_steps=2, batch_size=16)
     module.ADVERSARY.update(adversary_updates=2, batch_size=16)

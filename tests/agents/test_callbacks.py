@@ -21,12 +21,13 @@ from stable_baselines3.common.callbacks import (
     EveryNTimesteps,
     StopTrainingOnMaxEpisodes,
 )
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor, nn
 
 from adv_worldmodel import AdvWorldModelVecEnv, OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO, RamboCallback
+from agents.progress import MetricsHistory
 
 Make = Callable[..., Any]
 ALGORITHMS = ["SAC", "TD3", "PPO", "TQC", "CrossQ", "RAMBO"]
@@ -275,26 +276,11 @@ def test_wrong_settings_are_explained(wrong: dict[str, Any], message: str) -> No
 # --- metrics ------------------------------------------------------------------------------------
 
 
-class Rows(KVWriter):
-    """Keeps what the logger writes."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(
-        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
-    ) -> None:
-        self.rows.append(dict(key_values))
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-def rows_of(model: Any, callback: RamboCallback, iterations: int) -> list[dict[str, Any]]:
-    rows = Rows()
-    model.set_logger(Logger(None, [rows]))
+def rows_of(model: Any, callback: RamboCallback, iterations: int) -> list[dict[str, float]]:
+    history = MetricsHistory()
+    model.set_logger(Logger(None, [history]))
     model.learn(total_timesteps=iterations * ITERATION, callback=callback)
-    return rows.rows
+    return history.rows
 
 
 def test_metrics_of_every_iteration_that_had_an_adversary(build: Make) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,29 +14,14 @@ from gymnasium.spaces import Box
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
 
-from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
+from adv_worldmodel import OfflineDataset
 from agents import COMBO, RAMBO
 from agents.buffers import Batch
 from agents.combo import N_ACTIONS, combo_update, conservative_gap
 from agents.updates import SACParts, sac_update
+from tests.agents.small_agents import MakeAgent
 
 BATCH, N_REAL = 32, 16
-MakeCombo = Callable[..., COMBO]
-
-
-@pytest.fixture
-def build(pendulum: OfflineDataset, pendulum_model: WorldModel) -> MakeCombo:
-    """Builds a small COMBO in the pendulum's world model."""
-
-    def build(cls: type[RAMBO] = COMBO, **kwargs: Any) -> Any:
-        env = make_sb3_env(pendulum, 20, 3, world_model=pendulum_model, device="cpu", seed=0)
-        small: dict[str, Any] = {
-            "policy_kwargs": {"net_arch": [16, 16]}, "gradient_steps": 4, "batch_size": 16,
-            "seed": 0, "device": "cpu",
-        }  # fmt: skip
-        return cls("MlpPolicy", env, **(small | kwargs))
-
-    return build
 
 
 def parts_of(model: RAMBO) -> SACParts:
@@ -66,8 +50,8 @@ def draw_noise(n_updates: int) -> Tensor:
     return torch.randn(n_updates, 2 + 2 * N_ACTIONS, BATCH, 1, generator=generator)
 
 
-def test_with_beta_zero_the_update_is_sac_s(build: MakeCombo, batch: Batch) -> None:
-    mine, theirs = build(beta=0.0), build(RAMBO)
+def test_with_beta_zero_the_update_is_sac_s(make_agent: MakeAgent, batch: Batch) -> None:
+    mine, theirs = make_agent(COMBO, beta=0.0), make_agent()
     mine_parts, their_parts = parts_of(mine), parts_of(theirs)
     start = [p.detach().clone() for p in mine.policy.parameters()]
     for noise in draw_noise(5):
@@ -80,13 +64,13 @@ def test_with_beta_zero_the_update_is_sac_s(build: MakeCombo, batch: Batch) -> N
         torch.testing.assert_close(p, q, rtol=0.0, atol=1e-6)
 
 
-def test_beta_lowers_q_off_the_data(build: MakeCombo, batch: Batch) -> None:
+def test_beta_lowers_q_off_the_data(make_agent: MakeAgent, batch: Batch) -> None:
     """Every row ends with reward 0, so that Q is 0 without the regulariser."""
     batch = batch._replace(reward=torch.zeros(BATCH), continues=torch.zeros(BATCH))
     far = torch.cat([torch.full((BATCH // 2, 1), a) for a in (-0.9, 0.9)])
 
     def trained(beta: float) -> tuple[float, float]:
-        model = build(beta=beta, learning_rate=3e-3)
+        model = make_agent(COMBO, beta=beta, learning_rate=3e-3)
         parts = parts_of(model)
         for noise in draw_noise(200):
             combo_update(parts, batch, noise, N_REAL, beta)
@@ -103,9 +87,9 @@ def test_beta_lowers_q_off_the_data(build: MakeCombo, batch: Batch) -> None:
     assert off_data < in_data - 1.0
 
 
-def test_the_soft_maximum_is_the_integral(build: MakeCombo, batch: Batch) -> None:
+def test_the_soft_maximum_is_the_integral(make_agent: MakeAgent, batch: Batch) -> None:
     """Against quadrature of log int exp Q(s, a) da, with many actions."""
-    model, n = build(), 4000
+    model, n = make_agent(COMBO), 4000
     generator = torch.Generator().manual_seed(2)
     obs = batch.obs[:4]
     uniform = 2.0 * torch.rand(n, 4, 1, generator=generator) - 1.0
@@ -129,10 +113,10 @@ def test_the_soft_maximum_is_the_integral(build: MakeCombo, batch: Batch) -> Non
 
 
 def test_the_regulariser_sets_model_rows_against_data_rows(
-    build: MakeCombo, batch: Batch, monkeypatch: pytest.MonkeyPatch
+    make_agent: MakeAgent, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of the data come first, and are not as many as the model's here."""
-    parts, n_data, beta = parts_of(build()), 8, 0.7
+    parts, n_data, beta = parts_of(make_agent(COMBO)), 8, 0.7
     (noise,) = draw_noise(1)
     found: list[Tensor] = []
 
@@ -175,7 +159,7 @@ def constant_q(q: float, width: int) -> tuple[Any, Tensor, Tensor, Tensor, Tenso
     return parts, torch.zeros(2, 2), uniform, noise, torch.ones(2, 4)
 
 
-def test_the_soft_maximum_of_a_constant_is_its_integral(build: MakeCombo, batch: Batch) -> None:
+def test_the_soft_maximum_of_a_constant_is_its_integral() -> None:
     """Q = 3 everywhere over [-1, 1]^A: log int exp Q da = 3 + A log 2."""
     for width in (1, 2, 3):
         gap = conservative_gap(*constant_q(3.0, width))
@@ -183,15 +167,15 @@ def test_the_soft_maximum_of_a_constant_is_its_integral(build: MakeCombo, batch:
         torch.testing.assert_close(gap, expected, rtol=0.0, atol=0.05)
 
 
-def test_it_learns_in_rambo_s_loop_with_the_gap_among_its_metrics(build: MakeCombo) -> None:
-    model = build(beta=1.0)
+def test_it_learns_in_rambo_s_loop_with_the_gap_among_its_metrics(make_agent: MakeAgent) -> None:
+    model = make_agent(COMBO, beta=1.0)
     model.learn(2 * model.timesteps_per_iteration)
     assert (model.iteration, model._n_updates) == (2, 8)
     assert model.metrics[-1] == "conservative_gap"
 
 
-def test_a_loaded_agent_keeps_beta_and_goes_on(build: MakeCombo, tmp_path: Path) -> None:
-    model = build(beta=0.2)
+def test_a_loaded_agent_keeps_beta_and_goes_on(make_agent: MakeAgent, tmp_path: Path) -> None:
+    model = make_agent(COMBO, beta=0.2)
     model.learn(model.timesteps_per_iteration)
     model.save(tmp_path / "policy")
     loaded = COMBO.load(tmp_path / "policy", env=model.env, device="cpu")
@@ -201,13 +185,13 @@ def test_a_loaded_agent_keeps_beta_and_goes_on(build: MakeCombo, tmp_path: Path)
 
 
 @pytest.mark.parametrize("beta", [-0.1, math.nan, math.inf])
-def test_an_invalid_beta_is_refused(build: MakeCombo, beta: float) -> None:
+def test_an_invalid_beta_is_refused(make_agent: MakeAgent, beta: float) -> None:
     with pytest.raises(ValueError, match="beta = "):
-        build(beta=beta)
+        make_agent(COMBO, beta=beta)
 
 
 @pytest.mark.parametrize("real_ratio", [0.0, 1.0])
-def test_batches_of_one_kind_are_refused(build: MakeCombo, real_ratio: float) -> None:
-    model = build(real_ratio=real_ratio)
+def test_batches_of_one_kind_are_refused(make_agent: MakeAgent, real_ratio: float) -> None:
+    model = make_agent(COMBO, real_ratio=real_ratio)
     with pytest.raises(ValueError, match="COMBO needs data and model rows"):
         model.learn(model.timesteps_per_iteration)

@@ -19,13 +19,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adv_worldmodel import Adversary, AdversarySettings, OfflineDataset, WorldModel, make_sb3_env
+from adv_worldmodel import Adversary, AdversarySettings
 from adv_worldmodel.dynamics.model_gradient import SCORES
 from adv_worldmodel.graphs import WAIT, WARM_UP_CALLS, GraphedStep
 from agents import COMBO, RAMBO
 from agents.agent_step import AgentStep
 from agents.explicit_updates import _Critics
 from agents.values import policy_and_value
+from tests.agents.small_agents import MakeAgent, run
 
 #: the update, all that it changes, and the generators that it has at hand
 Update = tuple[Callable[[], object], Callable[[], list[Tensor]], list[torch.Generator]]
@@ -33,28 +34,14 @@ Update = tuple[Callable[[], object], Callable[[], list[Tensor]], list[torch.Gene
 ADVERSARIES = [*SCORES, "auto"]
 
 
-Build = Callable[..., RAMBO]
+@pytest.fixture
+def build(make_agent: MakeAgent) -> MakeAgent:
+    """Builds an agent that has learnt a little."""
+    return lambda **settings: run(make_agent(gradient_steps=2, **settings), 1)
 
 
 @pytest.fixture
-def build(pendulum: OfflineDataset, pendulum_model: WorldModel) -> Build:
-    """Builds an agent, of a class and with networks and settings, that has learnt a little."""
-
-    def build(
-        kind: type[RAMBO] = RAMBO, networks: dict[str, Any] | None = None, **settings: Any
-    ) -> RAMBO:
-        env = make_sb3_env(pendulum, 20, 3, world_model=pendulum_model, device="cpu", seed=0)
-        small = {"net_arch": [16, 16], **(networks or {})}
-        model = kind(
-            env=env, policy_kwargs=small, gradient_steps=2, batch_size=16, seed=0, **settings
-        )
-        return model.learn(model.timesteps_per_iteration)
-
-    return build
-
-
-@pytest.fixture
-def agent(build: Build) -> RAMBO:
+def agent(build: MakeAgent) -> RAMBO:
     return build()
 
 
@@ -161,7 +148,7 @@ AGENTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("which", [*AGENTS, *ADVERSARIES], ids=str)
 def test_what_an_update_touches_lives_on(
-    build: Build, monkeypatch: pytest.MonkeyPatch, which: dict[str, Any] | str
+    build: MakeAgent, monkeypatch: pytest.MonkeyPatch, which: dict[str, Any] | str
 ) -> None:
     """Its graph goes on writing to the addresses of its capture, whoever may have them then."""
     monkeypatch.setattr(_Critics, "action_grad", _Critics.action_grad_at_once)  # as on a GPU

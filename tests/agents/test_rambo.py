@@ -1,12 +1,9 @@
-"""RAMBO: its iterations, its rollouts, what it saves, and what equal seeds give."""
+"""RAMBO: its iterations, its rollouts, and what equal seeds give."""
 
 from __future__ import annotations
 
-import base64
 import copy
-import json
 import math
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,35 +18,7 @@ from torch import Tensor
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO
-
-N_ENVS, HORIZON, UPDATES = 20, 3, 4
-MakeRambo = Callable[..., RAMBO]
-
-
-@pytest.fixture
-def build(pendulum: OfflineDataset, pendulum_model: WorldModel) -> MakeRambo:
-    """Builds a small RAMBO; `dataset`, `world_model`, `n_envs`, `horizon` go to its environment."""
-
-    def build(**kwargs: Any) -> RAMBO:
-        env = make_sb3_env(
-            kwargs.pop("dataset", pendulum),
-            kwargs.pop("n_envs", N_ENVS),
-            kwargs.pop("horizon", HORIZON),
-            world_model=kwargs.pop("world_model", pendulum_model),
-            device="cpu",
-        )
-        small: dict[str, Any] = {
-            "policy_kwargs": {"net_arch": [16, 16]}, "gradient_steps": UPDATES,
-            "batch_size": 16, "seed": 0, "device": "cpu",
-        }  # fmt: skip
-        return RAMBO("MlpPolicy", env, **(small | kwargs))
-
-    return build
-
-
-def run(model: RAMBO, iterations: int, **kwargs: Any) -> RAMBO:
-    model.learn(total_timesteps=iterations * model.timesteps_per_iteration, **kwargs)
-    return model
+from tests.agents.small_agents import HORIZON, N_ENVS, UPDATES, MakeAgent, run
 
 
 class Rows(KVWriter):
@@ -70,8 +39,8 @@ class Rows(KVWriter):
 # --- iterations ---------------------------------------------------------------------------------
 
 
-def test_learn_runs_whole_iterations(build: MakeRambo) -> None:
-    model = build()
+def test_learn_runs_whole_iterations(make_agent: MakeAgent) -> None:
+    model = make_agent()
     assert model.timesteps_per_iteration == N_ENVS * HORIZON
     run(model, 2)
     assert (model.iteration, model.num_timesteps, model._n_updates) == (2, 120, 8)
@@ -79,8 +48,8 @@ def test_learn_runs_whole_iterations(build: MakeRambo) -> None:
     assert (model.iteration, model.num_timesteps, model._n_updates) == (3, 180, 12)
 
 
-def test_the_buffer_holds_the_last_iterations(build: MakeRambo) -> None:
-    model = build(retain_iterations=2)
+def test_the_buffer_holds_the_last_iterations(make_agent: MakeAgent) -> None:
+    model = make_agent(retain_iterations=2)
     assert model.replay_buffer is not None
     sizes = []
     for _ in range(4):
@@ -89,8 +58,8 @@ def test_the_buffer_holds_the_last_iterations(build: MakeRambo) -> None:
     assert sizes == [60, 120, 120, 120]
 
 
-def test_one_row_of_metrics_per_iteration(build: MakeRambo) -> None:
-    model, rows = build(), Rows()
+def test_one_row_of_metrics_per_iteration(make_agent: MakeAgent) -> None:
+    model, rows = make_agent(), Rows()
     model.set_logger(Logger(None, [rows]))
     run(model, 3)
     assert [step for step, _ in rows.rows] == [1, 2, 3]
@@ -107,8 +76,8 @@ def test_one_row_of_metrics_per_iteration(build: MakeRambo) -> None:
         assert row["time/updates_per_second"] > 0
 
 
-def test_terminations_shorten_the_rollouts(build: MakeRambo, ending_model: WorldModel) -> None:
-    model, rows = build(world_model=ending_model, n_envs=200), Rows()
+def test_terminations_shorten_the_rollouts(make_agent: MakeAgent, ending_model: WorldModel) -> None:
+    model, rows = make_agent(world_model=ending_model, n_envs=200), Rows()
     model.set_logger(Logger(None, [rows]))
     run(model, 1)
     assert model.replay_buffer is not None
@@ -121,8 +90,10 @@ def test_terminations_shorten_the_rollouts(build: MakeRambo, ending_model: World
     assert rows.rows[0][1]["model/reward_mean"] == pytest.approx(float(batch.reward.mean()))
 
 
-def test_three_learning_rates_reach_the_three_optimisers(build: MakeRambo, tmp_path: Path) -> None:
-    model = build(learning_rate=1e-3, actor_learning_rate=2e-3, entropy_learning_rate=3e-3)
+def test_three_learning_rates_reach_the_three_optimisers(
+    make_agent: MakeAgent, tmp_path: Path
+) -> None:
+    model = make_agent(learning_rate=1e-3, actor_learning_rate=2e-3, entropy_learning_rate=3e-3)
 
     def rates(m: RAMBO) -> list[float]:
         assert m.ent_coef_optimizer is not None
@@ -130,16 +101,16 @@ def test_three_learning_rates_reach_the_three_optimisers(build: MakeRambo, tmp_p
         return [o.param_groups[0]["lr"] for o in optimisers]
 
     assert rates(model) == [1e-3, 2e-3, 3e-3]
-    assert rates(build()) == [3e-4, 1e-4, 1e-4]
+    assert rates(make_agent()) == [3e-4, 1e-4, 1e-4]
     run(model, 1).save(tmp_path / "policy")
     assert rates(model) == [1e-3, 2e-3, 3e-3]
     loaded = RAMBO.load(tmp_path / "policy", env=model.env, device="cpu")
     assert rates(run(loaded, 1)) == [1e-3, 2e-3, 3e-3]
 
 
-def test_learning_rates_are_what_the_optimisers_do(build: MakeRambo) -> None:
+def test_learning_rates_are_what_the_optimisers_do(make_agent: MakeAgent) -> None:
     """Adam's first step moves a parameter by its learning rate (up to tiny gradients)."""
-    model = build(
+    model = make_agent(
         learning_rate=1e-3, actor_learning_rate=2e-3, entropy_learning_rate=3e-3, gradient_steps=1
     )
     assert model.log_ent_coef is not None
@@ -172,14 +143,14 @@ def first_rollout(model: RAMBO) -> Any:
     return model.replay_buffer.unpack(model.replay_buffer.synthetic[: model.num_timesteps])
 
 
-def test_random_rollouts_act_uniformly(build: MakeRambo) -> None:
-    batch = first_rollout(build(rollout_policy="random", n_envs=1000, horizon=2))
+def test_random_rollouts_act_uniformly(make_agent: MakeAgent) -> None:
+    batch = first_rollout(make_agent(rollout_policy="random", n_envs=1000, horizon=2))
     distance = kolmogorov_distance(batch.action[:, 0].numpy(), lambda a: (a + 1) / 2)
     assert distance < 1.95 / 2000**0.5  # 0.1 % level
 
 
-def test_current_rollouts_follow_the_policy(build: MakeRambo) -> None:
-    model = build(n_envs=1000, horizon=2)
+def test_current_rollouts_follow_the_policy(make_agent: MakeAgent) -> None:
+    model = make_agent(n_envs=1000, horizon=2)
     actor = copy.deepcopy(model.actor)
     batch = first_rollout(model)
     with torch.no_grad():
@@ -190,9 +161,9 @@ def test_current_rollouts_follow_the_policy(build: MakeRambo) -> None:
 
 
 def test_rollouts_start_in_the_data_and_go_on_in_the_model(
-    build: MakeRambo, pendulum: OfflineDataset, ending_model: WorldModel
+    make_agent: MakeAgent, pendulum: OfflineDataset, ending_model: WorldModel
 ) -> None:
-    model = build(world_model=ending_model, n_envs=50, horizon=3)
+    model = make_agent(world_model=ending_model, n_envs=50, horizon=3)
     batch = first_rollout(model)
     known = {row.tobytes() for row in pendulum.observations}
 
@@ -214,95 +185,13 @@ def test_rollouts_start_in_the_data_and_go_on_in_the_model(
     assert in_data(model.replay_buffer.synthetic[150:200, :3]).all()
 
 
-# --- save and load ------------------------------------------------------------------------------
-
-
-def test_a_loaded_policy_predicts_the_same(
-    build: MakeRambo, pendulum: OfflineDataset, tmp_path: Path
-) -> None:
-    model = run(build(policy_kwargs={"net_arch": [16], "layer_norm": True}), 1)
-    model.save(tmp_path / "policy")
-    loaded = RAMBO.load(tmp_path / "policy", device="cpu")  # no environment, no data, no model
-    assert loaded.policy.critic.layer_norm
-    assert (loaded.iteration, loaded.num_timesteps) == (1, 60)
-    # real environments give float64 now and then, and one observation at a time
-    for obs in (pendulum.observations, pendulum.observations.astype(np.float64)):
-        expected, _ = model.predict(obs, deterministic=True)
-        np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], expected)
-    action, _ = loaded.predict(pendulum.observations[0].astype(np.float64), deterministic=True)
-    assert action.shape == (1,)
-    assert np.abs(expected).max() <= 2.0
-
-
-def test_a_loaded_agent_goes_on_training(
-    build: MakeRambo, pendulum: OfflineDataset, pendulum_model: WorldModel, tmp_path: Path
-) -> None:
-    model = run(build(), 2)
-    model.save(tmp_path / "policy")
-    env = make_sb3_env(pendulum, 30, 2, world_model=pendulum_model, device="cpu")
-    loaded = RAMBO.load(tmp_path / "policy", env=env, device="cpu")
-    assert loaded.timesteps_per_iteration == 60
-    for a, b in zip(loaded.policy.parameters(), model.policy.parameters(), strict=True):
-        assert torch.equal(a, b)
-    run(loaded, 1, reset_num_timesteps=False)
-    assert (loaded.iteration, loaded.num_timesteps, loaded._n_updates) == (3, 180, 12)
-    assert loaded.actor.optimizer.state_dict()["state"][0]["step"] == 12  # Adam goes on too
-    assert loaded.replay_buffer is not None
-    assert loaded.replay_buffer.size() == 60
-
-
-def test_weights_alone_can_be_taken_over(build: MakeRambo, pendulum: OfflineDataset) -> None:
-    model, other = run(build(), 1), build(seed=1)
-    other.set_parameters(model.get_parameters())
-    expected, _ = model.predict(pendulum.observations, deterministic=True)
-    np.testing.assert_array_equal(
-        other.predict(pendulum.observations, deterministic=True)[0], expected
-    )
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Members of SB3's zip, and what its JSON holds as base64."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    for key, value in json.loads(members["data"]).items():
-        if isinstance(value, dict) and ":serialized:" in value:
-            members[f"data/{key}"] = base64.b64decode(value[":serialized:"])
-    return members
-
-
-def test_the_zip_holds_neither_data_nor_world_model(
-    build: MakeRambo, pendulum: OfflineDataset, tmp_path: Path
-) -> None:
-    run(build(), 2).save(tmp_path / "policy")
-    rows = [row.tobytes() for row in (*pendulum.observations, *pendulum.next_observations)]
-    for name, content in contents(tmp_path / "policy.zip").items():
-        for word in (b"OfflineDataset", b"WorldModel", b"Ensemble", b"ReplayBuffer("):
-            assert word not in content, name
-        assert not any(row in content for row in rows), name
-
-
-def test_the_zip_s_size_does_not_depend_on_the_data_s(
-    build: MakeRambo, pendulum: OfflineDataset, tmp_path: Path
-) -> None:
-    tenth = OfflineDataset.from_arrays(
-        pendulum.observations[:100], pendulum.actions[:100], pendulum.rewards[:100],
-        pendulum.next_observations[:100], pendulum.terminations[:100],
-        observation_space=pendulum.observation_space, action_space=pendulum.action_space,
-    )  # fmt: skip
-    run(build(dataset=tenth, n_envs=2), 1).save(tmp_path / "small")
-    run(build(n_envs=2000), 1).save(tmp_path / "large")
-    small, large = ((tmp_path / f"{name}.zip").stat().st_size for name in ("small", "large"))
-    assert abs(large - small) < 300
-    assert large < 60_000
-
-
 # --- seeds --------------------------------------------------------------------------------------
 
 
-def test_equal_seeds_give_equal_parameters(build: MakeRambo) -> None:
+def test_equal_seeds_give_equal_parameters(make_agent: MakeAgent) -> None:
     def parameters(seed: int) -> list[Tensor]:
         torch.rand(3)  # what went before plays no part
-        return list(run(build(seed=seed), 2).policy.parameters())
+        return list(run(make_agent(seed=seed), 2).policy.parameters())
 
     first, again, other = parameters(1), parameters(1), parameters(2)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -313,9 +202,9 @@ def test_equal_seeds_give_equal_parameters(build: MakeRambo) -> None:
 
 
 def test_states_are_standardised_inside_the_policy(
-    build: MakeRambo, pendulum: OfflineDataset, tmp_path: Path
+    make_agent: MakeAgent, pendulum: OfflineDataset, tmp_path: Path
 ) -> None:
-    run(build(), 1).save(tmp_path / "policy")
+    run(make_agent(), 1).save(tmp_path / "policy")
     loaded = RAMBO.load(tmp_path / "policy", device="cpu")
     raw = pendulum.observations
     by_hand = (raw - raw.mean(0, dtype=float)) / raw.std(0, dtype=float)
@@ -326,11 +215,11 @@ def test_states_are_standardised_inside_the_policy(
     np.testing.assert_allclose(action, expected, atol=1e-5)
 
 
-def test_a_features_extractor_of_the_user_s_is_kept(build: MakeRambo) -> None:
+def test_a_features_extractor_of_the_user_s_is_kept(make_agent: MakeAgent) -> None:
     from stable_baselines3.common.torch_layers import FlattenExtractor
 
     policy_kwargs = {"net_arch": [16], "features_extractor_class": FlattenExtractor}
-    model = build(policy_kwargs=policy_kwargs)
+    model = make_agent(policy_kwargs=policy_kwargs)
     assert isinstance(model.actor.features_extractor, FlattenExtractor)
     assert set(policy_kwargs) == {"net_arch", "features_extractor_class"}  # left as it was given
 
@@ -346,18 +235,18 @@ def test_another_environment_is_refused() -> None:
 
 
 def test_a_loaded_policy_without_environment_says_what_it_lacks(
-    build: MakeRambo, tmp_path: Path
+    make_agent: MakeAgent, tmp_path: Path
 ) -> None:
-    build().save(tmp_path / "policy")
+    make_agent().save(tmp_path / "policy")
     loaded = RAMBO.load(tmp_path / "policy", device="cpu")
     with pytest.raises(ValueError, match=r"make_sb3_env\(dataset.* got no environment"):
         _ = loaded.timesteps_per_iteration
 
 
 def test_the_real_environment_is_no_place_to_go_on_training(
-    build: MakeRambo, tmp_path: Path
+    make_agent: MakeAgent, tmp_path: Path
 ) -> None:
-    model = build()
+    model = make_agent()
     model.save(tmp_path / "policy")
     with pytest.raises(ValueError, match=r"trains in adv_worldmodel.make_sb3_env"):
         RAMBO.load(tmp_path / "policy", env=gym.make("Pendulum-v1"), device="cpu")
@@ -367,9 +256,9 @@ def test_the_real_environment_is_no_place_to_go_on_training(
 
 
 def test_another_world_model_replaces_rollouts_and_schedule(
-    build: MakeRambo, pendulum: OfflineDataset, pendulum_model: WorldModel
+    make_agent: MakeAgent, pendulum: OfflineDataset, pendulum_model: WorldModel
 ) -> None:
-    model = run(build(), 2)
+    model = run(make_agent(), 2)
     model.set_env(make_sb3_env(pendulum, N_ENVS, 4, world_model=pendulum_model, device="cpu"))
     assert model.timesteps_per_iteration == 80
     assert model.replay_buffer is not None
@@ -391,15 +280,15 @@ def test_another_world_model_replaces_rollouts_and_schedule(
     ],
 )
 def test_wrong_settings_are_explained(
-    build: MakeRambo, wrong: dict[str, Any], message: str
+    make_agent: MakeAgent, wrong: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        build(**wrong)
+        make_agent(**wrong)
 
 
-def test_agent_and_world_have_to_share_a_device(build: MakeRambo) -> None:
+def test_agent_and_world_have_to_share_a_device(make_agent: MakeAgent) -> None:
     """SB3's ``load`` and ``set_env`` bring them together without asking."""
-    model = build()
+    model = make_agent()
     model.device = torch.device("meta")
     with pytest.raises(ValueError, match="agent is on meta, its world model on cpu"):
         model.set_env(model.env)

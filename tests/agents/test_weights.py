@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,23 @@ from gymnasium.spaces import Box
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
+from adv_worldmodel import OfflineDataset
 from adv_worldmodel.saved_folder import checksum
 from agents import RAMBO
 from agents.combo import COMBO
 from agents.weights import DESCRIPTION_FILE, WEIGHTS_FILE
-
-MakeAgent = Callable[..., RAMBO]
-
-
-@pytest.fixture
-def build(pendulum: OfflineDataset, pendulum_model: WorldModel) -> MakeAgent:
-    """Builds a small agent of class `of` on the pendulum, with the given `policy_kwargs`."""
-
-    def build(of: type[RAMBO] = RAMBO, **policy_kwargs: Any) -> RAMBO:
-        env = make_sb3_env(pendulum, 20, 3, world_model=pendulum_model, device="cpu")
-        kwargs = {"net_arch": [16, 16]} | policy_kwargs
-        return of("MlpPolicy", env, gradient_steps=4, policy_kwargs=kwargs, seed=0, device="cpu")
-
-    return build
+from tests.agents.small_agents import MakeAgent
 
 
 @pytest.fixture
-def saved(build: MakeAgent, tmp_path: Path) -> Path:
+def saved(make_agent: MakeAgent, tmp_path: Path) -> Path:
     folder = tmp_path / "policy"
-    build().save_weights(folder)
+    make_agent().save_weights(folder)
     return folder
 
 
 @pytest.mark.parametrize(
-    "policy_kwargs",
+    "networks",
     [
         {},
         {"net_arch": {"pi": [8], "qf": [24, 12]}},
@@ -55,9 +41,9 @@ def saved(build: MakeAgent, tmp_path: Path) -> Path:
     ids=str,
 )
 def test_a_policy_comes_back_whatever_its_options(
-    policy_kwargs: dict[str, Any], build: MakeAgent, pendulum: OfflineDataset, tmp_path: Path
+    networks: dict[str, Any], make_agent: MakeAgent, pendulum: OfflineDataset, tmp_path: Path
 ) -> None:
-    agent = build(**policy_kwargs)
+    agent = make_agent(networks=networks)
     agent.learn(agent.timesteps_per_iteration)
     agent.save_weights(tmp_path / "policy")
     loaded = RAMBO.load_weights(tmp_path / "policy", device="cpu")
@@ -73,15 +59,15 @@ def test_a_policy_comes_back_whatever_its_options(
         np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], expected)
 
 
-def test_a_subclass_comes_back_as_itself(build: MakeAgent, tmp_path: Path) -> None:
-    build(COMBO).save_weights(tmp_path)
+def test_a_subclass_comes_back_as_itself(make_agent: MakeAgent, tmp_path: Path) -> None:
+    make_agent(COMBO).save_weights(tmp_path)
     assert type(COMBO.load_weights(tmp_path, "cpu")) is COMBO
 
 
 def test_bounds_that_are_infinite_on_one_side_come_back(
-    pendulum: OfflineDataset, build: MakeAgent, tmp_path: Path
+    pendulum: OfflineDataset, make_agent: MakeAgent, tmp_path: Path
 ) -> None:
-    agent = build()
+    agent = make_agent()
     low, high = np.array([-np.inf, 0.1, -1e30]), np.array([0.3, np.inf, 7])
     agent.policy.observation_space = Box(low.astype(np.float32), high.astype(np.float32))
     agent.save_weights(tmp_path)
@@ -101,9 +87,9 @@ class Square(nn.Module):
         return x * x
 
 
-def test_what_json_cannot_name_is_not_saved(build: MakeAgent, tmp_path: Path) -> None:
+def test_what_json_cannot_name_is_not_saved(make_agent: MakeAgent, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"activation_fn = .*Square.*RAMBO\.save"):
-        build(activation_fn=Square).save_weights(tmp_path / "policy")
+        make_agent(networks={"activation_fn": Square}).save_weights(tmp_path / "policy")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -214,8 +200,8 @@ def test_any_flipped_byte_is_found(name: str, saved: Path) -> None:
         refused(saved)
 
 
-def test_two_folders_are_not_mixed(build: MakeAgent, saved: Path, tmp_path: Path) -> None:
-    build(n_critics=3).save_weights(tmp_path / "other")
+def test_two_folders_are_not_mixed(make_agent: MakeAgent, saved: Path, tmp_path: Path) -> None:
+    make_agent(networks={"n_critics": 3}).save_weights(tmp_path / "other")
     (saved / WEIGHTS_FILE).write_bytes((tmp_path / "other" / WEIGHTS_FILE).read_bytes())
     assert "SHA-256" in refused(saved)
 

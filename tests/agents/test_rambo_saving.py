@@ -1,0 +1,94 @@
+"""RAMBO's zip: what comes back and goes on training, and what is not in it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
+from agents import RAMBO
+from tests.agents.small_agents import MakeAgent, run
+
+
+def test_a_loaded_policy_predicts_the_same(
+    make_agent: MakeAgent, pendulum: OfflineDataset, tmp_path: Path
+) -> None:
+    model = run(make_agent(policy_kwargs={"net_arch": [16], "layer_norm": True}), 1)
+    model.save(tmp_path / "policy")
+    loaded = RAMBO.load(tmp_path / "policy", device="cpu")  # no environment, no data, no model
+    assert loaded.policy.critic.layer_norm
+    assert (loaded.iteration, loaded.num_timesteps) == (1, 60)
+    # real environments give float64 now and then, and one observation at a time
+    for obs in (pendulum.observations, pendulum.observations.astype(np.float64)):
+        expected, _ = model.predict(obs, deterministic=True)
+        np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], expected)
+    action, _ = loaded.predict(pendulum.observations[0].astype(np.float64), deterministic=True)
+    assert action.shape == (1,)
+    assert np.abs(expected).max() <= 2.0
+
+
+def test_a_loaded_agent_goes_on_training(
+    make_agent: MakeAgent, pendulum: OfflineDataset, pendulum_model: WorldModel, tmp_path: Path
+) -> None:
+    model = run(make_agent(), 2)
+    model.save(tmp_path / "policy")
+    env = make_sb3_env(pendulum, 30, 2, world_model=pendulum_model, device="cpu")
+    loaded = RAMBO.load(tmp_path / "policy", env=env, device="cpu")
+    assert loaded.timesteps_per_iteration == 60
+    for a, b in zip(loaded.policy.parameters(), model.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+    run(loaded, 1, reset_num_timesteps=False)
+    assert (loaded.iteration, loaded.num_timesteps, loaded._n_updates) == (3, 180, 12)
+    assert loaded.actor.optimizer.state_dict()["state"][0]["step"] == 12  # Adam goes on too
+    assert loaded.replay_buffer is not None
+    assert loaded.replay_buffer.size() == 60
+
+
+def test_weights_alone_can_be_taken_over(make_agent: MakeAgent, pendulum: OfflineDataset) -> None:
+    model, other = run(make_agent(), 1), make_agent(seed=1)
+    other.set_parameters(model.get_parameters())
+    expected, _ = model.predict(pendulum.observations, deterministic=True)
+    np.testing.assert_array_equal(
+        other.predict(pendulum.observations, deterministic=True)[0], expected
+    )
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Members of SB3's zip, and what its JSON holds as base64."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for key, value in json.loads(members["data"]).items():
+        if isinstance(value, dict) and ":serialized:" in value:
+            members[f"data/{key}"] = base64.b64decode(value[":serialized:"])
+    return members
+
+
+def test_the_zip_holds_neither_data_nor_world_model(
+    make_agent: MakeAgent, pendulum: OfflineDataset, tmp_path: Path
+) -> None:
+    run(make_agent(), 2).save(tmp_path / "policy")
+    rows = [row.tobytes() for row in (*pendulum.observations, *pendulum.next_observations)]
+    for name, content in contents(tmp_path / "policy.zip").items():
+        for word in (b"OfflineDataset", b"WorldModel", b"Ensemble", b"ReplayBuffer("):
+            assert word not in content, name
+        assert not any(row in content for row in rows), name
+
+
+def test_the_zip_s_size_does_not_depend_on_the_data_s(
+    make_agent: MakeAgent, pendulum: OfflineDataset, tmp_path: Path
+) -> None:
+    tenth = OfflineDataset.from_arrays(
+        pendulum.observations[:100], pendulum.actions[:100], pendulum.rewards[:100],
+        pendulum.next_observations[:100], pendulum.terminations[:100],
+        observation_space=pendulum.observation_space, action_space=pendulum.action_space,
+    )  # fmt: skip
+    run(make_agent(dataset=tenth, n_envs=2), 1).save(tmp_path / "small")
+    run(make_agent(n_envs=2000), 1).save(tmp_path / "large")
+    small, large = ((tmp_path / f"{name}.zip").stat().st_size for name in ("small", "large"))
+    assert abs(large - small) < 300
+    assert large < 60_000

@@ -15,6 +15,7 @@ import torch
 import adv_worldmodel
 from agents import experiment
 from agents.cli import main
+from agents.evaluation import evaluate
 from agents.run_folder import RunFolder
 from tests.agents.tiny import TINY
 
@@ -38,12 +39,12 @@ def test_the_last_line_of_train_is_the_folder(
     assert "iteration 1/1, done" in captured.err  # a plain line where there is no terminal
 
 
-def test_evaluate_repeats_the_evaluation_of_the_run(
+def test_evaluate_runs_the_policy_of_the_run(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(run_folder), "--episodes", "1"]) == 0
-    expected = RunFolder(run_folder).read_result()["return_mean"]
-    assert f"{expected:.1f} +- 0.0 over 1 episodes" in capsys.readouterr().out
+    assert main(["evaluate", str(run_folder), "--episodes", "1", "--seed", "3"]) == 0
+    expected = evaluate(RunFolder(run_folder).load_policy("cpu"), "Pendulum-v1", episodes=1, seed=3)
+    assert f"{expected.return_mean:.1f} +- 0.0 over 1 episodes" in capsys.readouterr().out
 
 
 def test_evaluate_takes_the_episodes_of_its_seed(

@@ -231,8 +231,9 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
                 "back, or give --trust where their environment is a module's"
             )
         found = check_in_model(
-            policy, model, data, episodes=args.episodes, gamma=config.agent.gamma, seed=args.seed
-        )
+            policy, model, data, episodes=args.episodes, gamma=config.agent.gamma,
+            alpha=folder.alpha_in_values(config.agent), seed=args.seed,
+        )  # fmt: skip
     mean, std = found.returns.mean(), found.returns.std()
     print(f"world model  {place}")
     print(f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from adv_worldmodel import OfflineDataset, WorldModel
 from adv_worldmodel.seeding import make_generator
 from agents.rambo import RAMBO
+from agents.updates import sample_action
 from agents.values import CriticValue, SquashedPolicy
 
 __all__ = ["ModelCheck", "check_in_model"]
@@ -26,8 +27,8 @@ class ModelCheck:
     """Episodes of the deterministic policy in a world model; each array is (episodes,)."""
 
     returns: NDArray[np.float64]  #: undiscounted, in the environment's own reward
-    #: in the reward that was trained on, as the critics count; theirs too is what comes after the
-    #: last step of an episode that was cut
+    #: in the reward that was trained on, as the critics count: with the entropy that is in their
+    #: targets; theirs too is what comes after the last step of an episode that was cut
     discounted: NDArray[np.float64]
     lengths: NDArray[np.int64]  #: steps
     values: NDArray[np.float64]  #: min_j Q_j(s, mean action) at the starts
@@ -42,6 +43,7 @@ def check_in_model(
     *,
     episodes: int = 100,
     gamma: float = 0.99,
+    alpha: float = 0.0,
     seed: int = 0,
 ) -> ModelCheck:
     """Run whole episodes in the model, from states in which the data's episodes start.
@@ -52,6 +54,8 @@ def check_in_model(
             each step.
         dataset: gives the starts and the longest episode.
         gamma: discount of what is compared with the critics.
+        alpha: entropy coefficient of the soft values that the critics learnt; 0: plain ones. The
+            policy's entropy is that of one draw per state of the episode.
         seed: of starts, members and noise.
 
     Raises:
@@ -73,6 +77,11 @@ def check_in_model(
     policy = SquashedPolicy(agent)
     values = CriticValue(agent, policy).v(obs)
 
+    def entropy(obs: torch.Tensor) -> torch.Tensor:
+        shape = (episodes, model.action_dim)
+        noise = torch.randn(shape, generator=generator, device=model.device)
+        return -sample_action(agent.actor, obs, noise)[1]
+
     going = torch.ones(episodes, dtype=torch.bool, device=model.device)
     returns, discounted = (
         torch.zeros(episodes, dtype=torch.float64, device=model.device) for _ in range(2)
@@ -84,6 +93,9 @@ def check_in_model(
         reward = torch.where(going, reward, 0.0)
         returns += reward - dataset.reward_offset * going
         discounted += gamma**step * reward
+        if alpha > 0.0:  # from the second action on: the first is given to Q
+            bonus = torch.where(going & ~terminated, entropy(obs), 0.0)
+            discounted += alpha * gamma ** (step + 1) * bonus
         lengths += going
         going &= ~terminated
         if not bool(going.any()):

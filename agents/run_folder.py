@@ -20,6 +20,7 @@ stops at any moment leaves no half-written file.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -39,6 +40,7 @@ except ImportError:  # Windows: nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
+    from agents.config import AgentConfig
     from agents.rambo import RAMBO
 
 LOCK = ".lock"
@@ -150,6 +152,20 @@ class RunFolder:
             )
         check_trusted(self.result, env_id, trust, f"give --env {env_id}, or --trust")
         return env_id
+
+    def alpha_in_values(self, agent: AgentConfig) -> float:
+        """The entropy coefficient at the end of the run; 0 where the critics' targets leave it out.
+
+        Raises:
+            FileNotFoundError: it was learned, and `progress.csv` is missing.
+        """
+        if not agent.entropy_in_target:
+            return 0.0
+        if not isinstance(agent.ent_coef, str):
+            return float(agent.ent_coef)
+        with self.progress.open(newline="", encoding="utf-8") as file:
+            found = [row.get("train/alpha") for row in csv.DictReader(file)]
+        return float(next((value for value in reversed(found) if value), 0.0))
 
     def load_policy(self, device: str = "auto") -> RAMBO:
         """Load the agent, for prediction, from `policy/`: no code in it can run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from gymnasium.spaces import Box
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO
 from agents.cli import main
+from agents.config import load_config
 from agents.model_check import check_in_model
+from agents.run_folder import RunFolder
 from tests.agents.tiny import TINY
 
 
@@ -79,6 +82,26 @@ def test_a_termination_ends_it(
     found = check_in_model(agent_in(walk, model), model, walk, episodes=2, gamma=0.5)
     assert found.lengths.tolist() == [3, 3]
     np.testing.assert_allclose(found.discounted, 1.75, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_entropy_in_the_critics_targets_counts(
+    walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
+) -> None:
+    """Three steps, and a policy alike in all states: alpha times that of the second and third."""
+    model = two_a_step(lambda obs, action, next_obs: next_obs[:, 0] > 5.0)  # 2, 4, 6
+    agent = agent_in(walk, model)
+    agent.actor.mu.weight.zero_()
+    agent.actor.log_std.weight.zero_()
+    agent.actor.log_std.bias.fill_(-3.0)
+    found = check_in_model(agent, model, walk, episodes=2000, gamma=0.5, alpha=0.2)
+    u = agent.actor.mu.bias + np.exp(-3.0) * torch.randn(10_000, 1)
+    density = torch.distributions.Normal(agent.actor.mu.bias, np.exp(-3.0)).log_prob(u)
+    entropy = -float((density - torch.log(1 - torch.tanh(u).square())).mean())
+    assert entropy < -1.0
+    expected = 1.75 + 0.2 * (0.5 + 0.25) * entropy
+    assert found.discounted.mean() == pytest.approx(expected, abs=0.02)
+    np.testing.assert_allclose(found.returns, 3 * (1.0 - 10.0), rtol=1e-5)
 
 
 def test_episodes_that_ended_are_not_gone_on_with(
@@ -152,11 +175,13 @@ def test_the_command_line_checks_the_run_s_own_game(
         words = ["evaluate", str(run), "--in-model", which, "--episodes", "2", "--seed", "4"]
         assert main(words) == 0
     assert not torch.equal(*(model.ensemble.weights[0] for model, *_ in seen))
+    with (run / "progress.csv").open(newline="") as file:
+        alpha = float([row["train/alpha"] for row in csv.DictReader(file)][1])
     for place, (model, data, settings) in zip(places.values(), seen, strict=True):
         saved = WorldModel.load(run / place, device="cpu")
         assert torch.equal(model.ensemble.weights[0], saved.ensemble.weights[0])
         assert data.reward_offset == -1.0
-        assert settings == {"episodes": 2, "gamma": 0.9, "seed": 4}
+        assert settings == {"episodes": 2, "gamma": 0.9, "seed": 4, "alpha": alpha}
 
 
 def test_a_run_s_own_termination_function_is_imported_only_if_trusted(
@@ -173,3 +198,12 @@ def test_a_run_s_own_termination_function_is_imported_only_if_trusted(
     assert main(words) == 2
     assert "give --trust" in capsys.readouterr().err
     assert main([*words, "--trust"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "alpha"), [("ent_coef=0.3", 0.3), ("entropy_in_target=false", 0.0)]
+)
+def test_alpha_in_the_values(tmp_path: Path, setting: str, alpha: float) -> None:
+    """A fixed one is what it was set to; a plain value holds none, whatever alpha was."""
+    config = load_config("pendulum-random", [f"agent.{setting}"])
+    assert RunFolder(tmp_path).alpha_in_values(config.agent) == alpha

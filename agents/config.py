@@ -165,6 +165,13 @@ class AgentConfig(Section):
         str | float, Setting("nats; auto: minus the action's size", pattern=_TARGET_ENTROPY)
     ] = "auto"
 
+    @property
+    def first_alpha(self) -> float:
+        """The entropy coefficient before the first update: SB3's reading of `ent_coef`."""
+        if isinstance(self.ent_coef, str):
+            return float(self.ent_coef.removeprefix("auto").removeprefix("_") or 1.0)
+        return float(self.ent_coef)
+
 
 @dataclass(frozen=True)
 class CloningConfig(Section):

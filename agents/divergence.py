@@ -82,7 +82,7 @@ def value_limit(
     Args:
         dataset: whose rewards count.
         gamma: discount per step; 1 has no limit.
-        alpha: entropy coefficient; its learned value starts at 1.
+        alpha: the largest entropy coefficient so far; 0 where the targets leave entropy out.
         entropy: the largest |entropy| of the policy so far (nats).
     """
     if gamma >= 1:
@@ -95,12 +95,14 @@ def value_limit(
 class DivergenceCallback(BaseCallback):
     """Raises `DivergenceError` after an iteration that ran away, and warns of what leads there.
 
-    A run has diverged when a metric is not finite, or when mean Q leaves `value_limit`.
+    A run has diverged when a metric is not finite, or when mean Q leaves `value_limit`. That
+    limit goes with the entropy coefficient: one that runs away is warned of.
 
     Args:
         dataset: the data trained on.
         gamma: the agent's discount.
         history: where the metrics arrive.
+        alpha: where the entropy coefficient starts; 0 where the targets leave entropy out.
         stop: False warns instead, and lets the run go on, unless a metric is not finite.
         warn: called with each warning, once for each kind.
         found: details of a divergence before this one was made.
@@ -115,6 +117,7 @@ class DivergenceCallback(BaseCallback):
         gamma: float,
         history: MetricsHistory,
         *,
+        alpha: float = 1.0,
         stop: bool = True,
         warn: Callable[[str], None] = warnings.warn,
         found: dict[str, Any] | None = None,
@@ -123,6 +126,7 @@ class DivergenceCallback(BaseCallback):
         self._dataset = dataset
         self._gamma = gamma
         self._history = history
+        self._alpha = alpha
         self._stop = stop
         self._warn = warn
         self._warned: set[str] = set()
@@ -157,10 +161,9 @@ class DivergenceCallback(BaseCallback):
                 raise DivergenceError(message, key, self._history.series(key), None, iteration)
         if not q_means:
             return
-        alphas = self._history.series("train/alpha")
-        entropies = map(abs, self._history.series("train/entropy"))
+        alphas, entropies = self._entropy_terms()
         limit = value_limit(
-            self._dataset, self._gamma, max([1.0, *alphas]), max(entropies, default=0.0)
+            self._dataset, self._gamma, max(alphas), max(map(abs, entropies), default=0.0)
         )
         if abs(q_means[-1]) <= limit:
             return
@@ -170,6 +173,11 @@ class DivergenceCallback(BaseCallback):
             "a smaller adversary.weight, or more adversary.updates per agent update"
         )
         raise DivergenceError(message, "train/q_mean", q_means, limit, iteration)
+
+    def _entropy_terms(self) -> tuple[list[float], list[float]]:
+        """Coefficient, from its start on, and entropy of each iteration."""
+        found = self._history.series("train/alpha") if self._alpha > 0.0 else []
+        return [self._alpha, *found], self._history.series("train/entropy")
 
     def _watch(self) -> None:
         """Signs that a run may go wrong."""
@@ -189,6 +197,16 @@ class DivergenceCallback(BaseCallback):
                 f"the advantage hardly varies any more ({spread[-1]:.2g}, at first "
                 f"{spread[0]:.2g}): normalised, its noise is what drives the adversary",
             )
+        alphas, entropies = self._entropy_terms()
+        if entropies and alphas[-1] > max(alphas[:-1], default=math.inf):
+            bonus = alphas[-1] * abs(entropies[-1])
+            if bonus > max(map(abs, self._rewards)):
+                self._once(
+                    "entropy",
+                    f"the entropy coefficient has risen to {alphas[-1]:.3g}: the critics learn "
+                    f"more of entropy ({bonus:.3g} per step) than of rewards; "
+                    "agent.entropy_in_target=false or a fixed agent.ent_coef helps",
+                )
         reward = self._history.series("model/reward_mean")
         low, high = self._rewards
         if reward and not low <= reward[-1] <= high:

@@ -241,6 +241,7 @@ class _Experiment:
             self.dataset,
             config.agent.gamma,
             self.history,
+            alpha=config.agent.first_alpha if config.agent.entropy_in_target else 0.0,
             stop=config.on_divergence == "stop",
             warn=lambda message: print_unless_gone(f"warning: {message}", sys.stderr),
             found=self.diverged,

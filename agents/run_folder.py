@@ -162,10 +162,10 @@ class RunFolder:
         if not agent.entropy_in_target:
             return 0.0
         if not isinstance(agent.ent_coef, str):
-            return float(agent.ent_coef)
+            return agent.first_alpha
         with self.progress.open(newline="", encoding="utf-8") as file:
             found = [row.get("train/alpha") for row in csv.DictReader(file)]
-        return float(next((value for value in reversed(found) if value), 0.0))
+        return float(next((value for value in reversed(found) if value), agent.first_alpha))
 
     def load_policy(self, device: str = "auto") -> RAMBO:
         """Load the agent, for prediction, from `policy/`: no code in it can run.

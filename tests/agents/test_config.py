@@ -304,3 +304,9 @@ def test_configurations_made_in_code_are_checked_alike() -> None:
         ModelConfig(n_networks=2, n_elites=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         AdversaryConfig().weight = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("ent_coef", "alpha"), [("auto", 1.0), ("auto_0.05", 0.05), ("0.2", 0.2)])
+def test_where_alpha_starts(ent_coef: str, alpha: float) -> None:
+    config = load_config("pendulum-random", [f"agent.ent_coef={ent_coef}"])
+    assert config.agent.first_alpha == alpha

@@ -93,6 +93,42 @@ def test_the_cost_of_a_narrow_policy_is_no_divergence() -> None:
         callback.on_rollout_start()
 
 
+def test_entropy_that_is_in_no_target_is_in_no_limit() -> None:
+    """Rewards of 1 for 10 steps; alpha and the policy's entropy are the actor's affair."""
+    history = MetricsHistory()
+    callback = DivergenceCallback(dataset(), 0.9, history, alpha=0.0)
+    narrow = {"train/alpha": 5.0, "train/entropy": -30.0}
+    history.write({**narrow, "train/q_mean": 19.0}, {})
+    callback.on_rollout_start()
+    history.write({**narrow, "train/q_mean": 21.0}, {})
+    with pytest.raises(DivergenceError, match="give less than 20:"):
+        callback.on_rollout_start()
+
+
+def test_a_small_first_alpha_leaves_little_room() -> None:
+    history = MetricsHistory()
+    callback = DivergenceCallback(dataset(), 0.9, history, alpha=0.05)
+    values = {"train/alpha": 0.02, "train/entropy": -8.0}
+    history.write({**values, "train/q_mean": 20 * (1 + 0.05 * 8) - 0.1}, {})
+    callback.on_rollout_start()
+    history.write({**values, "train/q_mean": 20 * (1 + 0.05 * 8) + 0.1}, {})
+    with pytest.raises(DivergenceError):
+        callback.on_rollout_start()
+
+
+def test_alpha_and_q_that_run_away_together_are_warned_of() -> None:
+    """The limit goes with alpha: such a run never leaves it."""
+    history, warnings = MetricsHistory(), list[str]()
+    callback = DivergenceCallback(dataset(), 0.9, history, alpha=0.1, warn=warnings.append)
+    for i in range(8):  # rewards of 1, an entropy of -2
+        alpha = 0.1 * 2**i
+        values = {"train/alpha": alpha, "train/entropy": -2.0, "train/q_mean": -20 * alpha}
+        history.write(values, {})
+        callback.on_rollout_start()
+    assert len(warnings) == 1
+    assert "has risen to 0.8" in warnings[0]
+
+
 def test_entropy_may_have_cost_more_before() -> None:
     """Q still holds what was paid at alpha = 5 and an entropy of -30."""
     history = MetricsHistory()

@@ -170,7 +170,7 @@ class WorldModel(nn.Module):
                 f"the reward function returned {kind_of(reward)}; expected a floating-point tensor "
                 f"of shape {tuple(next_obs.shape[:-1])}, one reward per row"
             )
-        return next_obs, reward
+        return next_obs, reward.to(next_obs.dtype)
 
     @torch.no_grad()
     def step(

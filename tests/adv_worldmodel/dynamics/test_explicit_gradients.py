@@ -142,6 +142,30 @@ def test_hundred_updates(score: Score, weight: Any) -> None:
     torch.testing.assert_close(fast.obs, plain.obs, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("score", ["mixture", "member", "pathwise"])
+def test_a_known_reward_s_precision_is_no_matter(score: Score) -> None:
+    rng = np.random.default_rng(0)
+    states, actions = rng.normal(size=(30, S)), rng.uniform(-1, 1, (30, A))
+    dataset = OfflineDataset.from_arrays(
+        states, actions, states[:, 0], states, np.zeros(30, bool),
+        action_space=Box(-1.0, 1.0, (A,), np.float32),
+    )  # fmt: skip
+    settings = AdversarySettings(score=score, batch_size=BATCH)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        ensemble = Ensemble(3, S + A, S, (8,), torch.Generator().manual_seed(0))
+        spaces = Box(-5.0, 5.0, (S,), np.float32), Box(-1.0, 1.0, (A,), np.float32)
+        model = WorldModel(
+            ensemble, make_termination("never", None), *spaces,
+            reward_function=lambda obs, action, next_obs, to=dtype: next_obs[:, 0].to(to),
+        )  # fmt: skip
+        adversary = Adversary(model, dataset, settings, seed=0)
+        found.append(adversary.run(3, Noisy(), Slope()))
+        found.append([p.detach().clone() for p in adversary.parameters])
+    assert found[0] == found[2]
+    assert_same(found[1], found[3], rtol=0, atol=0)
+
+
 def test_the_estimator_through_the_sample_takes_autograd_s() -> None:
     states = np.zeros((20, S))
     dataset = OfflineDataset.from_arrays(

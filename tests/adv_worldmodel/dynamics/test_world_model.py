@@ -115,6 +115,12 @@ def test_known_reward_sees_raw_transitions() -> None:
     assert [float(x) for x in seen] == [100.0, 0.5, 106.0]
 
 
+def test_a_known_reward_comes_out_in_the_model_s_precision() -> None:
+    model = noiseless([[2.0]], reward_function=lambda obs, action, next_obs: obs[:, 0].double())
+    _, reward, _ = model.step(torch.ones(1, 1), torch.zeros(1, 1), generator=generator())
+    assert (reward.dtype, reward.tolist()) == (torch.float32, [1.0])
+
+
 @pytest.mark.parametrize(
     ("reward", "found"),
     [

@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import time
-from typing import Literal, cast
+from collections.abc import Iterator
+from typing import Any, Literal, cast
 
+import gymnasium as gym
+import numpy as np
+from gymnasium import wrappers
+from gymnasium.spaces import Box
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+)
 
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings, WorldModel
 from adv_worldmodel.dynamics.model_gradient import Score
 from agents.values import policy_and_value
 
+#: What may stand between an agent and its world: they change no observation, action or reward.
+HARMLESS = (
+    wrappers.OrderEnforcing,
+    wrappers.PassiveEnvChecker,
+    wrappers.RecordEpisodeStatistics,
+    wrappers.TimeLimit,
+    Monitor,
+    VecCheckNan,
+    VecMonitor,
+)
+
 
 class RamboCallback(BaseCallback):
     """Adversarial updates of the world model before each rollout, once the agent has learnt.
 
-    P algorithm 1. ``learn`` raises ValueError where it is nested in another callback, in a
-    ``VecNormalize``, without a world model, or with an algorithm that has no value function.
+    P algorithm 1. ``learn`` raises ValueError where it is nested in another callback, without a
+    world model, behind a wrapper that changes what the agent sees (``VecNormalize``, say), or with
+    an algorithm that has no value function.
 
     Works with any SB3 algorithm for which :func:`agents.values.policy_and_value` knows V and Q:
     RAMBO, SAC, TD3, TQC, CrossQ, PPO. Pass it to ``learn`` itself or in a list: callbacks inside
@@ -68,14 +93,7 @@ class RamboCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         self._refuse_nesting()
-        self._foes = policy_and_value(self.model)
         env = self.training_env
-        if self.model.get_vec_normalize_env() is not None:
-            raise ValueError(
-                "RamboCallback in a VecNormalize environment: the world model's observations and "
-                "rewards are raw, the agent's would be others. RAMBO standardises states by "
-                "itself; leave VecNormalize out"
-            )
         try:
             models = cast("list[WorldModel]", env.get_attr("world_model"))
             dataset = cast(OfflineDataset, env.get_attr("dataset", 0)[0])
@@ -90,6 +108,8 @@ class RamboCallback(BaseCallback):
                 "the environments hold different world models: use make_sb3_env(dataset, "
                 "n_envs=...), whose rows share one, or pass the same world_model= to each"
             )
+        self._refuse_another_game(dataset)
+        self._foes = policy_and_value(self.model)
         gamma = float(self.model.gamma)  # type: ignore[attr-defined]
         old = self.adversary
         if old is None or (old.model, old.horizon, old.gamma) != (models[0], horizon, gamma):
@@ -118,6 +138,27 @@ class RamboCallback(BaseCallback):
         self._refuse_nesting()  # again: a list tells its parent only after its start
         return True
 
+    def _refuse_another_game(self, dataset: OfflineDataset) -> None:
+        """The adversary plays on raw observations, actions and rewards; so must the agent."""
+        for wrapper in _wrappers(self.training_env):
+            if not isinstance(wrapper, HARMLESS):
+                name = type(wrapper).__name__
+                raise ValueError(
+                    f"RamboCallback in a {name} environment: the world model's observations, "
+                    "actions and rewards are raw, the agent's would be others. RAMBO standardises "
+                    f"states by itself; leave {name} out"
+                )
+        agent, actions = self.model, dataset.action_space
+        world = (
+            dataset.observations.shape[1:],
+            Box(actions.low, actions.high, dtype=np.float32),
+        )
+        if (agent.observation_space.shape, agent.action_space) != world:
+            raise ValueError(
+                f"the agent sees {agent.observation_space.shape} and acts in {agent.action_space}, "
+                f"its world shows {world[0]} and takes {world[1]}: they must be the same"
+            )
+
     def _refuse_nesting(self) -> None:
         parent = self.parent
         while isinstance(parent, CallbackList):
@@ -127,3 +168,14 @@ class RamboCallback(BaseCallback):
                 f"RamboCallback inside {type(parent).__name__} would never run: pass it to learn() "
                 "itself, alone or in a list"
             )
+
+
+def _wrappers(env: VecEnv) -> Iterator[VecEnvWrapper | gym.Wrapper[Any, Any, Any, Any]]:
+    """All that stands between an agent and its world."""
+    while isinstance(env, VecEnvWrapper):
+        yield env
+        env = env.venv
+    for row in env.envs if isinstance(env, DummyVecEnv) else ():
+        while isinstance(row, gym.Wrapper):
+            yield row
+            row = row.env

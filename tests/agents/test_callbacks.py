@@ -11,6 +11,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import wrappers
+from gymnasium.spaces import Box
 from sb3_contrib import ARS, RecurrentPPO
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import (
@@ -22,7 +24,14 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecCheckNan,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 from torch import Tensor, nn
 
 from adv_worldmodel import AdvWorldModelVecEnv, OfflineDataset, WorldModel, make_sb3_env
@@ -112,12 +121,88 @@ def test_every_score_leaves_the_agent_alone(build: Make, name: str, score: Any) 
     assert callback.model_changes == 2
 
 
-def test_an_environment_in_other_units_is_refused(build: Make) -> None:
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [
+        (VecNormalize, "VecNormalize"),
+        (lambda env: VecFrameStack(env, 2), "VecFrameStack"),
+        (lambda env: VecMonitor(VecNormalize(env)), "VecNormalize"),
+    ],
+)
+def test_an_environment_in_other_units_is_refused(
+    env: AdvWorldModelVecEnv, make_algorithm: Make, wrap: Callable[[Any], Any], name: str
+) -> None:
     """The adversary would show the policy raw states, which it has never seen."""
-    model = build("PPO")
-    model.set_env(VecNormalize(model.env))
-    with pytest.raises(ValueError, match="leave VecNormalize out"):
+    model = make_algorithm("PPO", wrap(env))
+    with pytest.raises(ValueError, match=f"leave {name} out"):
         model.learn(ITERATION, callback=adversary())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda env: wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0)),
+        wrappers.NormalizeObservation,
+        wrappers.NormalizeReward,
+        lambda env: wrappers.TransformReward(env, lambda reward: -reward),
+        lambda env: wrappers.FrameStackObservation(env, 2),
+        lambda env: wrappers.TimeLimit(wrappers.NormalizeReward(env), 3),
+    ],
+)
+def test_a_row_s_wrapper_that_changes_the_game_is_refused(
+    pendulum: OfflineDataset,
+    ending_model: WorldModel,
+    make_algorithm: Make,
+    wrap: Callable[[Any], Any],
+) -> None:
+    def make_one() -> gym.Env[Any, Any]:
+        return wrap(
+            gym.make("AdvWorldModel-v0", dataset=pendulum, world_model=ending_model, device="cpu")
+        )
+
+    name = "NormalizeReward" if isinstance(make_one(), wrappers.TimeLimit) else None
+    name = name or type(make_one()).__name__
+    model = make_algorithm("SAC", DummyVecEnv([make_one]))
+    with pytest.raises(ValueError, match=f"leave {name} out"):
+        model.learn(total_timesteps=10, callback=adversary())
+
+
+class OtherActions(AdvWorldModelVecEnv):
+    """Takes actions in [-1, 1] for the world's in [-2, 2], without being a wrapper."""
+
+    def __init__(self, envs: Any) -> None:
+        super().__init__(envs)
+        self.action_space = Box(-1.0, 1.0, (1,), np.float32)
+
+    def step_async(self, actions: Any) -> None:
+        super().step_async(2.0 * actions)
+
+
+def test_spaces_other_than_the_world_s_are_refused(
+    env: AdvWorldModelVecEnv, make_algorithm: Make
+) -> None:
+    model = make_algorithm("SAC", OtherActions(env.world))
+    with pytest.raises(ValueError, match=r"acts in Box\(-1.0, 1.0, .* takes Box\(-2.0, 2.0"):
+        model.learn(ITERATION, callback=adversary())
+
+
+def test_wrappers_that_only_watch_are_let_through(
+    env: AdvWorldModelVecEnv,
+    pendulum: OfflineDataset,
+    ending_model: WorldModel,
+    make_algorithm: Make,
+) -> None:
+    def make_one() -> gym.Env[Any, Any]:
+        row = gym.make(
+            "AdvWorldModel-v0", 4, dataset=pendulum, world_model=ending_model, device="cpu"
+        )
+        return Monitor(wrappers.RecordEpisodeStatistics(row))
+
+    for watched in (VecCheckNan(VecMonitor(env)), DummyVecEnv([make_one] * 2)):
+        callback = Watched(3e-2, 3, batch_size=32)
+        n = watched.num_envs
+        make_algorithm("SAC", watched).learn(total_timesteps=3 * 5 * n, callback=callback)
+        assert callback.model_changes == 2
 
 
 def test_no_adversary_before_the_first_rollout(build: Make, ending_model: WorldModel) -> None:

@@ -9,6 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from stable_baselines3.common.distributions import (
+    DiagGaussianDistribution,
+    StateDependentNoiseDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from adv_worldmodel.protocols import Policy, ValueFunction
@@ -70,9 +75,15 @@ class OnPolicyPolicy:
 
     def _moments(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         policy = self.policy
-        if policy.use_sde:
-            gaussian = policy.get_distribution(obs).distribution
-            return gaussian.mean, gaussian.stddev
+        sb3_s = ActorCriticPolicy._get_action_dist_from_latent
+        if policy.use_sde or type(policy)._get_action_dist_from_latent is not sb3_s:
+            found = policy.get_distribution(obs)
+            if type(found) not in (DiagGaussianDistribution, StateDependentNoiseDistribution):
+                raise ValueError(
+                    f"{type(policy).__name__} acts by a {type(found).__name__}: an adversary can "
+                    "sample a DiagGaussianDistribution or a StateDependentNoiseDistribution"
+                )
+            return found.distribution.mean, found.distribution.stddev
         # not by SB3's distribution, which checks its arguments and so waits for a GPU
         features = policy.extract_features(obs, policy.pi_features_extractor)
         latent = policy.mlp_extractor.forward_actor(features)

@@ -5,13 +5,16 @@ The pendulum's actions lie in [-2, 2], so that raw and scaled ones differ by a f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import DQN
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -151,6 +154,39 @@ def test_ppo_samples_its_own_gaussian(build: Make, obs: Tensor, use_sde: bool) -
     if not use_sde:
         with NoReads():
             policy.sample(obs, noise)
+
+
+class Narrow(ActorCriticPolicy):
+    """A Gaussian of its own making: half the mean, a standard deviation of 0.1."""
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
+        mean = 0.5 * self.action_net(latent_pi)
+        log_std = torch.full_like(mean, math.log(0.1))
+        return self.action_dist.proba_distribution(mean, log_std)
+
+
+class Squashed(ActorCriticPolicy):
+    """No Gaussian, although one lies underneath."""
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
+        mean = self.action_net(latent_pi)
+        return SquashedDiagGaussianDistribution(1).proba_distribution(mean, self.log_std)
+
+
+def test_a_policy_class_s_own_gaussian_is_sampled(env: Any, obs: Tensor) -> None:
+    model = PPO(Narrow, env, n_steps=5, batch_size=80, seed=0, device="cpu")
+    policy, _ = policy_and_value(model)
+    with torch.no_grad():
+        mean = model.policy.get_distribution(obs).distribution.mean
+    found = policy.sample(obs, normals(len(obs)))
+    torch.testing.assert_close(found, mean + 0.1 * normals(len(obs)))
+
+
+def test_a_policy_class_s_own_distribution_is_refused(env: Any, obs: Tensor) -> None:
+    model = PPO(Squashed, env, n_steps=5, batch_size=80, seed=0, device="cpu")
+    policy, _ = policy_and_value(model)
+    with pytest.raises(ValueError, match=r"Squashed acts by a SquashedDiagGaussianDistribution"):
+        policy.sample(obs, normals(len(obs)))
 
 
 def test_equal_noise_gives_equal_samples(build: Make, obs: Tensor) -> None:

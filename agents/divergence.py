@@ -19,6 +19,8 @@ HISTORY = 100
 COLLAPSED = 1e-3
 #: Nats per predicted number by which held-out data may fit worse than they did.
 LOST_FIT = 0.5
+#: Beyond the data's rewards, in units of the bound and of at least 1: what rounding may do.
+REWARD_SLACK = 1e-3
 
 
 class DivergenceError(RuntimeError):
@@ -209,7 +211,8 @@ class DivergenceCallback(BaseCallback):
                 )
         reward = self._history.series("model/reward_mean")
         low, high = self._rewards
-        if reward and not low <= reward[-1] <= high:
+        below, above = (REWARD_SLACK * max(1.0, abs(bound)) for bound in (low, high))
+        if reward and not low - below <= reward[-1] <= high + above:
             self._once(
                 "reward",
                 f"the model's mean reward, {reward[-1]:.4g}, lies outside the data's range "

@@ -167,6 +167,23 @@ def test_only_the_last_value_is_worth_a_warning(
     assert message in warnings[0]
 
 
+@pytest.mark.parametrize("reward", [0.0, 1.0, -3000.0])
+def test_a_constant_reward_is_predicted_up_to_rounding(reward: float) -> None:
+    constant = OfflineDataset.from_arrays(
+        np.zeros((2, 1)), np.zeros((2, 1)), [reward] * 2, np.zeros((2, 1)), [False, False]
+    )
+    history, warnings = MetricsHistory(), list[str]()
+    callback = DivergenceCallback(constant, 0.9, history, warn=warnings.append)
+    scale = max(1.0, abs(reward))
+    for sign in (-1, 1):
+        history.write({**SOUND, "model/reward_mean": reward + sign * 1e-6 * scale}, {})
+        callback.on_rollout_start()
+    assert not warnings
+    history.write({**SOUND, "model/reward_mean": reward + 1e-2 * scale}, {})
+    callback.on_rollout_start()
+    assert len(warnings) == 1
+
+
 RUNAWAY = ("agent.gamma=0.0", "agent.critic_learning_rate=10", "agent.updates=60", "iterations=3")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from adv_worldmodel.dynamics.world_model import SMALLEST_STD
@@ -45,6 +47,7 @@ class StackedCritic(BaseModel):
 
     :param n_critics: C. :param net_arch: widths of the hidden layers, ReLU between them.
     :param layer_norm: normalise each hidden layer before its ReLU (bounds how far Q extrapolates).
+    :param share_features_extractor: the extractor is the actor's, which alone trains it.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class StackedCritic(BaseModel):
         normalize_images: bool = False,
         n_critics: int = 2,
         layer_norm: bool = False,
+        share_features_extractor: bool = False,
     ) -> None:
         super().__init__(
             observation_space,
@@ -65,6 +69,7 @@ class StackedCritic(BaseModel):
             normalize_images=normalize_images,
         )
         self.n_critics, self.layer_norm = n_critics, layer_norm
+        self.share_features_extractor = share_features_extractor
         sizes = [features_dim + get_action_dim(action_space), *net_arch, 1]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
@@ -83,9 +88,14 @@ class StackedCritic(BaseModel):
     def q_values(self, obs: Tensor, actions: Tensor, *, frozen: bool = False) -> Tensor:
         """Q of every critic, ``(C, B)``, of raw states and actions scaled to [-1, 1].
 
-        :param frozen: no gradient for the critics' own parameters, only for the arguments.
+        :param frozen: no gradient for the critics' own parameters, only for the arguments; none
+            ever reaches those of a shared features extractor.
         """
-        features = self.extract_features(obs, self.features_extractor)  # type: ignore[arg-type]
+        extract: Any = self.features_extractor
+        if frozen or self.share_features_extractor:
+            held = {name: p.detach() for name, p in extract.named_parameters()}
+            extract = partial(functional_call, extract, held)
+        features = self.extract_features(obs, extract)
         h = torch.cat([features, actions], dim=1).expand(self.n_critics, -1, -1)
         layers: list[tuple[Tensor, Tensor]] = list(zip(self.weights, self.biases, strict=True))
         norms: list[tuple[Tensor, Tensor]] = list(zip(self.gains, self.shifts, strict=True))
@@ -126,7 +136,10 @@ class RAMBOPolicy(SACPolicy):
     ) -> StackedCritic:
         """Build the critics from the policy's settings."""
         settings = self._update_features_extractor(self.critic_kwargs, features_extractor)
-        kept = ("net_arch", "features_extractor", "features_dim", "n_critics")
+        kept = (
+            "net_arch", "features_extractor", "features_dim", "n_critics",
+            "share_features_extractor",
+        )  # fmt: skip
         spaces_ = (self.observation_space, self.action_space)
         critic = StackedCritic(
             *spaces_,  # type: ignore[arg-type]

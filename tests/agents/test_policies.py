@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from agents.policies import RAMBOPolicy, StackedCritic, Standardise
@@ -97,6 +98,35 @@ def test_frozen_critics_pass_gradients_to_the_action_alone(layer_norm: bool) -> 
             assert all(p.grad is None for p in critic.parameters())
     assert all(p.grad is not None for p in critic.parameters())
     torch.testing.assert_close(grads[0], grads[1])
+
+
+class Learned(BaseFeaturesExtractor):
+    """One trainable layer."""
+
+    def __init__(self, observation_space: Box) -> None:
+        super().__init__(observation_space, features_dim=4)
+        self.layer = nn.Linear(observation_space.shape[0], 4)
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.layer(observations))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_critics_train_a_features_extractor_of_their_own_alone(
+    shared: bool, frozen: bool
+) -> None:
+    """One that they share with the actor would learn to raise Q; states have gradients anyway."""
+    policy = make_policy(features_extractor_class=Learned, share_features_extractor=shared)
+    obs, action = batch()
+    leaf = obs.clone().requires_grad_()
+    policy.critic.q_values(leaf, action, frozen=frozen).sum().backward()
+    extractor = policy.critic.features_extractor
+    assert (extractor is policy.actor.features_extractor) == shared
+    trained = {p.grad is not None for p in extractor.parameters()}
+    assert trained == {not (shared or frozen)}
+    assert leaf.grad is not None
+    assert bool((leaf.grad != 0).any())
 
 
 def test_initial_weights_are_as_wide_as_torch_s_own() -> None:

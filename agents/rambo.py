@@ -105,8 +105,6 @@ class RAMBO(SAC):
             raise ValueError(f"rollout_policy = {rollout_policy!r} is not 'current' or 'random'")
         if retain_iterations < 1 or gradient_steps < 1 or batch_size < 1:
             raise ValueError("retain_iterations, gradient_steps and batch_size must be at least 1")
-        if callable(learning_rate):
-            raise ValueError("learning_rate is a schedule, RAMBO's are constant: give a number")
         if critic_warmup < 0:
             raise ValueError(f"critic_warmup = {critic_warmup} must not be negative")
         if cloning_weight < 0.0:
@@ -173,6 +171,8 @@ class RAMBO(SAC):
         return env.num_envs * env.horizon
 
     def _setup_model(self) -> None:
+        if callable(self.learning_rate):  # SB3's load may bring one too
+            raise ValueError("learning_rate is a schedule, RAMBO's are constant: give a number")
         self.replay_buffer_class = MixedReplayBuffer
         self._attach_data()
         super()._setup_model()
@@ -181,7 +181,16 @@ class RAMBO(SAC):
             self.ent_coef_optimizer = torch.optim.Adam(
                 [self.log_ent_coef], lr=self.entropy_learning_rate, fused=True
             )
-        self.actor.optimizer.param_groups[0]["lr"] = self.actor_learning_rate
+        self._set_learning_rates()
+
+    def _set_learning_rates(self) -> None:
+        for optimizer, rate in (
+            (self.critic.optimizer, self.learning_rate),
+            (self.actor.optimizer, self.actor_learning_rate),
+            (self.ent_coef_optimizer, self.entropy_learning_rate),
+        ):
+            for group in optimizer.param_groups if optimizer is not None else ():
+                group["lr"] = rate
 
     def _attach_data(self) -> None:
         """Size the schedule and the buffer by the environment, and put its data on the device."""
@@ -368,6 +377,7 @@ class RAMBO(SAC):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._step = None  # parameters may have been loaded since: capture anew
+        self._set_learning_rates()  # those in a zip are the ones it was saved with
         return super()._setup_learn(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:

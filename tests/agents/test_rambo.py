@@ -90,22 +90,43 @@ def test_terminations_shorten_the_rollouts(make_agent: MakeAgent, ending_model: 
     assert rows.rows[0][1]["model/reward_mean"] == pytest.approx(float(batch.reward.mean()))
 
 
+def rates(model: RAMBO) -> list[float]:
+    """Critics', actor's, entropy coefficient's."""
+    assert model.ent_coef_optimizer is not None
+    optimisers = (model.critic.optimizer, model.actor.optimizer, model.ent_coef_optimizer)
+    return [o.param_groups[0]["lr"] for o in optimisers]
+
+
 def test_three_learning_rates_reach_the_three_optimisers(
     make_agent: MakeAgent, tmp_path: Path
 ) -> None:
     model = make_agent(learning_rate=1e-3, actor_learning_rate=2e-3, entropy_learning_rate=3e-3)
-
-    def rates(m: RAMBO) -> list[float]:
-        assert m.ent_coef_optimizer is not None
-        optimisers = (m.critic.optimizer, m.actor.optimizer, m.ent_coef_optimizer)
-        return [o.param_groups[0]["lr"] for o in optimisers]
-
     assert rates(model) == [1e-3, 2e-3, 3e-3]
     assert rates(make_agent()) == [3e-4, 1e-4, 1e-4]
     run(model, 1).save(tmp_path / "policy")
     assert rates(model) == [1e-3, 2e-3, 3e-3]
     loaded = RAMBO.load(tmp_path / "policy", env=model.env, device="cpu")
     assert rates(run(loaded, 1)) == [1e-3, 2e-3, 3e-3]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, [1e-3, 2e-3, 3e-3]),
+        ({"learning_rate": 1e-6, "actor_learning_rate": 2e-6}, [1e-6, 2e-6, 3e-3]),
+        ({"entropy_learning_rate": 3e-6}, [1e-3, 2e-3, 3e-6]),
+    ],
+)
+def test_a_loaded_agent_may_go_on_with_other_learning_rates(
+    make_agent: MakeAgent, tmp_path: Path, changed: dict[str, float], expected: list[float]
+) -> None:
+    model = make_agent(learning_rate=1e-3, actor_learning_rate=2e-3, entropy_learning_rate=3e-3)
+    run(model, 1).save(tmp_path / "policy")
+    loaded = RAMBO.load(tmp_path / "policy", env=model.env, device="cpu", **changed)
+    assert rates(run(loaded, 1, reset_num_timesteps=False)) == expected
+    for name, rate in changed.items():
+        setattr(model, name, rate)
+    assert rates(run(model, 1, reset_num_timesteps=False)) == expected
 
 
 def test_learning_rates_are_what_the_optimisers_do(make_agent: MakeAgent) -> None:
@@ -295,8 +316,12 @@ def test_agent_and_world_have_to_share_a_device(make_agent: MakeAgent) -> None:
 
 
 def test_a_schedule_of_the_learning_rate_is_refused(
-    pendulum: OfflineDataset, pendulum_model: WorldModel
+    pendulum: OfflineDataset, pendulum_model: WorldModel, tmp_path: Path
 ) -> None:
     env = make_sb3_env(pendulum, 4, 2, world_model=pendulum_model, device="cpu", seed=0)
+    schedule: Any = lambda progress: 1e-3 * progress  # noqa: E731
     with pytest.raises(ValueError, match="schedule"):
-        RAMBO(env=env, learning_rate=lambda progress: 1e-3 * progress)  # type: ignore[arg-type]
+        RAMBO(env=env, learning_rate=schedule)
+    RAMBO(env=env).save(tmp_path / "policy")
+    with pytest.raises(ValueError, match="schedule"):
+        RAMBO.load(tmp_path / "policy", env=env, learning_rate=schedule)

@@ -101,6 +101,10 @@ class RAMBO(SAC):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        if isinstance(policy, type) and not issubclass(policy, RAMBOPolicy):
+            raise ValueError(
+                f"{policy.__name__} is no RAMBOPolicy: give 'MlpPolicy', or subclass RAMBOPolicy"
+            )
         if rollout_policy not in ROLLOUT_POLICIES:
             raise ValueError(f"rollout_policy = {rollout_policy!r} is not 'current' or 'random'")
         if retain_iterations < 1 or gradient_steps < 1 or batch_size < 1:
@@ -128,7 +132,8 @@ class RAMBO(SAC):
         #: finished iterations (rollout and updates)
         self.iteration = 0
         policy_kwargs = dict(policy_kwargs or {})
-        policy_kwargs.setdefault("optimizer_kwargs", {"fused": True})
+        if policy_kwargs.get("optimizer_class") in (None, torch.optim.Adam, torch.optim.AdamW):
+            policy_kwargs.setdefault("optimizer_kwargs", {"fused": True})
         if _init_setup_model:
             env = _as_world(env)
             if device == "auto":

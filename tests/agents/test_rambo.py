@@ -14,10 +14,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO
+from agents.policies import RAMBOPolicy
 from tests.agents.small_agents import HORIZON, N_ENVS, UPDATES, MakeAgent, run
 
 
@@ -245,6 +247,23 @@ def test_a_features_extractor_of_the_user_s_is_kept(make_agent: MakeAgent) -> No
     assert set(policy_kwargs) == {"net_arch", "features_extractor_class"}  # left as it was given
 
 
+@pytest.mark.parametrize(
+    ("name", "fused"), [("Adam", True), ("AdamW", True), ("RMSprop", None), ("NAdam", None)]
+)
+def test_an_optimiser_of_the_user_s_is_taken(
+    make_agent: MakeAgent, name: str, fused: bool | None
+) -> None:
+    kind = getattr(torch.optim, name)
+    model = make_agent(networks={"optimizer_class": kind})
+    before = [p.detach().clone() for p in model.actor.parameters()]
+    run(model, 1)
+    for network in (model.actor, model.critic):
+        assert type(network.optimizer) is kind
+        assert network.optimizer.defaults.get("fused") is fused
+    pairs = zip(before, model.actor.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in pairs)
+
+
 # --- errors -------------------------------------------------------------------------------------
 
 
@@ -253,6 +272,17 @@ def test_another_environment_is_refused() -> None:
         RAMBO("MlpPolicy", "Pendulum-v1")
     with pytest.raises(ValueError, match="got no environment"):
         RAMBO("MlpPolicy")
+
+
+def test_a_policy_class_of_another_kind_is_refused(make_agent: MakeAgent) -> None:
+    env = make_agent().env
+    with pytest.raises(ValueError, match=r"SACPolicy is no RAMBOPolicy: .* subclass RAMBOPolicy"):
+        RAMBO(SACPolicy, env)  # type: ignore[arg-type]
+
+    class Own(RAMBOPolicy):
+        """Refined."""
+
+    assert isinstance(RAMBO(Own, env, seed=0).policy, Own)
 
 
 def test_a_loaded_policy_without_environment_says_what_it_lacks(

@@ -210,6 +210,7 @@ class RAMBO(SAC):
                 )
             dataset = env.dataset
             self.train_freq = (env.horizon, "step")
+            self._convert_train_freq()
             self.buffer_size = self.retain_iterations * self.timesteps_per_iteration
         self.replay_buffer = MixedReplayBuffer(
             self.buffer_size,
@@ -226,7 +227,6 @@ class RAMBO(SAC):
         """Go on in another world model of the same spaces; synthetic rows are dropped."""
         super().set_env(_as_world(env), force_reset)
         self._attach_data()
-        self._convert_train_freq()
 
     def clone(
         self,
@@ -382,6 +382,8 @@ class RAMBO(SAC):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._step = None  # parameters may have been loaded since: capture anew
+        if self.train_freq.frequency != _as_world(self.env).horizon:  # type: ignore[union-attr]
+            self._attach_data()  # as in another environment
         self._set_learning_rates()  # those in a zip are the ones it was saved with
         return super()._setup_learn(*args, **kwargs)
 

@@ -319,6 +319,18 @@ def test_another_world_model_replaces_rollouts_and_schedule(
     assert (model.iteration, model.num_timesteps) == (3, 200)
 
 
+def test_another_horizon_is_taken_over_whole(make_agent: MakeAgent) -> None:
+    model = run(make_agent(retain_iterations=2), 2)
+    assert model.env is not None
+    model.env.set_attr("horizon", 4)
+    lengths = []
+    for _ in range(3):
+        run(model, 1, reset_num_timesteps=False)
+        assert model.replay_buffer is not None
+        lengths.append((model.iteration, model.num_timesteps, model.replay_buffer.size()))
+    assert lengths == [(3, 200, 80), (4, 280, 160), (5, 360, 160)]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -135,8 +135,9 @@ class MemberDraw:
     def redeal(self, rows: Tensor, generator: torch.Generator) -> None:
         """Deal the rows where ``rows`` ``(B,)`` is true anew; the others keep their member.
 
-        They get each other's places and those that hold no row: the counts stay equal. A row that
-        is dealt alone, with no place empty, keeps its member; each row's stays uniform.
+        They get each other's places and those that hold no row: every member keeps its number of
+        rows. So they are no uniform draw: of the rows dealt together, each member gets about as
+        many as it gave, and a row that is dealt alone, with no place empty, keeps its member.
         """
         free = torch.ones(len(self.slots), dtype=torch.bool, device=rows.device)
         free[: self.n_rows] = rows

@@ -52,7 +52,11 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         Of the model that is fitted here, or functions that a saved one needs; a
         :class:`WorldModel` has its own.
     :param member_per: each row draws its network anew each ``"step"``, or keeps one for the
-        ``"rollout"`` until it ends (the paper's text; its authors' code draws each step).
+        ``"rollout"`` until it ends (the paper's text; its authors' code draws each step). Every
+        network steps as many rows as any other. With ``"rollout"``, networks are therefore uniform
+        over the steps, and over the rollouts that a full reset starts; rows that restart within a
+        step share the networks that ended there, so that one which ends its rollouts early starts
+        more of them than the others.
     :param device: of a model fitted or loaded here; ``"auto"`` takes a GPU where there is one.
     :param seed: of everything drawn here, until :meth:`reset` is given another. Environments that
         are made apart with the same one draw the same.

@@ -206,7 +206,18 @@ def test_redeal_leaves_the_other_rows_where_they_are() -> None:
     assert torch.equal(changed, rows)
 
 
-def test_redealt_rows_have_every_member_equally_often() -> None:
+def test_redealt_rows_share_the_members_that_they_had() -> None:
+    """The counts stay equal: three rows that end, two of member 0 and one of 1, stay theirs."""
+    g = generator(7)
+    draw = MemberDraw.draw(10, 5, g)
+    rows = draw.member == 0
+    rows[(draw.member == 1).nonzero()[0]] = True
+    for _ in range(20):
+        draw.redeal(rows, g)
+        assert sorted(draw.member[rows].tolist()) == [0, 0, 1]
+
+
+def test_rows_that_are_all_redealt_have_every_member_equally_often() -> None:
     g = generator(6)
     counts = torch.zeros(10, 5)
     rows = torch.ones(10, dtype=torch.bool)

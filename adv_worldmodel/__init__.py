@@ -1,6 +1,7 @@
 """Adversarial world models for offline reinforcement learning, as Gymnasium environments.
 
-Importing the package registers ``AdvWorldModel-v0`` with Gymnasium; nothing else happens.
+Importing the package registers ``AdvWorldModel-v0`` with Gymnasium; nothing else happens. In
+docstrings P is the paper (Rigter et al., RAMBO-RL, NeurIPS 2022, arXiv:2204.12581).
 """
 
 from __future__ import annotations

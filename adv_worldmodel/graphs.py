@@ -55,9 +55,9 @@ class GraphedStep:
     (a user's termination function that waits for the device, say), the function is called plainly.
     Every call is a real one, those of the warm-up too: nothing runs twice.
 
-    :param function: of tensors, to a tuple of tensors. Its shapes stay the same, it neither reads
-        values back nor draws random numbers (they come in as arguments), what it changes it
-        changes in place, and what it touches that was there before lives as long as itself.
+    :param function: maps tensors to a tuple of tensors. Shapes must not change. It must not read
+        values back or draw random numbers (pass them in), must change state in place, and every
+        earlier tensor that it touches must live as long as this object.
     :param device: where its tensors are.
     :param enabled: ``False`` always calls plainly.
     """
@@ -104,8 +104,8 @@ class GraphedStep:
     def _own_stream(self) -> torch.cuda.Stream:
         """A stream on which no other living step was captured.
 
-        Torch deals out its streams in turn, and in late versions a graph that is destroyed frees
-        the workspace of its stream, of which another one may be making use.
+        Torch reuses a fixed pool of streams. In late versions destroying a graph frees its stream's
+        workspace, which another graph on that stream may be using.
         """
         taken = {step._stream for step in _STEPS}
         for _ in range(POOL):
@@ -129,7 +129,7 @@ class GraphedStep:
     def _give_up(self, reason: str) -> None:
         self.enabled = False
         self._inputs = []
-        warnings.warn(f"goes on without CUDA graphs, which is slower: {reason}", stacklevel=4)
+        warnings.warn(f"running without CUDA graphs, which is slower: {reason}", stacklevel=4)
 
     def _on_side_stream(
         self, inputs: tuple[Tensor, ...], side: torch.cuda.Stream

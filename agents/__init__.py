@@ -1,7 +1,20 @@
-"""RAMBO, COMBO, and the callback that makes any SB3 algorithm adversarial in a world model."""
+"""RAMBO, COMBO, and the callback that makes any SB3 algorithm adversarial in a world model.
+
+The modules, from the algorithm outwards (in docstrings P is the paper, as in `adv_worldmodel`):
+
+* algorithm: `rambo`, `combo`, `agent_step`, `updates`, `explicit_updates`, `policies`, `actions`,
+  `buffers`, `cloning`, `values`, `callbacks`, `weights`;
+* one run: `config`, `config_files`, `settings`, `preparation`, `assembly`, `experiment`,
+  `checkpoints`, `resumption`, `run_folder`, `progress`, `divergence`, `evaluation`, `real_env`,
+  `results`, `model_check`, `rendering`;
+* many runs: `seeds`, `sweep`, `processes`, `run_groups`, `aggregate`, `intervals`, `selection`,
+  `plots`, `provenance`;
+* command line: `cli`, `experiment_commands`, `data_commands`, `collection`, `terminal`.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,18 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["COMBO", "RAMBO", "RamboCallback"]
 
 
+#: Where they are: torch and SB3 take seconds to import, and `adv-worldmodel --help` needs neither.
+_MODULES = {
+    "COMBO": "agents.combo",
+    "RAMBO": "agents.rambo",
+    "RamboCallback": "agents.callbacks",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # torch and SB3 take seconds to import: the command line's --help does without them
-    if name == "COMBO":
-        from agents.combo import COMBO
-
-        return COMBO
-    if name == "RAMBO":
-        from agents.rambo import RAMBO
-
-        return RAMBO
-    if name == "RamboCallback":
-        from agents.callbacks import RamboCallback
-
-        return RamboCallback
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

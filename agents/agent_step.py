@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from adv_worldmodel.dynamics import WorldModel
     from agents.rambo import RAMBO
 
-#: The target critics' step while only the critics learn: values of a policy that stands still need
-#: no slower targets, and with SAC's step they would take ten times as long to get to their size.
+#: Least tau while only the critics learn. The policy is fixed, so slow targets are not needed; with
+#: SAC's tau the values would take ten times as long to reach their size.
 WARMUP_TAU = 0.05
 #: One update of a batch and standard normals, which returns metrics.
 Update = Callable[[Batch, Tensor], Tensor]

@@ -87,9 +87,9 @@ def _variables(agent: RAMBO, adversary: Adversary | None) -> Iterator[tuple[str,
 def capture(agent: RAMBO, adversary: Adversary | None) -> Snapshot:
     """Copy the state of a training between two iterations.
 
-    Without the synthetic rows: those that the coming iteration does not overwrite stay as they are
-    until its end, and :func:`write` adds them. So a snapshot taken before an iteration can still
-    be written while that iteration runs.
+    The synthetic rows are not copied: :func:`write` reads them from the buffer. A snapshot can
+    still be written during the next iteration, which changes only rows that a resumed run
+    overwrites too.
     """
     buffer = agent.replay_buffer
     assert buffer is not None
@@ -146,7 +146,7 @@ def restore(agent: RAMBO, adversary: Adversary | None, snapshot: Snapshot) -> No
 
 
 def set_generator_state(generator: torch.Generator, state: Tensor, name: str) -> None:
-    """Go on with a random stream; that of another kind of device only seeds a new one."""
+    """Restore a random stream; a state from another kind of device can only seed a new one."""
     if state.numel() == generator.get_state().numel():
         generator.set_state(state)
         return

@@ -63,7 +63,7 @@ class COMBO(RAMBO):
 def conservative_gap(
     parts: SACParts, obs: Tensor, uniform: Tensor, noise: Tensor, data_q: Tensor
 ) -> Tensor:
-    """What the soft maximum of Q in the model exceeds Q in the data by, per critic ``(C,)``.
+    """Per critic, ``(C,)``: the soft maximum of Q at model states, minus Q of the data rows.
 
     E_s[log int exp Q(s, a) da] over states of the model minus E_D[Q(s, a)]: the regulariser of
     Yu et al. 2021 ("conservative policy evaluation"), E_rho[Q] - E_D[Q], with the model's states

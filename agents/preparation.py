@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Preparation:
-    """A checked experiment: nothing in it depends on the user's input being right any more.
+    """An experiment of which all user input has been checked.
 
     Attributes:
         config: as the user gave it.

@@ -23,7 +23,7 @@ __all__ = ["SeedRuns", "SeedsPlan", "prepare_seeds", "run_seeds", "train_seeds"]
 
 @dataclass(frozen=True)
 class SeedsPlan:
-    """What `run_seeds` does; nothing in it depends on the user's input being right any more."""
+    """What `run_seeds` does; all user input in it has been checked."""
 
     config: TrainConfig  #: as the user gave it
     seeds: range

@@ -14,7 +14,7 @@ START = 3e-4
 RATE = 1e-3
 #: Share of the past in the running mean of the likelihood now.
 SMOOTHING = 0.99
-#: Likewise, of the likelihood whose best is the bound's zero: what noise lets no minibatch fake.
+#: Likewise for the slower mean whose minimum is the reference: no lucky minibatch sets it.
 SETTLING = 0.999
 #: lambda's least value.
 LEAST = 1e-8
@@ -29,13 +29,15 @@ class DualWeight:
     transition: at most ``xi``. It is P's divergence as far as the data are draws of the best model;
     between two models that fit the data equally well it sees nothing.
 
-    The best is that of a mean over some 1000 updates: shorter ones take the optimiser's luck for
-    the best, and then its next step for an excess. So a model that loses likelihood as fast as it
-    gained it has lost that of some 1000 updates before the bound is felt.
+    The reference, the best, is initially the fit's. A fit that was stopped early goes on gaining
+    likelihood under adversarial updates, by several nats; measured against the fit alone, lambda
+    would then grow until the adversary had spent them all.
 
-    It is at first the fit's. A fit that was stopped early goes on gaining likelihood under
-    adversarial updates, by several nats; measured against the fit alone, lambda would then grow
-    until the adversary had spent them all.
+    It is the minimum of a mean over some 1000 updates. A shorter mean takes a lucky step for the
+    best, and the next ordinary one for a violation: over 100 updates, alone or with a margin of xi,
+    that switched the adversary off where the likelihood is restless. The price: while the model
+    gains, the reference lies behind by what 900 updates gain, which can be many xi, and a model
+    that loses likelihood as fast as it gained it loses that much before the bound reacts.
 
     While the excess is below ``xi`` lambda grows, above it shrinks. Its speed and its size are
     bounded, since a model that moves faster than the critic can follow is no adversary any more.

@@ -97,7 +97,7 @@ class ExplicitModelGradient:
         #: rows of a member that come from the model; those of the data follow
         self.n_rows = n if self.mixture else n_slots(n, members) // members
         self.networks = ExplicitEnsemble(model.ensemble, self.n_rows + n)
-        #: the loss's gradient in each row's misfit, (E, R): that of the data's is always the same
+        #: derivative of the loss in each row's misfit, (E, R); constant for the data's rows
         self.pull = model.target_mean.new_full(
             (members, self.n_rows + n), 1.0 / (n * model.ensemble.output_dim)
         )

@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
+    SubprocVecEnv,
     VecCheckNan,
     VecEnv,
     VecEnvWrapper,
@@ -103,7 +104,8 @@ class RamboCallback(BaseCallback):
                 "RamboCallback needs a world model to change: train in "
                 "adv_worldmodel.make_sb3_env(dataset, ...)"
             ) from e
-        if any(model is not models[0] for model in models):
+        copied = isinstance(env.unwrapped, SubprocVecEnv)  # a process of its own has its own model
+        if copied or any(model is not models[0] for model in models):
             raise ValueError(
                 "the environments hold different world models: use make_sb3_env(dataset, "
                 "n_envs=...), whose rows share one, or pass the same world_model= to each"

@@ -27,6 +27,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
+    SubprocVecEnv,
     VecCheckNan,
     VecFrameStack,
     VecMonitor,
@@ -320,6 +321,21 @@ def test_gymnasium_environments_that_share_a_model(
     model = make_algorithm("SAC", DummyVecEnv([make_one] * 2))
     model.learn(total_timesteps=30, callback=callback)  # 2 rows x 5 steps, three times
     assert callback.model_changes == 2
+
+
+def test_an_environment_in_another_process_has_a_model_of_its_own(
+    pendulum: OfflineDataset, ending_model: WorldModel, make_algorithm: Make
+) -> None:
+    def make_one() -> gym.Env[Any, Any]:
+        return gym.make(
+            "AdvWorldModel-v0", dataset=pendulum, world_model=ending_model, device="cpu"
+        )
+
+    env = SubprocVecEnv([make_one], start_method="fork")
+    model = make_algorithm("SAC", env)
+    with pytest.raises(ValueError, match="hold different world models"):
+        model.learn(total_timesteps=10, callback=adversary())
+    env.close()
 
 
 def test_gymnasium_environments_with_models_of_their_own_are_refused(

@@ -89,6 +89,7 @@ JOBS ?= 2
 FIGURES := build/figures
 .PHONY: figures
 figures: $(STAMP)
+	rm -rf $(FIGURES)/careful-driver $(FIGURES)/pendulum
 	$(BIN)/python examples/illustrative_mdp.py --seeds 0:10 --jobs $(JOBS) --out $(FIGURES)/illustrative
 	$(BIN)/python examples/careful_driver.py --seeds 0:5 --jobs $(JOBS) --out $(FIGURES)/careful-driver
 	$(BIN)/python examples/single_transition.py --seeds 20 --jobs $(JOBS) --choose-beta 5 --out $(FIGURES)/single

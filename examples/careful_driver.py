@@ -6,7 +6,8 @@ it accelerates off the road, and no more fitting to the same log helps. With the
 policy stays about as fast as the driver was.
 
 Makes the log, trains every variant on every seed (what is finished is not done again), and writes
-table.md and careful-driver.png.
+table.md and careful-driver.png. Exits with 1 where a run failed or, without settings of the command
+line, a mean return is not what the story says: below 20 without the adversary, above 65 at 0.3.
 
 For example: python examples/careful_driver.py --seeds 0:5 --jobs 2 --out careful-driver
 """
@@ -20,8 +21,9 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from agents.plots import compare_curves
-from agents.provenance import made_now
+from agents.provenance import made_from
 from agents.run_folder import RunFolder
+from agents.run_groups import find_runs, group_runs
 from agents.sweep import plan_sweep, run_sweep
 
 HERE = Path(__file__).resolve().parent
@@ -95,18 +97,40 @@ VARIANTS = [
 ]
 DRAWN = [label for label, _, _ in VARIANTS if label.startswith("lambda 0, ")]
 DRAWN += ["lambda 0.3", "lambda by the constraint, xi = 0.1"]
+#: Bounds of the mean return, open ones, by label.
+EXPECTED = {
+    "lambda 0, model frozen at its fit": (-np.inf, 20.0),
+    "lambda 0, fit continued": (-np.inf, 20.0),
+    "lambda 0.3": (65.0, np.inf),
+}
+
+
+def finished(folders):
+    """Those of the run folders whose run came to its end."""
+    return [folder for folder in folders if folder.read_result()["status"] == "finished"]
+
+
+def returns_of(folders):
+    """The returns of the runs that finished."""
+    return [folder.read_result()["return_mean"] for folder in finished(folders)]
+
+
+def as_expected(label, folders):
+    """Whether the variant's mean return lies within its bounds."""
+    low, high = EXPECTED[label]
+    returns = returns_of(folders)
+    return bool(returns) and low < np.mean(returns) < high
 
 
 def table(runs):
     """Markdown lines: returns over the seeds of each variant."""
     lines = ["| | mean return | std | by seed | failed |", "|---|---|---|---|---|"]
     for label, folders in runs.items():
-        results = [folder.read_result() for folder in folders]
-        returns = [r["return_mean"] for r in results if r["status"] == "finished"]
+        returns = returns_of(folders)
         by_seed = ", ".join(f"{value:.1f}" for value in returns)
         std = f"{np.std(returns, ddof=1):.1f}" if len(returns) > 1 else "-"
         mean = f"{np.mean(returns):.1f}" if returns else "-"
-        lines.append(f"| {label} | {mean} | {std} | {by_seed} | {len(results) - len(returns)} |")
+        lines.append(f"| {label} | {mean} | {std} | {by_seed} | {len(folders) - len(returns)} |")
     return lines
 
 
@@ -126,7 +150,7 @@ def main():
     np.savez_compressed(log, **data)
     behaviour = data["rewards"].reshape(-1, STEPS).sum(1).mean()
 
-    runs = {}
+    runs, failed = {}, False
     variants = [variant for variant in VARIANTS if args.only in variant[0]]
     if not variants:
         parser.error(f"--only {args.only}: no variant's name holds it")
@@ -142,7 +166,7 @@ def main():
             )
         except ValueError as error:  # a setting, seeds, or a folder that is taken
             parser.error(str(error))
-        run_sweep(plan)
+        failed |= bool(run_sweep(plan))
         runs[label] = [RunFolder(plan.folder / name) for name in plan.configs]
 
     lines = [
@@ -154,18 +178,23 @@ def main():
     for share in (0.7, 0.8, 0.9, 1.0, 1.2):
         by_episode = drive(share, 20 * STEPS, seed=1, noise=0.0)["rewards"].reshape(20, STEPS)
         lines.append(f"* {share:.0%}: {by_episode.sum(1).mean():.1f}")
-    lines += ["", made_now()]
+    found = find_runs(folder.path for folders in runs.values() for folder in folders)
+    lines += ["", *made_from(group_runs(found))]
+    checked = [label for label in EXPECTED if label in runs and not args.overrides]
+    wrong = [label for label in checked if not as_expected(label, runs[label])]
+    lines += [f"NOT AS EXPECTED: the mean return of {label}." for label in wrong]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     evaluated = {
-        label: [f.path for f in runs.get(label, []) if f.evaluations.is_file()] for label in DRAWN
+        label: [f.path for f in finished(runs.get(label, [])) if f.evaluations.is_file()]
+        for label in DRAWN
     }
     curves = {label: paths for label, paths in evaluated.items() if paths}
     picture = args.out / "careful-driver.png"
     if curves:
         title = "the log of a careful driver"
         compare_curves(curves, picture, behaviour_return=behaviour, title=title)
-    return 0
+    return int(failed or bool(wrong))
 
 
 def _folder(label):

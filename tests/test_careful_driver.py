@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from agents.config import dump_config
+from agents.run_folder import RunFolder, write_json
+from agents.sweep import SweepPlan
 from tests.example_scripts import EXAMPLES, load_example
 
 SCRIPT = EXAMPLES / "careful_driver.py"
@@ -76,6 +80,98 @@ def test_a_variant_is_trained_tabled_and_drawn(tmp_path: Path) -> None:
     config = (folder / "config.yaml").read_text()
     assert "continue_fit: true" in config
     assert "weight: 0.0" in config
+
+
+HEADER = "iteration,return_mean,return_std,length_mean,score\n"
+
+
+def made_up(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, **means: float
+) -> None:
+    """Let runs be made up, by the setting in their folder's name: `a0_3=70`; nan: it diverged."""
+
+    def run_sweep(plan: SweepPlan) -> dict[str, str]:
+        plan.lock.close()
+        errors = {}
+        for name, config in plan.configs.items():
+            mean = means[name.partition("/")[0].replace(".", "_").rpartition("=")[2]]
+            path = plan.folder / name
+            path.mkdir(parents=True)
+            done, text = bool(np.isfinite(mean)), f"1,{mean},0.0,100.0,\n"
+            RunFolder(path).config.write_text(dump_config(config))
+            RunFolder(path).evaluations.write_text(HEADER + text * done)
+            write_json(
+                RunFolder(path).result,
+                {
+                    "status": "finished" if done else "diverged",
+                    "error": None if done else "it ran away",
+                    "return_mean": mean,
+                    "written": "2026-01-02T03:04:05+00:00",
+                    "versions": {"torch": "2.6.0"},
+                },
+            )
+            errors |= {} if done else {name: "it ran away"}
+        return errors
+
+    monkeypatch.setattr(script, "run_sweep", run_sweep)
+    monkeypatch.setattr(script, "N_ROWS", 200)
+    monkeypatch.chdir(folder)
+
+
+def main(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["careful_driver.py", "--out", "o", "--seeds", "0", *words])
+    code = script.main()
+    assert isinstance(code, int)
+    return code
+
+
+@pytest.mark.parametrize(
+    ("only", "mean", "code"),
+    [("frozen", 19.0, 0), ("frozen", 21.0, 1), ("continued", 21.0, 1), ("0.3", 66.0, 0),
+     ("0.3", 64.0, 1), ("3e-2", 5.0, 0)],
+)  # fmt: skip
+def test_another_story_than_the_one_told_is_a_failure(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    only: str,
+    mean: float,
+    code: int,
+) -> None:
+    made_up(script, monkeypatch, tmp_path, **dict.fromkeys(["false", "true", "0_3", "0_03"], mean))
+    assert main(script, monkeypatch, "--only", only) == code
+    assert ("NOT AS EXPECTED" in Path("o/table.md").read_text()) == bool(code)
+    # of other settings nothing is promised
+    shutil.rmtree("o")
+    assert main(script, monkeypatch, "--only", only, "iterations=2") == 0
+
+
+def test_the_table_has_the_dates_and_versions_of_its_runs(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made_up(script, monkeypatch, tmp_path, **{"0_3": 70.0})
+    assert main(script, monkeypatch, "--only", "0.3") == 0
+    text = Path("o/table.md").read_text()
+    assert "seeds 0, trained 2026-01-02" in text
+    assert text.splitlines()[-1] == "With torch 2.6.0."
+
+
+def test_a_run_that_diverged_is_a_failure_and_not_drawn(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It has no evaluation; the other variant of the picture has one."""
+    made_up(script, monkeypatch, tmp_path, false=5.0, true=np.nan)
+    assert main(script, monkeypatch, "--only", "lambda 0, ", "iterations=2") == 1
+    assert "| lambda 0, fit continued | - | - |  | 1 |" in Path("o/table.md").read_text()
+    assert Path("o/careful-driver.png").is_file()
+
+
+def test_make_figures_begins_its_sweeps_anew() -> None:
+    words = ["make", "-n", "figures", "PYTHON=python3"]
+    done = subprocess.run(words, cwd=EXAMPLES.parent, capture_output=True, text=True, check=True)
+    *_, removed = (line for line in done.stdout.splitlines() if line.startswith("rm -rf"))
+    assert removed == "rm -rf build/figures/careful-driver build/figures/pendulum"
+    assert done.stdout.index(removed) < done.stdout.index("examples/careful_driver.py")
 
 
 @pytest.mark.slow

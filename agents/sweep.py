@@ -9,18 +9,26 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
 from agents.aggregate import aggregate, markdown
 from agents.checkpoints import has_trained
-from agents.config import TrainConfig, load_config
+from agents.config import TrainConfig, flat_settings, load_config
 from agents.config_files import split_override
+from agents.preparation import read_dataset
 from agents.processes import RunProcesses, cores
 from agents.resumption import FREE
 from agents.run_folder import LOCK, RunFolder, check_new_folder, check_unlocked, lock_folder
-from agents.run_groups import BESIDE, compared_settings, find_runs, group_runs, setting_text
+from agents.run_groups import (
+    BESIDE,
+    READ_WITH,
+    compared_settings,
+    find_runs,
+    group_runs,
+    setting_text,
+)
 
 __all__ = ["PRESETS", "SweepPlan", "parse_seeds", "plan_sweep", "run_sweep", "split_values"]
 
@@ -98,9 +106,9 @@ def plan_sweep(
         jobs: runs at the same time; default: as many as there are cores, on a GPU at most 4.
 
     Raises:
-        FileNotFoundError, ValueError: a wrong setting in any combination, an occupied folder, or
-            another sweep at work in it. Data sets are read by the runs: one that is missing fails
-            its own runs only.
+        FileNotFoundError, ValueError: a wrong setting in any combination, an occupied folder, runs
+            of other data in it, or another sweep at work in it. Data sets are read by the runs: one
+            that is missing fails its own runs only.
     """
     overrides = list(overrides)
     base = load_config(config, overrides)
@@ -133,12 +141,12 @@ def plan_sweep(
         for seed in numbers
         for name in (f"{of_seeds}/seed-{seed}",)
     }
-    lock = _lock(folder)
-    finished = frozenset(name for name, config in configs.items() if _is_finished(config))
+    lock, data = _lock(folder), _Contents()
+    finished = frozenset(name for name, config in configs.items() if _is_finished(config, data))
     for name in configs.keys() - finished:
         check_unlocked(_out(configs[name]))
     begun = frozenset(
-        name for name, config in configs.items() if name not in finished and _goes_on(config)
+        name for name, config in configs.items() if name not in finished and _goes_on(config, data)
     )
     return SweepPlan(folder, configs, finished, begun, at_once, lock)
 
@@ -255,19 +263,41 @@ def _lock(folder: Path) -> IO[str]:
     return lock_folder(folder, "another sweep", "give another out=FOLDER")
 
 
-def _goes_on(config: TrainConfig) -> bool:
+class _Contents:
+    """The content hash of the data that configurations name, each read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[Any, ...], str | None] = {}
+
+    def of(self, config: TrainConfig) -> str | None:
+        """None if they cannot be read: their own runs say why."""
+        settings = flat_settings(config)
+        key = tuple(settings[name] for name in ("dataset", *READ_WITH))
+        if key not in self._read:
+            try:
+                self._read[key] = read_dataset(config).content_hash
+            except (ValueError, OSError):
+                self._read[key] = None
+        return self._read[key]
+
+
+def _goes_on(config: TrainConfig, data: _Contents) -> bool:
     """Whether the run's folder holds a checkpoint of this run; ValueError if of another one."""
     folder = RunFolder(_out(config))
     if not has_trained(folder.checkpoints):  # nothing to lose but the clone
         return False
-    _check_same(config, folder, "an unfinished run", FREE)
+    _check_same(config, folder, "an unfinished run", data, FREE)
     return True
 
 
 def _check_same(
-    config: TrainConfig, folder: RunFolder, what: str, free: Sequence[str] = ()
+    config: TrainConfig,
+    folder: RunFolder,
+    what: str,
+    data: _Contents,
+    free: Sequence[str] = (),
 ) -> None:
-    """ValueError unless the run in `folder` has the settings of `config`, but those in `free`."""
+    """ValueError unless the run in `folder` has the data and settings of `config`, but `free`."""
     there = load_config(folder.config)
     wanted, found = ({"seed": c.seed} | compared_settings(c) for c in (config, there))
     differing = [key for key, value in wanted.items() if found[key] != value and key not in free]
@@ -276,9 +306,15 @@ def _check_same(
             f"{folder.path} holds {what} of other settings ({', '.join(differing)}): give another "
             "out=FOLDER"
         )
+    read = folder.read_result().get("content_hash") if folder.result.is_file() else None
+    if read is not None and data.of(config) not in (None, read):
+        raise ValueError(
+            f"{folder.path} holds {what} of other data ({config.dataset} has changed since): give "
+            "another out=FOLDER, or remove that folder"
+        )
 
 
-def _is_finished(config: TrainConfig) -> bool:
+def _is_finished(config: TrainConfig, data: _Contents) -> bool:
     """Whether the run's folder holds the finished run; ValueError if it holds something else."""
     folder = RunFolder(_out(config))
     if not folder.path.exists():
@@ -288,5 +324,5 @@ def _is_finished(config: TrainConfig) -> bool:
         raise ValueError(f"{folder.path} holds files, but no run: give another out=FOLDER")
     if not folder.result.is_file() or folder.read_result().get("status") != "finished":
         return False
-    _check_same(config, folder, "a finished run")
+    _check_same(config, folder, "a finished run", data)
     return True

@@ -228,6 +228,8 @@ SWEEPS: list[Case] = [
     (sweep("--seeds", "0:9999999"), "--seeds 0:9999999", "at most"),
     (sweep("--jobs", "0"), "--jobs: expected a whole number of"),
 ]
+FINISHED = (*TINY, "iterations=2", "checkpoint_every=1")
+OTHER_DATA = bad.changed("result.json", content_hash="0")
 RUNS: list[Case] = [
     (bad.words("evaluate", "none"), "no run folder at none: give a folder that"),
     (evaluate(bad.removed("result.json")), "run is not a run folder (it holds no result.json)"),
@@ -274,7 +276,7 @@ RUNS: list[Case] = [
     (resume(bad.removed("config.yaml")), "run cannot go on: it holds no config.yaml", "good copy"),
     (resume(bad.cut("config.yaml")), "config.yaml: "),
     (resume(bad.cut("result.json")), "result.json is not valid JSON"),
-    (resume(bad.changed("result.json", content_hash="0")), "its content has changed", "bring the"),
+    (resume(OTHER_DATA), "its content has changed", "bring the"),
     (resume(bad.unchanged, "agent.gamma=0.9"), "agent.gamma would change the result", "or resume"),
     (resume(bad.unchanged, "iterations=1"), "has done 2 iterations already: give iterations=2"),
     (resume(bad.unchanged, "--overwrite"), "--resume goes on with a run", "give one of them"),
@@ -328,6 +330,11 @@ RUNS: list[Case] = [
         "holds a finished run of other settings (",
         "give another out=FOLDER",
     ),
+    (
+        bad.words("sweep", "pendulum-random", *FINISHED, bad.out(bad.of_sweep(OTHER_DATA))),
+        "seed-0 holds a finished run of other data (pendulum-random has changed since)",
+        "give another out=FOLDER, or remove that folder",
+    ),
 ]
 RANDOM = ("data", "make", "Pendulum-v1", "--policy", "random", "--rows", "3")
 MAKING: list[Case] = [
@@ -351,8 +358,7 @@ CASES = [*FILES, *NUMBERS, *STORES, *CONFIGS, *COMMANDS, *SWEEPS, *RUNS, *MAKING
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two iterations with a checkpoint of each."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    settings = (*TINY, "iterations=2", "checkpoint_every=1", f"out={out}")
-    assert main(["train", "pendulum-random", *settings]) == 0
+    assert main(["train", "pendulum-random", *FINISHED, f"out={out}"]) == 0
     return out
 
 

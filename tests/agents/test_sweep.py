@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from agents import sweep
 from agents.cli import _parser, main
 from agents.config import flat_settings, load_config
+from agents.preparation import read_dataset
 from agents.run_folder import RunFolder, run_locked, write_json
 from agents.sweep import SweepPlan, parse_seeds, plan_sweep, split_values
 from tests.agents.made_up_runs import make_run
@@ -147,6 +149,28 @@ def test_only_finished_runs_of_the_same_settings_are_skipped(tmp_path: Path) -> 
     assert found.finished == {name.format(0, 0)}
     with pytest.raises(ValueError, match=r"finished run of other settings \(iterations\)"):
         plan(tmp_path, "iterations=7", grid=grid, seeds="0:2")
+
+
+def test_runs_of_data_that_have_changed_are_not_skipped(tmp_path: Path) -> None:
+    data = tmp_path / "log.npz"
+    words = [f"dataset={data}", "data.env_id=Pendulum-v1"]
+
+    def write(reward: float) -> None:
+        arrays = {key: np.zeros((9, 3)) for key in ("observations", "next_observations")}
+        actions = np.linspace(-1, 1, 9)[:, None]
+        ends = {"rewards": np.full(9, reward), "terminals": np.zeros(9, bool)}
+        np.savez(data, actions=actions, **arrays, **ends)
+
+    write(1.0)
+    content = read_dataset(load_config("pendulum-random", words)).content_hash
+    folder = tmp_path / "out" / "pendulum-random" / "seed-0"
+    make_run(folder, *words, content_hash=content)
+    assert len(plan(tmp_path / "out", *words).finished) == 1
+    write(2.0)
+    with pytest.raises(ValueError, match=r"a finished run of other data \(.*log\.npz has changed"):
+        plan(tmp_path / "out", *words)
+    data.unlink()  # what is finished stays so
+    assert len(plan(tmp_path / "out", *words).finished) == 1
 
 
 def test_a_checkpoint_of_other_settings_is_not_thrown_away(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -165,6 +166,19 @@ class AgentConfig(Section):
         str | float, Setting("nats; auto: minus the action's size", pattern=_TARGET_ENTROPY)
     ] = "auto"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cloning_weight > 0.0 and round(self.real_ratio * self.batch_size) < 1:
+            raise ValueError(
+                f"agent.cloning_weight = {self.cloning_weight}: needs rows of data, of which "
+                f"agent.real_ratio = {self.real_ratio} puts none into a batch of {self.batch_size}"
+            )
+        if isinstance(self.ent_coef, str) and not 0.0 < self.first_alpha < math.inf:
+            raise ValueError(
+                f"agent.ent_coef = {self.ent_coef!r}: expected a start value above 0; without "
+                "entropy, agent.ent_coef=0"
+            )
+
     @property
     def first_alpha(self) -> float:
         """The entropy coefficient before the first update: SB3's reading of `ent_coef`."""
@@ -273,6 +287,12 @@ class TrainConfig(Section):
         if self.seed + (self.seeds or 1) > 2**32:
             raise ValueError(
                 f"seeds = {self.seeds}: from seed = {self.seed} on, seeds would pass {2**32 - 1}"
+            )
+        if self.agent.critic_warmup >= self.iterations:
+            raise ValueError(
+                f"agent.critic_warmup = {self.agent.critic_warmup}: in iterations = "
+                f"{self.iterations} only the critics would learn; give a smaller warm-up or more "
+                "iterations"
             )
 
 

@@ -205,6 +205,10 @@ BAD_OVERRIDES = [
     ("agent.gamma=true", r"agent\.gamma = True: expected a number"),
     ("agent.ent_coef=-1", r"agent\.ent_coef = -1\.0: must be at least 0"),
     ("agent.ent_coef=auto_high", r"agent\.ent_coef = 'auto_high': expected auto, auto_X"),
+    ("agent.ent_coef=auto_0", r"agent\.ent_coef = 'auto_0': expected a start value above 0; .*=0"),
+    ("agent.ent_coef=auto_0.0e3", r"agent\.ent_coef = 'auto_0\.0e3': expected a start value"),
+    ("agent.ent_coef=auto_1e999", r"agent\.ent_coef = 'auto_1e999': expected a start value"),
+    ("agent.critic_warmup=20", r"agent\.critic_warmup = 20: in iterations = 20 only the critics"),
     ("agent.target_entropy=low", r"agent\.target_entropy = 'low': expected auto"),
     ("agent.hidden_sizes=256", r"hidden_sizes = 256: expected a list of whole numbers"),
     ("agent.hidden_sizes=[]", r"hidden_sizes = \[\]: expected at least one number"),
@@ -240,6 +244,19 @@ def test_a_bad_override_is_one_line_that_names_the_key(override: str, message: s
     with pytest.raises(ValueError, match=message) as caught:
         load_config("pendulum-random", [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ratio", ["0", "1e-3"])  # 1e-3 of the 256 rows is none
+def test_a_clone_is_not_kept_without_rows_of_data(ratio: str) -> None:
+    words = [f"agent.real_ratio={ratio}"]
+    assert load_config("pendulum-random", words).agent.cloning_weight == 0.0
+    with pytest.raises(ValueError, match=r"agent\.cloning_weight = 0\.1: needs rows of data"):
+        load_config("pendulum-random", [*words, "agent.cloning_weight=0.1"])
+
+
+def test_one_iteration_after_the_warm_up_is_enough() -> None:
+    words = ["agent.critic_warmup=9", "iterations=10", "agent.ent_coef=auto_1e-9"]
+    assert load_config("pendulum-random", words).agent.critic_warmup == 9
 
 
 BAD_FILES = [

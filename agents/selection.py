@@ -13,7 +13,10 @@ from agents.run_groups import Group, Run, known
 __all__ = ["Candidate", "Selection", "report", "select"]
 
 #: Settings that change what a value means: between them, values say nothing.
-VALUE_SETTINGS = ("agent.gamma", "agent.entropy_in_target", "data.reward_offset")
+VALUE_SETTINGS = (
+    "agent.gamma", "agent.entropy_in_target", "agent.ent_coef", "agent.target_entropy",
+    "agent.cloning_weight", "agent.n_critics", "data.reward_offset",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

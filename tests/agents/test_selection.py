@@ -10,6 +10,7 @@ import pytest
 from agents.cli import main
 from agents.run_groups import find_runs, group_runs
 from agents.selection import Selection, report, select
+from agents.sweep import PRESETS
 from tests.agents.made_up_runs import make_run
 
 
@@ -111,6 +112,30 @@ def test_values_that_mean_different_things_are_not_compared(tmp_path: Path) -> N
     differs, impossible = selection(tmp_path).doubts
     assert differs.startswith("agent.gamma differs")
     assert impossible.startswith("agent.gamma=0.9: seed 0 has a mean Q of 60.0, above the 50.0")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["agent.ent_coef=0.1", "agent.target_entropy=-3", "agent.cloning_weight=0.02",
+     "agent.n_critics=4"],
+)  # fmt: skip
+def test_values_of_other_entropy_costs_or_minima_are_not_compared(
+    tmp_path: Path, setting: str
+) -> None:
+    numbers = {"q_avg": 1.0, "q_var": 1.0, "return_mean": 1.0}
+    make_run(tmp_path / "a", **numbers)
+    make_run(tmp_path / "b", setting, **numbers)
+    (doubt,) = selection(tmp_path).doubts
+    assert doubt.startswith(f"{setting.partition('=')[0]} differs between candidates")
+
+
+def test_the_paper_s_candidates_are_compared(tmp_path: Path) -> None:
+    numbers = {"q_avg": 1.0, "q_var": 1.0, "return_mean": 1.0}
+    for number, settings in enumerate(PRESETS["paper"]):
+        make_run(tmp_path / str(number), *settings, **numbers)
+    chosen = selection(tmp_path)
+    assert len(chosen.candidates) == 3
+    assert chosen.doubts == ()
 
 
 def test_nothing_to_choose_from_is_a_failure(

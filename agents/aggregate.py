@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.intervals import Summary, summarise
+from agents.planned_runs import PlannedRun
 from agents.provenance import made_from
 from agents.run_folder import write_text
 from agents.run_groups import Group, Run, known
@@ -55,13 +56,20 @@ def _minutes(runs: Sequence[Run]) -> float | None:
     return statistics.fmean(totals) / 60 if totals else None
 
 
-def markdown(rows: Sequence[Row], groups: Sequence[Group], *, left_out: int = 0) -> str:
+def markdown(
+    rows: Sequence[Row],
+    groups: Sequence[Group],
+    *,
+    left_out: int = 0,
+    planned: Sequence[PlannedRun] = (),
+) -> str:
     """The table, what its columns mean, why runs are missing in it, and what it was made from.
 
     Args:
         rows: of `aggregate(groups)`.
         groups: the runs.
         left_out: how many runs were left out for newer ones of the same settings and seed.
+        planned: runs without a result, of which no group knows.
     """
     scored = any(row.scores is not None for row in rows)
     header = ["data set", "configuration", "seeds", *_headers("return")]
@@ -83,6 +91,7 @@ def markdown(rows: Sequence[Row], groups: Sequence[Group], *, left_out: int = 0)
     for run in missing:
         parts = ["Not in it", str(run.folder.path), run.status, run.result.get("error")]
         lines.append(": ".join(filter(None, parts)))
+    lines += [f"Not in it: {run.folder}: planned, without a result" for run in planned]
     gone_on = [run for group in groups for run in group.runs if run.diverged_and_went_on]
     lines += [f"Diverged, and went on: {run.folder.path}" for run in gone_on]
     if left_out:

@@ -88,6 +88,7 @@ def add_experiment_parsers(
 
 def _results(args: argparse.Namespace) -> int:
     from agents.aggregate import aggregate, markdown, write_csv
+    from agents.planned_runs import find_missing
     from agents.run_folder import check_file, write_text
     from agents.run_groups import find_runs, group_runs
 
@@ -98,7 +99,8 @@ def _results(args: argparse.Namespace) -> int:
     runs = find_runs(args.runs)
     groups = group_runs(runs)
     rows = aggregate(groups)
-    table = markdown(rows, groups, left_out=len(runs) - sum(len(group.runs) for group in groups))
+    left_out = len(runs) - sum(len(group.runs) for group in groups)
+    table = markdown(rows, groups, left_out=left_out, planned=find_missing(args.runs))
     if args.plot is not None:  # first, since it reads more files of the runs
         from agents.plots import plot_groups
 
@@ -114,10 +116,11 @@ def _results(args: argparse.Namespace) -> int:
 
 
 def _select(args: argparse.Namespace) -> int:
+    from agents.planned_runs import find_missing
     from agents.run_groups import find_runs, group_runs
     from agents.selection import report, select
 
-    selections = select(group_runs(find_runs(args.runs)))
+    selections = select(group_runs(find_runs(args.runs)), find_missing(args.runs))
     print("\n\n".join(report(selection) for selection in selections))
     without = [s.dataset for s in selections if s.choice is None]
     if without:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from agents.aggregate import markdown_table, number
+from agents.planned_runs import PlannedRun
 from agents.results import Q_VAR_ITERATIONS
 from agents.run_groups import Group, Run, known
 
@@ -60,20 +61,27 @@ class Selection:
         return _difference(self.best.mean_score, self.choice.mean_score)
 
 
-def select(groups: Sequence[Group]) -> list[Selection]:
+def select(groups: Sequence[Group], missing: Iterable[PlannedRun] = ()) -> list[Selection]:
     """Choose a configuration on each data set by the least mean Q_avg + Q_var (P B.5).
 
     Only runs that finished count: what a run that ran away says of its values is worth nothing.
+    Planned runs that are missing are a reason for doubt.
     """
-    datasets = dict.fromkeys(group.dataset for group in groups)
-    return [_select(name, [g for g in groups if g.dataset == name]) for name in datasets]
+    names = {run.settings["dataset"]: group.dataset for group in groups for run in group.runs}
+    absent: dict[str, list[PlannedRun]] = {group.dataset: [] for group in groups}
+    for run in missing:
+        absent.setdefault(names.get(run.dataset, run.dataset), []).append(run)
+    return [
+        _select(name, [g for g in groups if g.dataset == name], absent[name]) for name in absent
+    ]
 
 
-def _select(dataset: str, groups: Sequence[Group]) -> Selection:
+def _select(dataset: str, groups: Sequence[Group], missing: Sequence[PlannedRun]) -> Selection:
     candidates = tuple(map(_candidate, groups))
     choice = _least([(c.heuristic, c) for c in candidates])
     best = _least([(None if c.mean_return is None else -c.mean_return, c) for c in candidates])
-    return Selection(dataset, candidates, choice, best, tuple(_doubts(groups)))
+    doubts = (*_doubts(groups), *(f"{run.folder}: planned, without a result" for run in missing))
+    return Selection(dataset, candidates, choice, best, doubts)
 
 
 def _least(rated: Sequence[tuple[float | None, Candidate]]) -> Candidate | None:
@@ -107,7 +115,7 @@ def _doubts(groups: Sequence[Group]) -> list[str]:
     doubts += [
         f"{key} differs between candidates: their values cannot be compared"
         for key in VALUE_SETTINGS
-        if key in groups[0].settings
+        if groups and key in groups[0].settings
     ]
     seeds = sorted({run.seed for group in groups for run in group.runs})
     for group in groups:

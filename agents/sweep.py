@@ -17,6 +17,7 @@ from agents.aggregate import aggregate, markdown
 from agents.checkpoints import has_trained
 from agents.config import TrainConfig, flat_settings, load_config
 from agents.config_files import split_override
+from agents.planned_runs import add_planned, read_planned
 from agents.preparation import read_dataset
 from agents.processes import RunProcesses, cores
 from agents.resumption import FREE
@@ -142,6 +143,7 @@ def plan_sweep(
         for name in (f"{of_seeds}/seed-{seed}",)
     }
     lock, data = _lock(folder), _Contents()
+    read_planned(folder)  # what is wrong with it is said before anything starts
     finished = frozenset(name for name, config in configs.items() if _is_finished(config, data))
     for name in configs.keys() - finished:
         check_unlocked(_out(configs[name]))
@@ -165,6 +167,7 @@ def run_sweep(plan: SweepPlan, *, progress: bool = True) -> dict[str, str]:
         f"sweep        {len(plan.configs)} runs, {len(plan.finished)} of them finished before;"
     )
     runs.say(f"             {plan.at_once} at once, n_threads={threads}")
+    add_planned(plan.folder, {n: compared_settings(c)["dataset"] for n, c in plan.configs.items()})
     for name, config in waiting.items():  # what an earlier call left before a checkpoint
         if name not in plan.begun:
             shutil.rmtree(_out(config), ignore_errors=True)

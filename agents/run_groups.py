@@ -210,17 +210,15 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
     Of several runs with the same settings and seed, only the one whose result is the newest
     stays: a run done again replaces the one before. A file whose content has changed between runs
-    counts as another data set.
+    counts as another data set; equal content in several places is one, by the newest run's name.
     """
     by_dataset: dict[tuple[str, str | None], dict[tuple[Any, ...], dict[int, Run]]] = {}
     in_time = sorted(runs, key=lambda run: run.written)
-    contents = _contents(in_time)
-    for run in in_time:
-        name = run.settings["dataset"]
-        # a run that never read its data counts as one on the newest
-        content = (run.content or contents[name]) if name in contents else None
-        configurations = by_dataset.setdefault((name, content), {})
-        configurations.setdefault(tuple(run.settings.items()), {})[run.seed] = run
+    datasets = _datasets(in_time)
+    for run, dataset in zip(in_time, datasets, strict=True):
+        configurations = by_dataset.setdefault(dataset, {})
+        own = run.settings | {"dataset": dataset[0]}
+        configurations.setdefault(tuple(own.items()), {})[run.seed] = run
     names = _short_names(list(by_dataset))
     groups = []
     for dataset in sorted(by_dataset, key=lambda dataset: names[dataset]):
@@ -228,7 +226,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
             tuple(by_seed[seed] for seed in sorted(by_seed))
             for by_seed in by_dataset[dataset].values()
         ]
-        settings = [of_seeds[0].settings for of_seeds in members]
+        settings = [dict(items) for items in by_dataset[dataset]]
         differing = [key for key in settings[0] if len({of[key] for of in settings}) > 1]
         of_dataset = [
             Group(names[dataset], {key: of[key] for key in differing}, of_seeds)
@@ -236,6 +234,23 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         ]
         groups += sorted(of_dataset, key=lambda group: [_rank(v) for v in group.settings.values()])
     return groups
+
+
+def _datasets(runs: Sequence[Run]) -> list[tuple[str, str | None]]:
+    """Name of each run's data set, the runs being in time; with its content where that changed."""
+    changed = _contents(runs)
+    own = []
+    for run in runs:
+        name = run.settings["dataset"]
+        # a run that never read its data counts as one on the newest
+        own.append((name, (run.content or changed[name]) if name in changed else None))
+    name_of = {dataset: dataset for dataset in own}  # equal content: that of the newest run
+    first: dict[str, tuple[str, str | None]] = {}
+    for run, dataset in zip(runs, own, strict=True):
+        if run.content:
+            alike = {name_of[first.setdefault(run.content, dataset)], name_of[dataset]}
+            name_of |= dict.fromkeys((d for d, name in name_of.items() if name in alike), dataset)
+    return [name_of[dataset] for dataset in own]
 
 
 def _contents(runs: Iterable[Run]) -> dict[str, str]:

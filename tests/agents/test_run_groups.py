@@ -102,6 +102,37 @@ def test_a_file_that_has_changed_is_another_data_set(tmp_path: Path) -> None:
     assert [[run.seed for run in group.runs] for group in groups] == [[0], [1, 2]]
 
 
+def test_equal_data_in_two_places_are_one_data_set(tmp_path: Path) -> None:
+    old, new = (f"dataset={tmp_path / place / 'log.npz'}" for place in ("x", "y"))
+    make_run(tmp_path / "a", old, content_hash="aa")
+    make_run(tmp_path / "b", old, "adversary.weight=0", content_hash="aa")
+    make_run(tmp_path / "c", new, "seed=1", content_hash="aa")
+    make_run(tmp_path / "d", new, "data.reward_offset=-1", content_hash="bb")
+    make_run(tmp_path / "e", old, content_hash="aa", return_mean=1.0)  # a done again
+    make_run(tmp_path / "f", f"dataset={tmp_path / 'other.npz'}", content_hash="cc")
+    groups = group_runs(find_runs([tmp_path]))
+    *together, apart = [(group.dataset, group.label) for group in groups]
+    assert together == [
+        ("log.npz", "data.reward_offset=-1, adversary.weight=0.0003"),
+        ("log.npz", "data.reward_offset=0, adversary.weight=0"),
+        ("log.npz", "data.reward_offset=0, adversary.weight=0.0003"),
+    ]
+    assert apart == ("other.npz", "pendulum-random")
+    assert [[run.folder.path.name for run in group.runs] for group in groups[:3]] == [
+        ["d"], ["b"], ["e", "c"],
+    ]  # fmt: skip
+
+
+def test_data_that_changed_in_one_place_are_one_data_set_with_their_copy(tmp_path: Path) -> None:
+    log, copy = (f"dataset={tmp_path / name}" for name in ("log.npz", "copy.npz"))
+    make_run(tmp_path / "a", log, content_hash="aa")
+    make_run(tmp_path / "b", log, content_hash="bb")
+    make_run(tmp_path / "c", copy, "seed=1", content_hash="aa")
+    groups = group_runs(find_runs([tmp_path]))
+    found = [(group.dataset, [run.folder.path.name for run in group.runs]) for group in groups]
+    assert found == [("copy.npz", ["a", "c"]), ("log.npz", ["b"])]
+
+
 def test_an_offset_of_the_rewards_is_a_setting_and_no_other_file(tmp_path: Path) -> None:
     make_run(tmp_path / "a", content_hash="aa")
     make_run(tmp_path / "b", "data.reward_offset=-1", content_hash="bb")

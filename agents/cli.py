@@ -7,6 +7,7 @@ that says what to do), 3 the run diverged, 130 interrupted, 143 terminated.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
         "place of the real environment",
     )
     evaluate.add_argument(
+        "--dataset", metavar="FILE", help="with --in-model: where the run's data are by now"
+    )
+    evaluate.add_argument(
         "--env", metavar="ID", help="another environment; 'module:ID' imports module first"
     )
     evaluate.add_argument("--seed", metavar="N", type=natural, default=0)
@@ -214,9 +218,12 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
         if args.env is not None or args.render is not None:
             raise ValueError("--in-model takes the world model: leave out --env and --render")
         folder = RunFolder(Path(args.run))
+        trained_on = folder.read_result().get("content_hash")
         policy = folder.load_policy()
         place = folder.world_model if args.in_model == "fit" else folder.adversarial_model
         config = load_config(folder.config)
+        if args.dataset is not None:
+            config = dataclasses.replace(config, dataset=args.dataset)
         check_trusted(folder.config, config.model.termination, args.trust, "give --trust")
         rule = load_termination(config.model.termination)
         model = WorldModel.load(
@@ -224,11 +231,11 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
         )
         # of a stranger's file, no module is imported
         data = read_dataset(config, modules=args.trust)
-        trained_on = folder.read_result().get("content_hash") if folder.result.is_file() else None
         if trained_on not in (None, data.content_hash):
             raise ValueError(
                 f"{config.dataset} is not read as when {args.run} was trained: bring the data "
-                "back, or give --trust where their environment is a module's"
+                "back, give --dataset FILE where they have moved, or --trust where their "
+                "environment is a module's"
             )
         found = check_in_model(
             policy, model, data, episodes=args.episodes, gamma=config.agent.gamma,
@@ -246,6 +253,9 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     if args.in_model is not None:
         return _evaluate_in_model(args)
+    if args.dataset is not None:
+        with user_input():
+            raise ValueError("--dataset names the data of --in-model: give both")
     from adv_worldmodel.data.scores import normalised_score
     from agents.evaluation import evaluate, render
     from agents.real_env import check_spaces, full_id, make_real_env

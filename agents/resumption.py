@@ -42,7 +42,7 @@ def prepare_resumption(
 
     Args:
         run: what `adv-worldmodel train` printed.
-        overrides: `key=value`, of settings in `FREE` only.
+        overrides: `key=value`, of settings in `FREE`; `dataset` too, for equal data elsewhere.
 
     Raises:
         FileNotFoundError, ValueError: no run there, a setting or the data have changed, or no
@@ -61,16 +61,18 @@ def prepare_resumption(
     wanted = load_config(folder.config, overrides)
     before, now = flat_settings(written), flat_settings(wanted)
     changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
-    if refused := [key for key in changed if key not in FREE]:
+    known = result.get("content_hash")
+    free = FREE if known is None else (*FREE, "dataset")
+    if refused := [key for key in changed if key not in free]:
         raise ValueError(
             f"{', '.join(refused)} would change the result of {run}: train into another folder, "
-            f"or resume without (what may differ: {', '.join(FREE)})"
+            f"or resume without (what may differ: {', '.join(free)})"
         )
     prepared = prepare(dataclasses.replace(wanted, out=None, seeds=None), resumed=True)
-    if result.get("content_hash") not in (None, prepared.dataset.content_hash):
+    if known not in (None, prepared.dataset.content_hash):
         raise ValueError(
             f"{wanted.dataset} is not what {run} was trained on (its content has changed): bring "
-            "the data back, or train into another folder"
+            "the data back (dataset=FILE says where they are), or train into another folder"
         )
     snapshot = latest_checkpoint(folder.checkpoints)
     if snapshot is not None and snapshot.iteration > wanted.iterations:

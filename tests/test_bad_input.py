@@ -232,6 +232,10 @@ FINISHED = (*TINY, "iterations=2", "checkpoint_every=1")
 OTHER_DATA = bad.changed("result.json", content_hash="0")
 RUNS: list[Case] = [
     (bad.words("evaluate", "none"), "no run folder at none: give a folder that"),
+    (
+        bad.words("evaluate", "none", "--in-model", "fit"),
+        "no run folder at none: give a folder that",
+    ),
     (evaluate(bad.removed("result.json")), "run is not a run folder (it holds no result.json)"),
     (evaluate(bad.cut("result.json")), "result.json is not valid JSON", "train again"),
     (evaluate(bad.rewritten("result.json", "[]")), "result.json holds a list", "train again"),

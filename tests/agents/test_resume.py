@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from adv_worldmodel import load_dataset
 from agents.checkpoints import (
     TENSORS_FILE,
     latest_checkpoint,
@@ -132,6 +134,51 @@ def test_a_changed_setting_is_named_and_refused(
     error = capsys.readouterr().err
     assert "out, agent.gamma would change the result" in error
     assert sorted(path.name for path in half.rglob("*")) == before
+
+
+def moved(folder: Path, *, rewards: float = 0.0) -> Path:
+    """The data of the runs here, `rewards` added, in a file."""
+    data = load_dataset("pendulum-random")
+    names = ("observations", "actions", "next_observations", "terminations", "truncations")
+    columns = {name: getattr(data, name) for name in names}
+    file = folder / "moved.npz"
+    np.savez(file, env_id="Pendulum-v1", rewards=data.rewards + np.float32(rewards), **columns)
+    return file
+
+
+def test_a_run_goes_on_with_equal_data_elsewhere(whole: Path, half: Path, tmp_path: Path) -> None:
+    file = moved(tmp_path)
+    assert train("--resume", str(half), f"dataset={file}") == 0
+    assert_equal_runs(whole, half)
+    assert f"dataset: {file}" in RunFolder(half).config.read_text()
+    assert train("--resume", str(half), "iterations=5") == 0  # from there on
+
+
+def test_a_run_does_not_go_on_with_other_data(
+    half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = moved(tmp_path, rewards=1.0)
+    assert train("--resume", str(half), f"dataset={file}") == 2
+    assert f"{file} is not what {half} was trained on" in capsys.readouterr().err
+    RunFolder(half).result.unlink()  # what it was trained on is not known any more
+    assert train("--resume", str(half), f"dataset={moved(tmp_path)}") == 2
+    assert "dataset would change the result" in capsys.readouterr().err
+
+
+def test_the_policy_of_a_run_is_judged_on_equal_data_elsewhere(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(whole), "--in-model", "fit", "--episodes", "2"]
+    printed = []
+    for more in ([], ["--dataset", str(moved(tmp_path))]):
+        assert main([*words, *more]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    file = str(moved(tmp_path, rewards=1.0))
+    assert main([*words, "--dataset", file]) == 2
+    assert f"{file} is not read as when" in capsys.readouterr().err
+    assert main(["evaluate", str(whole), "--dataset", file]) == 2
+    assert "--dataset names the data of --in-model" in capsys.readouterr().err
 
 
 def test_a_run_is_not_trained_over_unless_asked(

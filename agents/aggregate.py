@@ -22,11 +22,11 @@ __all__ = ["Row", "aggregate", "markdown", "markdown_table", "number", "write_cs
 
 @dataclass(frozen=True)
 class Row:
-    """One data set and configuration; the statistics are over the runs that finished."""
+    """One data set and configuration; the statistics are over the runs with a return."""
 
     dataset: str
     configuration: str
-    seeds: int  #: runs that finished
+    seeds: int  #: runs that finished and have a return
     returns: Summary | None  #: of `return_mean`, in the environment's reward
     scores: Summary | None  #: of `score`; None where no reference returns are known
     failed: int  #: runs that diverged or failed
@@ -40,7 +40,7 @@ def aggregate(groups: Sequence[Group]) -> list[Row]:
         Row(
             group.dataset,
             group.label,
-            len(group.finished),
+            len(known(group.finished, "return_mean")),
             summarise(known(group.finished, "return_mean")),
             summarise(known(group.finished, "score")),
             len(group.failed),
@@ -82,14 +82,17 @@ def markdown(
         cells.append([*line, str(row.failed), str(row.unfinished), number(row.minutes)])
     lines = [markdown_table(header, cells), ""]
     lines.append(
-        "Over the seeds that finished. IQM: mean without the least and the largest quarter; in "
-        "brackets, 95 % bootstrap intervals; minutes: of one run."
+        "Over the seeds that finished and have a return. IQM: mean without the least and the "
+        "largest quarter; in brackets, 95 % bootstrap intervals; minutes: of one run."
     )
     references = {run.result.get("score_reference") for group in groups for run in group.finished}
     lines += [f"Score: {reference}." for reference in sorted(filter(None, references))]
-    missing = [run for group in groups for run in group.runs if run.status != "finished"]
-    for run in missing:
-        parts = ["Not in it", str(run.folder.path), run.status, run.result.get("error")]
+    for run in (run for group in groups for run in group.runs):
+        finished = run.status == "finished"
+        if finished and known([run], "return_mean"):
+            continue
+        why = "no evaluation" if finished else run.result.get("error")
+        parts = ["Not in it", str(run.folder.path), run.status, why]
         lines.append(": ".join(filter(None, parts)))
     lines += [f"Not in it: {run.folder}: planned, without a result" for run in planned]
     gone_on = [run for group in groups for run in group.runs if run.diverged_and_went_on]

@@ -105,6 +105,10 @@ def _results(args: argparse.Namespace) -> int:
         from agents.plots import plot_groups
 
         plot_groups(groups, args.plot)
+        for group in groups:
+            if group.finished and not group.evaluated:
+                what = f"{group.dataset}, {group.label}: evaluation.episodes=0"
+                print(f"{PROG}: not drawn: {what}", file=sys.stderr)
     for file in filter(None, (args.csv, args.markdown)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     if args.csv is not None:

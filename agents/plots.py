@@ -89,12 +89,16 @@ def compare_curves(
 def plot_groups(groups: Sequence[Group], path: str | Path) -> Path:
     """Learning curves of the runs that finished, as `compare_curves` draws them, by data set.
 
+    Groups that are not evaluated in a real environment are left out.
+
     Raises:
         FileNotFoundError, ValueError: as `compare_curves`.
     """
-    drawn = [group for group in groups if group.finished]
+    done = [group for group in groups if group.finished]
+    drawn = [group for group in done if group.evaluated]
     if not drawn:
-        raise ValueError("None of the runs has finished, so there is no curve to draw.")
+        what = "that finished has evaluations" if done else "has finished"
+        raise ValueError(f"None of the runs {what}, so there is no curve to draw.")
     datasets = list(dict.fromkeys(group.dataset for group in drawn))
     figure, panels = _figure(datasets)
     for dataset, axes in zip(datasets, panels, strict=True):

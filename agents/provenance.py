@@ -31,6 +31,7 @@ def made_from(groups: Sequence[Group]) -> list[str]:
         if not runs:
             continue
         content = f" (content {runs[0].content[:8]})" if runs[0].content else ""
+        content = "" if dataset.endswith(content) else content  # its name tells it already
         parts = ["seeds " + ", ".join(map(str, sorted({run.seed for run in runs})))]
         days = sorted({run.result["written"][:10] for run in runs if run.result.get("written")})
         if days:

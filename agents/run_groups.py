@@ -97,6 +97,11 @@ class Group:
         return self.of_status("finished")
 
     @property
+    def evaluated(self) -> bool:
+        """Whether its runs are evaluated in a real environment."""
+        return self.runs[0].config.evaluation.episodes > 0
+
+    @property
     def failed(self) -> list[Run]:
         return self.of_status("diverged", "failed")
 

@@ -132,6 +132,49 @@ def test_the_picture_has_a_panel_for_each_data_set(runs: Path, tmp_path: Path) -
     assert imageio.imread(picture).shape[:2] == (600, 2 * 960)
 
 
+def test_groups_without_evaluations_are_not_drawn(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in runs.iterdir():
+        header = "iteration,return_mean,return_std,length_mean,score\n"
+        (folder / "evaluations.csv").write_text(f"{header}1,2.0,0.0,5.0,\n")
+    picture = tmp_path / "curves.png"
+    blind = tmp_path / "blind"
+    make_run(blind, "evaluation.episodes=0", "dataset=another")
+    assert main(["results", str(runs), str(blind), "--plot", str(picture)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "adv-worldmodel: not drawn: another, pendulum-random: evaluation.episodes=0\n"
+    )
+    assert imageio.imread(picture).shape[:2] == (600, 960)
+    assert main(["results", str(blind), "--plot", str(picture)]) == 2
+    assert "None of the runs that finished has evaluations" in capsys.readouterr().err
+
+
+def test_a_seed_counts_where_it_has_a_return(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", return_mean=1.0)
+    make_run(tmp_path / "b", "seed=1", return_mean=None)
+    assert main(["results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert cells(lines[2])[2:4] == ["1", "1"]
+    assert f"Not in it: {tmp_path / 'b'}: finished: no evaluation" in lines
+
+
+def test_content_that_the_name_tells_is_not_told_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, content in enumerate(["0123456789ab", "ba9876543210"]):
+        make_run(tmp_path / str(number), content_hash=content)
+    assert main(["results", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Data ")]
+    assert lines == [
+        "Data pendulum-random (content 01234567): seeds 0.",
+        "Data pendulum-random (content ba987654): seeds 0.",
+    ]
+
+
 def test_a_picture_is_a_png(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["results", str(runs), "--plot", "curves.jpg"]) == 2
     assert "only PNG is drawn" in capsys.readouterr().err

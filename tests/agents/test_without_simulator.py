@@ -60,7 +60,7 @@ def test_the_offline_choice_needs_none_either(
     words = ["sweep", "base", log, *OFFLINE, f"out={out}", "--grid", "rollout.horizon=1,2"]
     assert main(words) == 0
     table = capsys.readouterr().out
-    assert "rollout.horizon=1 | 1     | -" in table
+    assert "rollout.horizon=1 | 0     | -" in table
     assert main(["select", str(out)]) == 0
     assert "choice    rollout.horizon=" in capsys.readouterr().out
 

@@ -196,9 +196,11 @@ def test_nothing_is_begun_after_the_budget(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gpu.json"
-    assert main([*ENOUGH.split(), "--device", "cpu", "--budget", "0", "--out", str(out)]) == 0
+    words = [*ENOUGH.split(), "--device", "cpu", "--budget", "0", "--out", str(out)]
+    assert main(words) == 1  # nothing was checked
     assert len(json.loads(out.read_text())["left_out"]) == 11
     assert "left out for lack of time: checks, hopper, parts" in capsys.readouterr().out
+    assert main([*words, "--stages", "parts"]) == 0  # no check was asked for
 
 
 def test_a_process_that_fails_is_no_measurement() -> None:

@@ -13,7 +13,7 @@ lags behind what the adversary has learnt, and Q stays flat up to a = 0.4.
 
 Prints a table of checks per seed, writes it to table.md with three figures of the first seed, and
 exits with 1 where a check fails: the two actions may miss on one seed in ten, the rest on none.
-Q is compared from 0.05 beyond the data on: networks are smooth, the model cannot turn at once.
+Q has to be lower from the data's very edge on; the table shows it from 0.05 beyond.
 
 For example: python examples/illustrative_mdp.py --seeds 0:10 --jobs 2 --out illustrative
 """
@@ -156,7 +156,7 @@ def checks(result):
         "MBPO's action above 0.8": mbpo["action"] > 0.8,
         "model error within 10 % of the fit's": abs(rambo["error"] / result["fit_error"] - 1)
         <= 0.1,
-        "RAMBO's Q lower out of the data": q_excess(rambo) < 0,
+        "RAMBO's Q lower out of the data": q_excess(rambo, margin=0.0) < 0,
     }
 
 
@@ -252,6 +252,8 @@ def main():
         parser.error(str(e))
     if min(seeds) < 0 or args.jobs < 1:
         parser.error("--seed: not negative; --jobs: at least 1")
+    if args.iterations < 1 or args.updates < 1:
+        parser.error("--iterations, --updates: at least 1")
 
     args.out.mkdir(parents=True, exist_ok=True)
     lines, results = [HEADER], []
@@ -271,8 +273,6 @@ def main():
         n = sum(own[check] for own in found)
         failed |= n < len(seeds) - ("action" in check) * (len(seeds) // 10)
         lines.append(f"* {check}: {n} of {len(seeds)}")
-    strict = sum(q_excess(result["RAMBO"], margin=0.0) < 0 for result in results)
-    lines.append(f"* (the last also within {MARGIN} of the data's edge: {strict} of {len(seeds)})")
     lines += ["", made_now()]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines[len(seeds) + 1 :]))

@@ -191,8 +191,10 @@ def main():
         help=f"take the best of {', '.join(map(str, BETAS))} over this many seeds instead",
     )  # fmt: skip
     args = parser.parse_args()
-    if args.seeds < 2 or args.jobs < 1 or args.choose_beta == 1:
+    if args.seeds < 2 or args.jobs < 1 or args.choose_beta < 0 or args.choose_beta == 1:
         parser.error("a standard deviation needs at least 2 seeds, and a run 1 process")
+    if not 0.0 <= args.beta < float("inf"):
+        parser.error(f"--beta {args.beta:g}: a number of at least 0")
     args.out.mkdir(parents=True, exist_ok=True)
 
     beta, lines = args.beta, []

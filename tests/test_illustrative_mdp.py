@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tests.example_scripts import load_example
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {"illustrative-data.png", "illustrative-model.png", "illustrative-q.png"}
@@ -40,6 +43,25 @@ def test_an_untrained_policy_fails_the_checks_and_is_drawn_all_the_same(tmp_path
     files = {path.name: path for path in (tmp_path / "o").glob("*.png")}
     assert files.keys() == FIGURES
     assert all(10_000 < path.stat().st_size < 150_000 for path in files.values())
+
+
+def test_q_has_to_be_lower_from_the_edge_of_the_data_on() -> None:
+    script = load_example("illustrative_mdp")
+    near = np.isclose(script.GRID, 0.325)
+    q = np.where(np.abs(script.GRID) <= 0.301, 1.0, 0.5)
+    result = {"fit_error": 1.0, "MBPO": {"action": 0.9}, "RAMBO": {"action": 0.3, "error": 1.0}}
+    for values, holds in ((q, True), (np.where(near, 1.1, q), False)):
+        result["RAMBO"]["q"] = values
+        assert script.checks(result)["RAMBO's Q lower out of the data"] == holds
+        assert script.q_excess(result["RAMBO"]) == pytest.approx(-0.5)  # what the table shows
+
+
+@pytest.mark.parametrize("option", ["--updates", "--iterations"])
+def test_no_work_is_refused_before_anything_runs(tmp_path: Path, option: str) -> None:
+    done = run(option, "0", folder=tmp_path)
+    assert done.returncode == 2
+    assert "--iterations, --updates: at least 1" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_range_without_a_seed_is_refused_before_anything_runs(tmp_path: Path) -> None:

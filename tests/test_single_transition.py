@@ -67,3 +67,17 @@ def test_a_mean_below_the_paper_s_is_a_failure(
     text = (tmp_path / "table.md").read_text()
     assert f"| RAMBO | {mean:.3f} |" in text
     assert ("FAILS" in text) == bool(code)
+
+
+@pytest.mark.parametrize(
+    "words", ["--choose-beta -3", "--choose-beta 1", "--beta -1", "--beta nan", "--seeds 1"]
+)
+def test_what_cannot_be_is_refused_before_anything_is_trained(
+    example: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str
+) -> None:
+    monkeypatch.setattr(example, "run_all", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr("sys.argv", ["x.py", "--out", str(tmp_path / "o"), *words.split()])
+    with pytest.raises(SystemExit) as stopped:
+        example.main()
+    assert stopped.value.code == 2
+    assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 # torch and Stable-Baselines3 take seconds to import: only the handlers do, so that --help is quick.
 from agents.data_commands import add_data_parser
 from agents.experiment_commands import add_experiment_parsers
-from agents.run_folder import Terminated
+from agents.run_folder import FolderInUseError, Terminated
 from agents.terminal import PROG, natural, positive, terminated_as_interrupted, user_input
 
 if TYPE_CHECKING:
@@ -167,6 +167,9 @@ def _train(args: argparse.Namespace) -> int:
     try:
         with terminated_as_interrupted():
             run(prepared, resumption=resumption)
+    except FolderInUseError as error:  # a run that began there since it was looked at
+        with user_input():
+            raise error
     except (DivergenceError, FloatingPointError) as error:
         print(f"{PROG}: the run failed: {error}", file=sys.stderr)
         return DIVERGED
@@ -259,9 +262,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     from adv_worldmodel.data.scores import normalised_score
     from agents.evaluation import evaluate, render
     from agents.real_env import check_spaces, full_id, make_real_env
-    from agents.run_folder import RunFolder
+    from agents.run_folder import RunFolder, check_file
 
     with user_input():
+        if args.render is not None:
+            check_file(Path(args.render))
         folder = RunFolder(Path(args.run))
         env_id = full_id(args.env or folder.env_id(trust=args.trust))
         policy = folder.load_policy()

@@ -198,21 +198,27 @@ def check_trusted(file: Path, name: str, trust: bool, remedy: str) -> None:
         )
 
 
+class FolderInUseError(ValueError):
+    """Another process writes into the folder."""
+
+
 def lock_folder(path: Path, who: str, remedy: str) -> IO[str]:
-    """Keep others out of `path` as long as the returned file is open; ValueError if one is in."""
+    """Keep others out of `path` as long as the file is open; FolderInUseError if one is in."""
     file = (path / LOCK).open("a")
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ValueError(f"{who} is at work in {path}: wait for its end, or {remedy}") from None
+        raise FolderInUseError(
+            f"{who} is at work in {path}: wait for its end, or {remedy}"
+        ) from None
     return file
 
 
 @contextmanager
 def run_locked(path: Path) -> Iterator[None]:
-    """Be the only process that writes the run in `path`; ValueError if another one does."""
+    """Be the only process that writes the run in `path`; FolderInUseError if another one does."""
     lock = lock_folder(path, "a run", "train into another folder")
     try:
         yield

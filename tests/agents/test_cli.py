@@ -16,7 +16,7 @@ import adv_worldmodel
 from agents import experiment
 from agents.cli import main
 from agents.evaluation import evaluate
-from agents.run_folder import RunFolder
+from agents.run_folder import LOCK, RunFolder, run_locked
 from tests.agents.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +90,36 @@ def test_an_occupied_out_folder_is_left_alone(
     assert main(["train", "pendulum-random", f"out={tmp_path / 'mine.txt' / 'run'}"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine.txt"]
+
+
+def test_of_two_trainings_into_one_folder_the_later_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both have found the folder free; the lock is all that is in it."""
+    out = tmp_path / "race"
+    out.mkdir()
+    with run_locked(out):
+        assert main(["train", "pendulum-random", *TINY, f"out={out}"]) == 2
+        assert [path.name for path in out.iterdir()] == [LOCK]
+    error = capsys.readouterr().err
+    assert error.startswith(f"adv-worldmodel: error: a run is at work in {out}: wait for its end")
+    assert error.count("\n") == 1
+
+
+def test_a_film_that_cannot_be_written_is_said_before_it_is_opened(
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "film.mp4").mkdir()
+    words = ["evaluate", str(run_folder), "--episodes", "1", "--render"]
+    assert main([*words, str(tmp_path / "film.mp4")]) == 2
+    monkeypatch.setattr("os.access", lambda *_: False)  # as root, every folder can be written
+    assert main([*words, str(tmp_path / "other.gif")]) == 2
+    folder, closed = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'film.mp4'} is a folder: give the name of a file" in folder
+    assert f"{tmp_path} is not writable: give another file" in closed
 
 
 def test_a_folder_of_runs_names_them(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,6 +159,7 @@ def _make(arguments: argparse.Namespace) -> int:
     else:
         columns = ("observations", "actions", "rewards", "next_observations", "terminations")
         arrays = {key: getattr(dataset, key) for key in (*columns, "truncations")}
+        arrays |= {"action_low": dataset.action_space.low, "action_high": dataset.action_space.high}
         np.savez_compressed(target, allow_pickle=False, env_id=env_id, **arrays)
     returns = dataset.episode_returns()
     print(

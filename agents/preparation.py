@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,11 +123,15 @@ def read_dataset(config: TrainConfig, *, modules: bool = True) -> OfflineDataset
         name if modules or name is None or ":" not in name else None
         for name in (config.data.env_id, config.evaluation.env_id)
     )
-    dataset = load_dataset(config.dataset, reward_offset=offset, env_id=env_id)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = load_dataset(config.dataset, reward_offset=offset, env_id=env_id)
     if dataset.env_id is None and instead is not None:
         # Data that do not say where they come from: bounds and termination are that one's.
-        env_id = instead
+        env_id, caught = instead, []
         dataset = load_dataset(config.dataset, reward_offset=offset, env_id=env_id)
+    for w in caught:
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
     if len(dataset) < 2:
         raise ValueError(
             f"{config.dataset} has {len(dataset)} transition: at least 2 are needed, one to fit "

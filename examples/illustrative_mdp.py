@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from matplotlib.figure import Figure
 
 from adv_worldmodel import FitSettings, OfflineDataset, fit_world_model, make_sb3_env
@@ -68,7 +69,13 @@ def make_data(seed, n_rows=N_ROWS):
     next_states = rng.normal(true_mean(actions), NOISE)
     states = np.roll(next_states, 1, axis=0)  # the first starts where the last one ends
     return OfflineDataset.from_arrays(
-        states, actions, states[:, 0], next_states, np.zeros(n_rows, bool), name="illustrative"
+        states,
+        actions,
+        states[:, 0],
+        next_states,
+        np.zeros(n_rows, bool),
+        action_space=Box(-1.0, 1.0, (1,), np.float32),
+        name="illustrative",
     )
 
 

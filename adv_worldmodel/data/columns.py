@@ -13,12 +13,7 @@ from numpy.typing import NDArray
 
 from adv_worldmodel.data import validation
 from adv_worldmodel.data.dataset import OfflineDataset, infer_truncations
-from adv_worldmodel.data.environments import (
-    buildable,
-    check_fit,
-    environment_spaces,
-    time_limit,
-)
+from adv_worldmodel.data.environments import buildable, spaces_for, time_limit
 
 ALIASES = {
     "observations": ("observations",),
@@ -27,10 +22,14 @@ ALIASES = {
     "terminations": ("terminals", "terminations"),
     "truncations": ("timeouts", "truncations"),
     "next_observations": ("next_observations",),
+    "action_low": ("action_low",),
+    "action_high": ("action_high",),
 }
 """What each column may be called: D4RL's name first, Minari's second."""
 
-OPTIONAL = ("truncations", "next_observations")
+BOUNDS = ("action_low", "action_high")
+
+OPTIONAL = ("truncations", "next_observations", *BOUNDS)
 
 
 def wanted_keys(present: list[str], where: str) -> dict[str, str]:
@@ -51,7 +50,8 @@ def wanted_keys(present: list[str], where: str) -> dict[str, str]:
             raise ValueError(
                 f"{where}: key {' or '.join(repr(name) for name in names)} is missing; found: "
                 f"{listed}.{hint} Expected observations, actions, rewards, terminals (or "
-                "terminations), and if known next_observations and timeouts (or truncations)."
+                "terminations), and if known next_observations, timeouts (or truncations), "
+                "action_low and action_high."
             )
     return found
 
@@ -72,12 +72,14 @@ def from_columns(
     row before it then ends the episode as a truncation. Without `timeouts` see `infer_truncations`;
     without both, episodes are cut at the time limit of the environment (as D4RL does), and where
     none is known a warning says what that means. The last row always closes its episode.
+    `action_low` and `action_high`, (A,) each, state the bounds of the actions.
 
     Args:
         arrays: key -> array.
         where: the file, for messages.
         name: name of the data set.
-        env_id: environment of the data; its spaces are taken where it can be built.
+        env_id: environment of the data; its spaces are taken where it can be built, but for action
+            bounds that `arrays` state.
         goal_terminals: terminal flags mark rows at the goal of a trajectory that goes on (AntMaze's
             files), so that only time-outs end it.
 
@@ -109,7 +111,10 @@ def from_columns(
         validation.same_width(where, key, successors.shape[1], "observations", width)
     validation.same_length(where, **lengths)
 
-    observation_space, action_space = spaces_for(observations, actions, env_id, where)
+    stated = _stated_bounds(arrays, actions.shape[1], where)
+    observation_space, action_space, guessed = spaces_for(
+        observations, actions, env_id, where, stated
+    )
     actions = validation.actions_in_bounds(actions, action_space, "actions", where)
     if truncations is None:
         truncations = np.zeros(len(terminations), dtype=np.bool_)
@@ -138,7 +143,36 @@ def from_columns(
         name=name,
         env_id=env_id,
         goal_terminals=goal_terminals,
+        action_bounds_guessed=guessed,
     )
+
+
+def _stated_bounds(arrays: Mapping[str, NDArray[Any]], width: int, where: str) -> Box | None:
+    """The action space of (`width`,) bounds among `arrays`; None where there are none."""
+    found = [key for key in BOUNDS if key in arrays]
+    if not found:
+        return None
+    if len(found) == 1:
+        raise ValueError(
+            f"{where}: '{found[0]}' stands alone; expected both {' and '.join(BOUNDS)}."
+        )
+    bounds = []
+    for key in BOUNDS:
+        bound = validation.numeric(arrays[key], key, where)
+        if bound.shape != (width,):
+            raise ValueError(
+                f"{where}: '{key}' has shape {bound.shape}; expected ({width},), one number per "
+                "action dimension."
+            )
+        with np.errstate(over="ignore"):
+            bounds.append(bound.astype(np.float32))
+    low, high = bounds
+    if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
+        raise ValueError(
+            f"{where}: action_low is {low} and action_high {high}; expected finite numbers, low < "
+            "high in every dimension."
+        )
+    return Box(low, high, dtype=np.float32)
 
 
 def _time_limits(
@@ -183,21 +217,3 @@ def _successors(
     flags = terminations[kept]
     # The row before a dropped one now ends its episode; it did not terminate.
     return kept, observations[kept + 1], flags, last[kept + 1] & ~flags
-
-
-def spaces_for(
-    observations: NDArray[np.float32],
-    actions: NDArray[np.float32],
-    env_id: str | None,
-    where: str,
-) -> tuple[Box, Box]:
-    """Spaces of the environment `env_id` if it can be built here, else such that the data fit.
-
-    Raises:
-        ValueError: if the environment's dimensions are not those of the data.
-    """
-    if env_id is None or not buildable(env_id):
-        unbounded = Box(-np.inf, np.inf, (observations.shape[1],), np.float32)
-        return unbounded, validation.action_box_of(actions, where)
-    check_fit(env_id, observations.shape[1], actions.shape[1], where)
-    return environment_spaces(env_id)

@@ -12,6 +12,7 @@ from gymnasium.spaces import Box, Space
 from numpy.typing import ArrayLike, NDArray
 
 from adv_worldmodel.data import validation
+from adv_worldmodel.data.environments import spaces_for
 
 
 def infer_truncations(
@@ -51,6 +52,7 @@ class OfflineDataset:
         reward_offset: what was added to every reward of the source (-1 for AntMaze).
         goal_terminals: terminations mark the rows at the goal of a trajectory that goes on
             (AntMaze's data): where it does, they end no episode.
+        action_bounds_guessed: nothing stated the bounds of `action_space`.
 
     Raises:
         ValueError: wrong shape or length, NaN or infinity, actions outside the bounds, no rows, a
@@ -69,6 +71,7 @@ class OfflineDataset:
     env_id: str | None = None
     reward_offset: float = 0.0
     goal_terminals: bool = False
+    action_bounds_guessed: bool = False
 
     def __post_init__(self) -> None:
         where = self.name
@@ -121,7 +124,8 @@ class OfflineDataset:
             terminations: (N,), the task ended.
             truncations: (N,), the episode was cut; None: inferred (`infer_truncations`).
             observation_space: None: unbounded.
-            action_space: None: [-1, 1] if all actions fit, else the range that they span.
+            action_space: None: that of `env_id` where it can be built here, else guessed: [-1, 1]
+                if all actions fit, or the range that they span, which a warning says.
             name: how messages and results call the data.
             env_id: Gymnasium id of the real environment, for evaluation and termination.
             goal_terminals: see the class.
@@ -146,8 +150,9 @@ class OfflineDataset:
             truncations = infer_truncations(states, successors, ends)
         if observation_space is None:
             observation_space = Box(-np.inf, np.inf, (width,), np.float32)
+        guessed = False
         if action_space is None:
-            action_space = validation.action_box_of(action_rows, name)
+            _, action_space, guessed = spaces_for(states, action_rows, env_id, name)
         return cls(
             observations=states,
             actions=action_rows,
@@ -160,6 +165,7 @@ class OfflineDataset:
             name=name,
             env_id=env_id,
             goal_terminals=goal_terminals,
+            action_bounds_guessed=guessed,
         )
 
     def with_reward_offset(self, offset: float) -> OfflineDataset:

@@ -7,10 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.spaces import Box, Space
+from numpy.typing import NDArray
 
 from adv_worldmodel.building import make_quietly
-from adv_worldmodel.data.validation import flat_box
+from adv_worldmodel.data.validation import action_box_of, flat_box
 
 
 def buildable(env_id: str) -> bool:
@@ -61,6 +63,38 @@ def check_fit(env_id: str, observation_dim: int, action_dim: int, where: str) ->
                 f"{where}: '{key}' has {width} dimensions per row, but {env_id} has "
                 f"{space.shape[0]}. Name the environment that the data come from (env_id=)."
             )
+
+
+def spaces_for(
+    observations: NDArray[np.float32],
+    actions: NDArray[np.float32],
+    env_id: str | None,
+    where: str,
+    stated: Box | None = None,
+) -> tuple[Box, Box, bool]:
+    """Spaces of the environment `env_id` if it can be built here, else such that the data fit.
+
+    Args:
+        observations: (N, S).
+        actions: (N, A).
+        env_id: environment of the data; None: unknown.
+        where: how messages call the data.
+        stated: the action space, where the data state it.
+
+    Returns:
+        Observation space, action space, and whether the second one is guessed.
+
+    Raises:
+        ValueError: if the environment's dimensions are not those of the data.
+    """
+    if env_id is not None and buildable(env_id):
+        check_fit(env_id, observations.shape[1], actions.shape[1], where)
+        observation_space, action_space = environment_spaces(env_id)
+        return observation_space, action_space if stated is None else stated, False
+    unbounded = Box(-np.inf, np.inf, (observations.shape[1],), np.float32)
+    if stated is not None:
+        return unbounded, stated, False
+    return unbounded, action_box_of(actions, where), True
 
 
 @lru_cache(maxsize=64)

@@ -34,7 +34,8 @@ def load_dataset(
             "minari:ID" or a plain Minari id ("mujoco/hopper/medium-v0").
         reward_offset: added to every reward (AntMaze: -1).
         env_id: Gymnasium id ("Hopper-v5", "module:Name-v0") of the environment to evaluate in, in
-            place of the one the source names; a file's action bounds are taken from it.
+            place of the one the source names; a file's action bounds are taken from it unless the
+            file states them.
 
     Raises:
         FileNotFoundError: no such file or id; lists the near ones.

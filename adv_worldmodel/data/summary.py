@@ -38,7 +38,8 @@ def describe(dataset: OfflineDataset) -> str:
         ("observation", dataset.observations, dataset.observation_space),
         ("action", dataset.actions, dataset.action_space),
     ):
-        lines.append(f"  {key:<12}{'min':>11}{'mean':>11}{'max':>11}{'std':>11}   bounds")
+        guessed = " (guessed)" if key == "action" and dataset.action_bounds_guessed else ""
+        lines.append(f"  {key:<12}{'min':>11}{'mean':>11}{'max':>11}{'std':>11}   bounds{guessed}")
         for column in range(values.shape[1]):
             data = values[:, column].astype(np.float64)
             numbers = (data.min(), data.mean(), data.max(), data.std())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -158,19 +159,36 @@ def actions_in_bounds(
 
 
 def action_box_of(actions: NDArray[np.float32], where: str) -> Box:
-    """Bounds for actions (N, A) that come without: [-1, 1] if all fit, else the data's range."""
+    """Bounds for actions (N, A) that come without: [-1, 1] if all fit, else the data's range.
+
+    Warns but where the actions fit [-1, 1] and use more than its inner half, as most data's do.
+    """
     width = actions.shape[1]
-    unit = Box(-1.0, 1.0, (width,), np.float32)
-    if np.abs(actions).max() <= 1.0 + 2.0 * ACTION_TOLERANCE:
-        return unit
+    remedy = (
+        "Give action_space= (in a file: keys action_low and action_high, one number per dimension) "
+        "or the environment's id (env_id=)."
+    )
+    largest = np.abs(actions).max()
+    if largest <= 1.0 + 2.0 * ACTION_TOLERANCE:
+        if largest < 0.5:
+            warnings.warn(
+                f"{where}: no action bounds are known; guessed [-1, 1], though no action goes "
+                f"beyond {largest:.6g} in size. {remedy}",
+                stacklevel=2,
+            )
+        return Box(-1.0, 1.0, (width,), np.float32)
     low, high = actions.min(axis=0), actions.max(axis=0)
     constant = np.flatnonzero(low >= high)
     if constant.size:
         raise ValueError(
             f"{where}: no action bounds are known and action dimension {int(constant[0])} never "
-            f"changes (always {low[constant[0]]:.6g}), so none can be guessed. Give action_space= "
-            "or the environment's id (env_id=)."
+            f"changes (always {low[constant[0]]:.6g}), so none can be guessed. {remedy}"
         )
+    warnings.warn(
+        f"{where}: no action bounds are known; guessed the range of the data, [{low.min():.6g}, "
+        f"{high.max():.6g}]{'' if width == 1 else ' over all dimensions'}. {remedy}",
+        stacklevel=2,
+    )
     return Box(low, high, dtype=np.float32)
 
 

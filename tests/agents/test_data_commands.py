@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 from stable_baselines3 import SAC
 
 from adv_worldmodel.data import load_dataset
@@ -57,6 +58,16 @@ def test_info_prints_sizes_ranges_returns_and_lengths(
     assert "reward offset -1 (in rewards, not in returns)" in text
     assert any(line.startswith("1 10 30 60 ") for line in text)  # second observation dimension
     assert any(line.startswith("0 -0.25 0.08333 0.5 ") for line in text)  # action
+
+
+def test_info_says_where_action_bounds_are_guessed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("info", save(tmp_path / "set.npz"))
+    headings = [line for line in capsys.readouterr().out.splitlines() if "bounds" in line]
+    assert [line.split()[0] for line in headings if line.endswith("(guessed)")] == ["action"]
+    run("info", "pendulum-random")
+    assert "guessed" not in capsys.readouterr().out
 
 
 def test_list_names_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +122,20 @@ def test_make_writes_the_same_rows_to_a_file(tmp_path: Path) -> None:
     assert dataset.env_id == "InvertedDoublePendulum-v5"
     assert dataset.terminations.any()
     assert dataset.content_hash == load_dataset("mine/double-v0").content_hash
+
+
+def test_made_files_state_their_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "strong_pendulums.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Strong-v0', 'gymnasium.envs.classic_control:PendulumEnv')\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("make", "strong_pendulums:Strong-v0", "--policy", "random", "--rows", "9")
+    assert run(*words, "--npz", str(tmp_path / "strong.npz")) == 0
+    dataset = load_dataset(tmp_path / "strong.npz")
+    assert dataset.env_id is None  # a file imports no module
+    assert dataset.action_space == Box(-2.0, 2.0, (1,), np.float32)
 
 
 def test_make_steps_an_environment_of_the_users_own(

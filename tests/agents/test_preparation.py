@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,20 @@ def test_data_without_an_environment_get_the_evaluation_s_and_keep_their_offset(
     assert found.dataset.rewards.tolist() == [reward - 1.0 for reward in range(20)]
     assert found.dataset.action_space.high.tolist() == [2.0]
     assert found.env_id == "Pendulum-v1"
+
+
+def test_bounds_are_guessed_only_where_no_environment_is_named(tmp_path: Path) -> None:
+    states = np.zeros((20, 3), np.float32)
+    file = tmp_path / "log.npz"
+    columns = {"observations": states, "next_observations": states, "rewards": np.zeros(20)}
+    np.savez(file, **columns, actions=np.full((20, 1), 0.2), terminals=np.zeros(20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(load_config("base", [f"dataset={file}", "evaluation.env_id=Pendulum-v1"]))
+    alone = ["evaluation.episodes=0", "model.termination=never"]
+    with pytest.warns(UserWarning, match="no action bounds are known") as caught:
+        prepare(load_config("base", [f"dataset={file}", *alone]))
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("body", ["torch.zeros(len(obs))", "next_obs[:, :1] > 0", "obs.nothing"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -78,10 +79,56 @@ def test_bounds_are_the_unit_box_or_else_the_range_of_the_data() -> None:
     inside = OfflineDataset.from_arrays(**arrays())
     assert inside.action_space == Box(-1.0, 1.0, (1,), np.float32)
     assert not inside.observation_space.is_bounded()
-    wide = OfflineDataset.from_arrays(**arrays(actions=[[-3.0], [0.0], [2.0]]))
+    with pytest.warns(UserWarning, match=r"guessed the range of the data, \[-3, 2\]"):
+        wide = OfflineDataset.from_arrays(**arrays(actions=[[-3.0], [0.0], [2.0]]))
     assert wide.action_space == Box(-3.0, 2.0, (1,), np.float32)
     with pytest.raises(ValueError, match="dimension 0 never changes"):
         OfflineDataset.from_arrays(**arrays(actions=[[3.0], [3.0], [3.0]]))
+
+
+def guesses(columns: dict[str, Any], **kwargs: Any) -> list[str]:
+    """What warnings say."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        OfflineDataset.from_arrays(**columns, **kwargs)
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_guess_of_bounds_is_warned_of_where_the_data_do_not_fill_the_unit_box() -> None:
+    narrow = arrays(actions=[[0.3], [-0.3], [0.1]])
+    (message,) = guesses(narrow, name="my data")
+    assert message.startswith("my data: no action bounds are known; guessed [-1, 1]")
+    assert "beyond 0.3" in message
+    assert "action_space=" in message
+    assert "\n" not in message
+    assert guesses(arrays()) == []
+    assert guesses(narrow, action_space=Box(-0.3, 0.3, (1,), np.float32)) == []
+    # one dimension that fills the box tells the scale of the others
+    assert guesses(arrays(actions=[[1.0, 0.3], [-1.0, -0.3], [0.0, 0.1]])) == []
+
+
+def test_a_guess_of_bounds_is_remembered() -> None:
+    guessed = OfflineDataset.from_arrays(**arrays())
+    box = Box(-1.0, 1.0, (1,), np.float32)
+    stated = OfflineDataset.from_arrays(**arrays(), action_space=box)
+    assert guessed.action_bounds_guessed
+    assert guessed.with_reward_offset(1.0).action_bounds_guessed
+    assert not stated.action_bounds_guessed
+    assert guessed.content_hash == stated.content_hash
+
+
+def test_bounds_are_those_of_an_environment_that_can_be_built() -> None:
+    states = {key: np.zeros((3, 3)) for key in ("observations", "next_observations")}
+    columns = arrays(actions=[[-1.9996], [0.0], [1.99999]], **states)
+    dataset = OfflineDataset.from_arrays(**columns, env_id="Pendulum-v1")
+    assert dataset.action_space == Box(-2.0, 2.0, (1,), np.float32)
+    assert not dataset.action_bounds_guessed
+    own = Box(-4.0, 4.0, (1,), np.float32)
+    stated = OfflineDataset.from_arrays(**columns, action_space=own, env_id="Pendulum-v1")
+    assert stated.action_space == own
+    assert not dataset.observation_space.is_bounded()
+    with pytest.raises(ValueError, match="'observations' has 1 dimensions per row, but Pendulum"):
+        OfflineDataset.from_arrays(**arrays(), env_id="Pendulum-v1")
 
 
 def test_float_error_at_a_bound_is_clipped() -> None:
@@ -137,7 +184,7 @@ def test_the_class_itself_checks_as_well() -> None:
 
 def test_content_hash_knows_content_and_not_names() -> None:
     dataset = OfflineDataset.from_arrays(**arrays(), name="one")
-    same = OfflineDataset.from_arrays(**arrays(), name="two", env_id="Pendulum-v1")
+    same = OfflineDataset.from_arrays(**arrays(), name="two", env_id="Elsewhere-v0")
     assert dataset.content_hash == same.content_hash
     assert len(dataset.content_hash) == 64
     others = [

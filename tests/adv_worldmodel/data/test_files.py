@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 
 from adv_worldmodel.data import load_dataset
 
@@ -134,6 +136,25 @@ def test_the_environment_that_a_file_names_gives_the_bounds(tmp_path: Path) -> N
         load_dataset(write(tmp_path / "wrong.npz", env_id="Pendulum-v1"))
 
 
+@pytest.mark.parametrize("name", ["set.hdf5", "set.npz"])
+def test_a_file_states_the_bounds_of_its_actions(tmp_path: Path, name: str) -> None:
+    bounds = {"action_low": np.array([-1.5]), "action_high": np.array([3.0])}
+    narrow = {"actions": 0.3 * COLUMNS["actions"]}
+    with pytest.warns(UserWarning, match=rf"{name}: .* guessed \[-1, 1\].* action_low"):
+        assert load_dataset(write(tmp_path / name, **narrow)).action_bounds_guessed
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = load_dataset(write(tmp_path / name, **narrow, **bounds))
+    assert dataset.action_space == Box(-1.5, 3.0, (1,), np.float32)
+    assert not dataset.action_bounds_guessed
+    # beside an environment that has others
+    zeros = np.zeros((8, 3), np.float32)
+    states = {"observations": zeros, "next_observations": zeros}
+    dataset = load_dataset(write(tmp_path / name, "Pendulum-v1", **bounds, **states))
+    assert dataset.action_space == Box(-1.5, 3.0, (1,), np.float32)
+    assert dataset.observation_space.is_bounded()
+
+
 def test_a_file_cannot_make_us_import_a_module(tmp_path: Path) -> None:
     assert load_dataset(write(tmp_path / "set.npz", env_id="antigravity:X-v0")).env_id is None
 
@@ -162,6 +183,14 @@ def test_env_id_and_reward_offset_of_the_caller(tmp_path: Path) -> None:
         ({"observations": np.zeros((8, 2, 2))}, r"'observations' has shape \(8, 2, 2\)"),
         ({"next_observations": np.zeros((8, 2))}, "'next_observations' has 2 dimensions"),
         ({"actions": np.eye(8)[:, :1] * np.nan}, "'actions' row 0 dimension 0 is nan"),
+        ({"action_low": [-1.0]}, "'action_low' stands alone; expected both"),
+        (
+            {"action_low": [-1.0], "action_high": 1.0},
+            r"'action_high' has shape \(\); expected",
+        ),
+        ({"action_low": [1.0], "action_high": [1.0]}, "expected finite numbers, low < high"),
+        ({"action_low": [-1.0], "action_high": [np.inf]}, "expected finite numbers, low < high"),
+        ({"action_low": [-0.5], "action_high": [1.0]}, "'actions' row 0 .* outside the bounds"),
         ({key: COLUMNS[key][:0] for key in COLUMNS}, "the data set is empty"),
     ],
 )

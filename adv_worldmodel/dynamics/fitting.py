@@ -25,7 +25,11 @@ from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.data.environments import buildable, check_fit
 from adv_worldmodel.device import resolve_device, shared_tensor
 from adv_worldmodel.dynamics.ensemble import LOG_2PI, Ensemble
-from adv_worldmodel.dynamics.termination import TerminationFunction, make_termination
+from adv_worldmodel.dynamics.termination import (
+    TerminationFunction,
+    compare_with_flags,
+    make_termination,
+)
 from adv_worldmodel.dynamics.world_model import FORMAT_VERSION, RewardFunction, WorldModel
 from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.seeding import make_generator
@@ -167,6 +171,8 @@ def fit_world_model(
 ) -> WorldModel:
     """Fit the ensemble to a data set by maximum likelihood and keep its elites.
 
+    Warns where the data's terminations are not what the rule says (:func:`compare_with_flags`).
+
     :param settings: of the fit.
     :param termination: see :func:`make_termination`; ``None`` reads it from the environment.
     :param reward_function: known reward on raw ``(s, a, s')`` instead of a learned one.
@@ -184,6 +190,7 @@ def fit_world_model(
         check_fit(dataset.env_id, *widths, dataset.name)
     start = time.perf_counter()
     device = resolve_device(device)
+    compare_with_flags(rule, dataset, device)
     generator = make_generator(settings.seed, "fit")
     obs_dim, action_dim = dataset.observations.shape[1], dataset.actions.shape[1]
     ensemble = Ensemble(
@@ -342,9 +349,12 @@ def cached_world_model(
     cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     folder = cache / f"fit-{digest}"
     try:
-        return WorldModel.load(folder, device=device)
+        model = WorldModel.load(folder, device=device)
     except (OSError, ValueError):  # never fitted, damaged, or another user's: fit (again)
         pass
+    else:
+        compare_with_flags(rule, dataset)
+        return model
     model = fit_world_model(
         dataset, settings, termination=termination, device=device, progress=progress
     )

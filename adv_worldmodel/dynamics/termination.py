@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +27,14 @@ from adv_worldmodel.dynamics.known_tasks import (
     task_of_name,
 )
 
+if TYPE_CHECKING:
+    from adv_worldmodel.data import OfflineDataset
+
 TerminationFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`f(obs (B, S), action (B, A), next_obs (B, S)) -> bool (B,)`, all raw (not standardised)."""
+
+CHECKED_ROWS = 100_000
+"""How many rows of the data `compare_with_flags` looks at, beside those that are terminal."""
 
 _REMEDY = "Pass termination='never' or your own function f(obs, action, next_obs) -> bool (B,)."
 
@@ -226,3 +234,50 @@ def make_termination(source: str | TerminationFunction | None, env_id: str | Non
             f"{', '.join(sorted(TASKS))}. {_REMEDY}"
         )
     return termination_from_spec({**spec_of_task(task), "origin": f"table: {task}"})
+
+
+@torch.no_grad()
+def compare_with_flags(
+    termination: Termination, dataset: OfflineDataset, device: torch.device | str = "cpu"
+) -> None:
+    """Warns where the rule and the terminations of the data are not those of one task.
+
+    Looked at are all terminal rows and `CHECKED_ROWS` that are spread over the data. Rounding to
+    float32 moves a row across a limit now and then: up to 3 rows, or 2 % of those that end an
+    episode by either, may differ. Data with `goal_terminals`, which end no episode, are left out.
+
+    Args:
+        termination: the rule. dataset: the data. device: where the rule is evaluated.
+
+    Raises:
+        ValueError: as `Termination`.
+    """
+    if dataset.goal_terminals:
+        return
+    size = len(dataset)
+    spread = np.linspace(0, size - 1, min(size, CHECKED_ROWS)).astype(np.intp)
+    rows = np.union1d(spread, np.flatnonzero(dataset.terminations))
+    columns = (dataset.observations, dataset.actions, dataset.next_observations)
+    parts = []
+    for start in range(0, len(rows), CHECKED_ROWS):
+        part = rows[start : start + CHECKED_ROWS]
+        batch = [torch.as_tensor(column[part], device=device) for column in columns]
+        parts.append(termination(*batch).cpu().numpy())
+    ruled, flagged = np.concatenate(parts), dataset.terminations[rows]
+    in_data, in_rule = int((flagged & ~ruled).sum()), int((ruled & ~flagged).sum())
+    if in_data + in_rule <= max(3, 0.02 * int((ruled | flagged).sum())):
+        return
+    found = f"{int(ruled.sum()):,}" if ruled.any() else "none"
+    looked_at = "" if len(rows) == size else f" of the {len(rows):,} looked at"
+    message = (
+        f"{dataset.name}: {int(flagged.sum()):,} of {size:,} rows are terminal, the termination "
+        f"rule ({termination.spec.get('origin')}) says {found}{looked_at}."
+    )
+    if in_data:
+        message += (
+            f" {in_data:,} are terminal in the data alone: are these time limits? Flag them as "
+            "truncations (timeouts) then."
+        )
+    if in_rule:
+        message += f" {in_rule:,} are so by the rule alone: are terminations missing in the data?"
+    warnings.warn(f"{message} Else name the rule of their task (termination=).", stacklevel=3)

@@ -56,6 +56,19 @@ def test_second_fit_comes_from_the_cache(
     assert second.split(pendulum)[1].tolist() == first.holdout_rows.tolist()
 
 
+def test_flags_that_the_rule_contradicts_are_warned_of_with_and_without_a_fit(
+    tmp_path: Path, fits: list[int], pendulum: OfflineDataset
+) -> None:
+    limits = replace(pendulum, terminations=pendulum.truncations, truncations=pendulum.terminations)
+    for _ in range(2):
+        with pytest.warns(
+            UserWarning, match=r"5 of 1,000 rows .* \(Pendulum-v1\) says none"
+        ) as caught:
+            cached_world_model(limits, SMALL, device="cpu", cache_dir=tmp_path)
+        assert len(caught) == 1
+    assert len(fits) == 1
+
+
 def test_other_data_settings_and_rules_are_fitted_anew(
     tmp_path: Path, fits: list[int], pendulum: OfflineDataset, line: OfflineDataset
 ) -> None:

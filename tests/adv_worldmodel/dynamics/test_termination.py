@@ -1,6 +1,7 @@
 """The termination rules agree with the real environments, step by step."""
 
 import json
+import warnings
 from collections.abc import Iterator
 
 import gymnasium as gym
@@ -9,9 +10,15 @@ import pytest
 import torch
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 
+from adv_worldmodel import OfflineDataset
 from adv_worldmodel.building import make_quietly
+from adv_worldmodel.dynamics import termination as termination_module
 from adv_worldmodel.dynamics.known_tasks import read_environment, spec_of_task
-from adv_worldmodel.dynamics.termination import make_termination, termination_from_spec
+from adv_worldmodel.dynamics.termination import (
+    compare_with_flags,
+    make_termination,
+    termination_from_spec,
+)
 
 
 def perturbed_steps(env_id: str, scale: float, steps: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -213,3 +220,77 @@ def test_an_environment_s_settings_and_changes_are_seen(registered: None) -> Non
         make_termination(None, "Reversed-v0")
     with pytest.raises(ValueError, match="a wrapper changes"):
         make_termination(None, "Negative-v0")
+
+
+# ------------------------------------------------------------- the rule and the data's own flags
+
+
+def line(terminal: list[int], size: int = 1000, goal_terminals: bool = False) -> OfflineDataset:
+    """States 0, 1, 2, ... on a line; the rows `terminal` are flagged."""
+    states = np.arange(size, dtype=np.float64)[:, None]
+    flags = np.isin(np.arange(size), terminal)
+    actions = np.linspace(-1, 1, size)[:, None]
+    return OfflineDataset.from_arrays(
+        states, actions, states[:, 0], states + 1, flags, name="line", goal_terminals=goal_terminals
+    )
+
+
+def said(data: OfflineDataset, ends: str | list[int]) -> str:
+    """What is said of a rule that ends episodes at the rows `ends`; "" if nothing is."""
+
+    def rule(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
+        return torch.isin(obs[:, 0], torch.tensor(ends, dtype=obs.dtype))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compare_with_flags(make_termination(ends if isinstance(ends, str) else rule, None), data)
+    assert len(caught) <= 1
+    return "".join(str(warning.message) for warning in caught)
+
+
+def test_time_limits_flagged_as_terminations_are_warned_of() -> None:
+    message = said(line(list(range(99, 1000, 100))), "never")
+    assert message.startswith(
+        "line: 10 of 1,000 rows are terminal, the termination rule (never) says none. 10 are "
+        "terminal in the data alone: are these time limits?"
+    )
+    assert "by the rule alone" not in message
+    # beside true ones
+    message = said(line(list(range(99, 1000, 50))), list(range(99, 1000, 100)))
+    assert "19 of 1,000 rows are terminal" in message
+    assert "says 10. 9 are terminal in the data alone" in message
+
+
+def test_missing_terminations_are_warned_of() -> None:
+    message = said(line([]), list(range(0, 1000, 100)))
+    assert "0 of 1,000 rows are terminal" in message
+    assert "says 10. 10 are so by the rule alone" in message
+
+
+def test_equal_flags_and_a_few_rounded_ones_are_not_warned_of() -> None:
+    ends = list(range(0, 1000, 5))
+    assert said(line(ends), ends) == ""
+    assert said(line([]), "never") == ""
+    assert said(line([500]), "never") == ""  # such as a recording's last row
+    assert said(line(ends), [*ends[:-2], 2, 3]) == ""  # 4 of 202 rows
+    assert said(line(ends), [*ends[:-3], 2, 3]) != ""
+
+
+def test_goals_on_the_way_are_no_terminations() -> None:
+    ends = list(range(99, 1000, 100))
+    assert said(line(ends, goal_terminals=True), "never") == ""
+
+
+def test_all_terminal_rows_of_a_large_set_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(termination_module, "CHECKED_ROWS", 10)
+    ends = [7, 13, *range(200, 250)]
+    message = said(line(ends), [7, *range(240, 250)])
+    # spread over the data: 0, 111, 222, ..., 999
+    assert "52 of 1,000 rows are terminal" in message
+    assert "says 11 of the 61 looked at. 41 are terminal in the data alone" in message
+
+
+def test_the_environment_s_own_flags_agree_with_its_rule(pendulum: OfflineDataset) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compare_with_flags(make_termination(None, "Pendulum-v1"), pendulum)

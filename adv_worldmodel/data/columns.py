@@ -69,10 +69,11 @@ def from_columns(
     Without `next_observations` a row's successor is the next row's observation. An episode's last
     row (by terminal flag, time-out or end of the file) has none and is dropped, even if terminal:
     D4RL's `qlearning_dataset` pairs it with the next episode's first state (D4RL issue 145). The
-    row before it then ends the episode as a truncation. Without `timeouts` see `infer_truncations`;
-    without both, episodes are cut at the time limit of the environment (as D4RL does), and where
-    none is known a warning says what that means. The last row always closes its episode.
-    `action_low` and `action_high`, (A,) each, state the bounds of the actions.
+    row before it then ends the episode as a truncation, and a warning counts the terminal rows that
+    are lost. Without `timeouts` see `infer_truncations`; without both, episodes are cut at the time
+    limit of the environment (as D4RL does), and where none is known a warning says what that means.
+    The last row always closes its episode. `action_low` and `action_high`, (A,) each, state the
+    bounds of the actions.
 
     Args:
         arrays: key -> array.
@@ -213,6 +214,13 @@ def _successors(
         raise ValueError(
             f"{where}: no 'next_observations', and every row ends its episode, so that no row's "
             "successor is known. Add next_observations to the file."
+        )
+    if not goal_terminals and terminations.any():
+        warnings.warn(
+            f"{where}: no next_observations, so that what follows a terminal row is not known: all "
+            f"({int(terminations.sum()):,}) are dropped, no termination is left, and values go on "
+            "where the task ended. Add next_observations.",
+            stacklevel=2,
         )
     flags = terminations[kept]
     # The row before a dropped one now ends its episode; it did not terminate.

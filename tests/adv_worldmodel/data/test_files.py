@@ -83,13 +83,27 @@ def test_time_outs_are_inferred_from_gaps(tmp_path: Path) -> None:
 
 def test_no_successor_is_taken_from_the_next_episode(tmp_path: Path) -> None:
     """D4RL issue 145: without next_observations the last row of each episode has none."""
-    dataset = load_dataset(write(tmp_path / "set.hdf5", next_observations=None))
+    with pytest.warns(UserWarning, match=r"a terminal row is not known: all \(1\)"):
+        dataset = load_dataset(write(tmp_path / "set.hdf5", next_observations=None))
     np.testing.assert_array_equal(dataset.observations[:, 0], [0, 1, 10, 11, 20])
     np.testing.assert_array_equal(dataset.next_observations[:, 0], [1, 2, 11, 12, 21])
     np.testing.assert_array_equal(dataset.rewards, [0, 1, 3, 4, 6])
     # what is now an episode's last row did not terminate: its value goes on
     assert not dataset.terminations.any()
     np.testing.assert_array_equal(dataset.truncations, [False, True, False, True, True])
+
+
+def test_terminal_rows_without_successors_are_counted(tmp_path: Path) -> None:
+    none = {"next_observations": None, "terminals": np.zeros(8, bool)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_dataset(write(tmp_path / "set.npz", **none))
+    two = {**none, "terminals": np.array([0, 0, 1, 0, 0, 0, 0, 1], bool)}
+    with pytest.warns(UserWarning, match=r"set.npz: .* all \(2\) .* Add next_obs") as caught:
+        dataset = load_dataset(write(tmp_path / "set.npz", **two))
+    assert len(caught) == 1
+    assert "no termination is left" in str(caught[0].message)
+    assert not dataset.terminations.any()
 
 
 def test_without_both_only_terminals_and_the_end_are_known(tmp_path: Path) -> None:

@@ -14,7 +14,17 @@ ACTION_TOLERANCE = 1e-5
 
 
 def numeric(values: ArrayLike, key: str, where: str) -> NDArray[Any]:
-    """`values` as a numeric array of any shape; ValueError for anything but real numbers."""
+    """`values` as a numeric array of any shape; ValueError for anything but real numbers.
+
+    Masked numbers are none: what lies under a mask is whatever was there.
+    """
+    if np.ma.is_masked(values):
+        masked = np.argwhere(np.ma.getmaskarray(np.ma.asarray(values)))
+        place = f" row {masked[0, 0]}" if masked.shape[1] else ""
+        raise ValueError(
+            f"{where}: '{key}'{place} is masked ({len(masked):,} masked numbers). Drop these "
+            "transitions, or fill in what they are (array.filled)."
+        )
     try:
         array = np.asarray(values)
     except ValueError as error:  # ragged nested lists

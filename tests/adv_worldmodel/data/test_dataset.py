@@ -155,6 +155,15 @@ def test_float_error_at_a_bound_is_clipped() -> None:
             {"actions": [[0.0], [2.5], [0.0]], "action_space": Box(-2, 2, (1,))},
             r"'actions' row 1 dimension 0 is 2.5, outside the bounds \[-2, 2\]",
         ),
+        (
+            {"rewards": np.ma.masked_equal([1.0, -999.0, -999.0], -999.0)},
+            r"'rewards' row 1 is masked \(2 masked numbers\). Drop",
+        ),
+        (
+            {"observations": np.ma.masked_greater([[0.0], [1.0], [5.0]], 4.0)},
+            "'observations' row 2 is masked",
+        ),
+        ({"terminations": np.ma.array([0, 1, 0], mask=[1, 0, 0])}, "'terminations' row 0 is mas"),
         ({"action_space": Box(-1, 1, (2,))}, "'actions' has 1 dimensions.*action space.* has 2"),
         ({"observation_space": Box(-1, 1, (3,))}, "the observation space' has 3"),
         ({"action_space": Discrete(3)}, "action space is Discrete; expected a flat Box"),
@@ -167,6 +176,14 @@ def test_float_error_at_a_bound_is_clipped() -> None:
 def test_refusals_name_key_row_and_remedy(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"(?s)my data: .*{message}"):
         OfflineDataset.from_arrays(**arrays(**changes), name="my data")
+
+
+def test_a_masked_array_without_masked_numbers_is_an_array() -> None:
+    plain = OfflineDataset.from_arrays(**arrays())
+    masked = {key: np.ma.array(array) for key, array in arrays().items()}
+    dataset = OfflineDataset.from_arrays(**masked)
+    assert dataset.content_hash == plain.content_hash
+    assert not isinstance(dataset.rewards, np.ma.MaskedArray)
 
 
 def test_an_empty_data_set_is_refused() -> None:

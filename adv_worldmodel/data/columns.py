@@ -89,6 +89,8 @@ def from_columns(
     """
     keys = wanted_keys(list(arrays), where)
     observations = validation.float_matrix(arrays["observations"], "observations", where)
+    if not any(bound in arrays for bound in BOUNDS) and not buildable(env_id):
+        validation.continuous(arrays["actions"], where)
     actions = validation.float_matrix(arrays["actions"], "actions", where)
     rewards = validation.float_vector(arrays["rewards"], "rewards", where)
     key = keys["terminations"]

@@ -12,7 +12,7 @@ from gymnasium.spaces import Box, Space
 from numpy.typing import ArrayLike, NDArray
 
 from adv_worldmodel.data import validation
-from adv_worldmodel.data.environments import spaces_for
+from adv_worldmodel.data.environments import buildable, spaces_for
 
 
 def infer_truncations(
@@ -118,7 +118,8 @@ class OfflineDataset:
 
         Args:
             observations: (N, S).
-            actions: (N, A).
+            actions: (N, A), of a floating type where neither `action_space` nor `env_id` tells
+                that they are continuous.
             rewards: (N,).
             next_observations: (N, S), true successors.
             terminations: (N,), the task ended.
@@ -135,6 +136,8 @@ class OfflineDataset:
         """
         states = validation.float_matrix(observations, "observations", name)
         successors = validation.float_matrix(next_observations, "next_observations", name)
+        if action_space is None and not buildable(env_id):
+            validation.continuous(actions, name)
         action_rows = validation.float_matrix(actions, "actions", name)
         ends = validation.flag_vector(terminations, "terminations", name)
         validation.same_length(

@@ -15,8 +15,10 @@ from adv_worldmodel.building import make_quietly
 from adv_worldmodel.data.validation import action_box_of, flat_box
 
 
-def buildable(env_id: str) -> bool:
-    """Whether `gym.make(env_id)` works here."""
+def buildable(env_id: str | None) -> bool:
+    """Whether `gym.make(env_id)` works here; not for None."""
+    if env_id is None:
+        return False
     try:
         _built(env_id)
     except Exception:  # an environment's own constructor may raise anything

@@ -127,6 +127,11 @@ def flat_box(space: Space[Any], what: str, where: str) -> Box:
             f"{where}: the {what} space has shape {space.shape}; expected one dimension, (D,). "
             "Flatten it into one vector per row first."
         )
+    if what == "action" and not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(
+            f"{where}: the action space is a Box of {space.dtype}; discrete actions are not "
+            "supported. Give a Box of float32 if the actions are continuous."
+        )
     low = space.low.astype(np.float32)
     high = space.high.astype(np.float32)
     if what == "action":
@@ -141,6 +146,16 @@ def flat_box(space: Space[Any], what: str, where: str) -> Box:
                 "expected low < high everywhere. Leave that dimension out."
             )
     return Box(low, high, dtype=np.float32)
+
+
+def continuous(actions: ArrayLike, where: str) -> None:
+    """ValueError for actions of a whole-number or boolean type, whose space nothing tells."""
+    dtype = numeric(actions, "actions", where).dtype
+    if dtype.kind != "f":
+        raise ValueError(
+            f"{where}: 'actions' has dtype {dtype}, as discrete actions have; those are not "
+            "supported. If they are continuous, cast them to float (array.astype(float))."
+        )
 
 
 def actions_in_bounds(

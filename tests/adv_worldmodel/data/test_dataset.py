@@ -166,6 +166,11 @@ def test_float_error_at_a_bound_is_clipped() -> None:
         ({"terminations": np.ma.array([0, 1, 0], mask=[1, 0, 0])}, "'terminations' row 0 is mas"),
         ({"action_space": Box(-1, 1, (2,))}, "'actions' has 1 dimensions.*action space.* has 2"),
         ({"observation_space": Box(-1, 1, (3,))}, "the observation space' has 3"),
+        ({"actions": np.array([[0], [1], [0]])}, "'actions' has dtype int64, .*cast them to float"),
+        ({"actions": np.array([0, 1, 0])}, "'actions' has dtype int64, .*cast them to float"),
+        ({"actions": np.eye(3, dtype=bool)}, "'actions' has dtype bool, .*cast them to float"),
+        ({"actions": np.zeros((3, 1), np.uint8), "env_id": "Elsewhere-v0"}, "has dtype uint8"),
+        ({"action_space": Box(-1, 1, (1,), np.int64)}, "is a Box of int64.*Box of float32"),
         ({"action_space": Discrete(3)}, "action space is Discrete; expected a flat Box"),
         ({"observation_space": Dict({"a": Box(0, 1)})}, "observation space is Dict.*Flatten"),
         ({"observation_space": Box(0, 1, (2, 2))}, r"observation space has shape \(2, 2\)"),
@@ -184,6 +189,15 @@ def test_a_masked_array_without_masked_numbers_is_an_array() -> None:
     dataset = OfflineDataset.from_arrays(**masked)
     assert dataset.content_hash == plain.content_hash
     assert not isinstance(dataset.rewards, np.ma.MaskedArray)
+
+
+def test_whole_numbers_are_continuous_actions_where_the_space_says_so() -> None:
+    whole = arrays(actions=[[0], [1], [-1]])
+    stated = OfflineDataset.from_arrays(**whole, action_space=Box(-1, 1, (1,)))
+    assert stated.actions.tolist() == [[0.0], [1.0], [-1.0]]
+    states = {key: np.zeros((3, 3)) for key in ("observations", "next_observations")}
+    pendulum = OfflineDataset.from_arrays(**whole | states, env_id="Pendulum-v1")
+    assert pendulum.actions.tolist() == [[0.0], [1.0], [-1.0]]
 
 
 def test_an_empty_data_set_is_refused() -> None:

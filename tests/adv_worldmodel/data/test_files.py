@@ -197,6 +197,8 @@ def test_env_id_and_reward_offset_of_the_caller(tmp_path: Path) -> None:
         ({"observations": np.zeros((8, 2, 2))}, r"'observations' has shape \(8, 2, 2\)"),
         ({"next_observations": np.zeros((8, 2))}, "'next_observations' has 2 dimensions"),
         ({"actions": np.eye(8)[:, :1] * np.nan}, "'actions' row 0 dimension 0 is nan"),
+        ({"actions": np.zeros(8, int)}, "'actions' has dtype int64, .*cast them to float"),
+        ({"actions": np.zeros((8, 1), bool)}, "'actions' has dtype bool, .*cast them to float"),
         ({"action_low": [-1.0]}, "'action_low' stands alone; expected both"),
         (
             {"action_low": [-1.0], "action_high": 1.0},

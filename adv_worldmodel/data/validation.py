@@ -47,11 +47,15 @@ def freeze(array: NDArray[Any]) -> None:
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """`array` read-only, and a copy if anyone could still write to its memory."""
+    """`array` read-only, and a copy if anyone could still write to its memory.
+
+    A copy too of a view that torch cannot take: one that runs backwards, or in parts of a number.
+    """
     owner: Any = array
     while isinstance(owner, np.ndarray) and not owner.flags.writeable and owner.base is not None:
         owner = owner.base
-    if not isinstance(owner, np.ndarray) or owner.flags.writeable:
+    strange = any(stride < 0 or stride % array.itemsize for stride in array.strides)
+    if strange or not isinstance(owner, np.ndarray) or owner.flags.writeable:
         array = array.copy()
         freeze(array)
     return array

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Dict, Discrete, Space
 
 from adv_worldmodel.data import OfflineDataset
@@ -246,6 +247,21 @@ def test_memory_that_somebody_can_still_write_to_is_copied_and_other_memory_is_n
     assert np.shares_memory(
         OfflineDataset.from_arrays(**arrays(observations=view)).observations, own
     )
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_a_view_that_runs_backwards_is_copied() -> None:
+    keys = ("observations", "actions", "rewards", "next_observations", "terminations")
+    forwards = OfflineDataset.from_arrays(**arrays())
+    views = {key: getattr(forwards, key)[::-1] for key in keys}
+    backwards = OfflineDataset.from_arrays(**views)
+    for key in keys:
+        taken = torch.from_numpy(getattr(backwards, key)).numpy()
+        np.testing.assert_array_equal(taken[::-1], getattr(forwards, key))
+    packed = np.zeros(3, [("flag", "i1"), ("state", "f4", (1,))])  # numbers five bytes apart
+    packed.flags.writeable = False
+    dataset = OfflineDataset.from_arrays(**arrays(observations=packed["state"]))
+    assert torch.from_numpy(dataset.observations).tolist() == [[0.0]] * 3
 
 
 def test_a_goal_on_the_way_ends_no_episode() -> None:

@@ -129,11 +129,16 @@ def from_columns(
     if not terminations[-1]:
         truncations = truncations.copy()
         truncations[-1] = True
-    kept = slice(None)
+    kept: slice | NDArray[np.intp] = slice(None)
     if successors is None:
         kept, successors, terminations, truncations = _successors(
             observations, terminations, truncations, goal_terminals, where
         )
+        states = arrays["observations"]
+        validation.warn_of_rounding(states, states[1:], where, kept)
+    else:
+        states, following = arrays["observations"], arrays["next_observations"]
+        validation.warn_of_rounding(states, following, where)
     return OfflineDataset(
         observations=observations[kept],
         actions=actions[kept],
@@ -207,7 +212,7 @@ def _successors(
     truncations: NDArray[np.bool_],
     goal_terminals: bool,
     where: str,
-) -> tuple[Any, NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
     """Rows that have a successor in the file, it, and their two flags."""
     last = truncations.copy() if goal_terminals else truncations | terminations
     last[-1] = True

@@ -77,6 +77,7 @@ class OfflineDataset:
         where = self.name
         observation_space = validation.flat_box(self.observation_space, "observation", where)
         action_space = validation.flat_box(self.action_space, "action", where)
+        states = (self.observations, self.next_observations)
         for key in ("observations", "actions", "next_observations"):
             self._set(key, validation.float_matrix(getattr(self, key), key, where))
         self._set("rewards", validation.float_vector(self.rewards, "rewards", where))
@@ -90,6 +91,7 @@ class OfflineDataset:
             ("actions", self.actions.shape[1], action_dim, "the action space"),
         ):
             validation.same_width(where, key, width, space or "observations", expected)
+        validation.warn_of_rounding(np.asarray(states[0]), np.asarray(states[1]), where)
         self._set(
             "actions", validation.actions_in_bounds(self.actions, action_space, "actions", where)
         )
@@ -134,6 +136,8 @@ class OfflineDataset:
         Raises:
             ValueError: as for the class.
         """
+        observations = validation.numeric(observations, "observations", name)
+        next_observations = validation.numeric(next_observations, "next_observations", name)
         states = validation.float_matrix(observations, "observations", name)
         successors = validation.float_matrix(next_observations, "next_observations", name)
         if action_space is None and not buildable(env_id):
@@ -149,6 +153,7 @@ class OfflineDataset:
         )
         width = states.shape[1]
         validation.same_width(name, "next_observations", successors.shape[1], "observations", width)
+        validation.warn_of_rounding(observations, next_observations, name)
         if truncations is None:
             truncations = infer_truncations(states, successors, ends)
         if observation_space is None:

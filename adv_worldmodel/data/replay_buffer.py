@@ -71,12 +71,14 @@ def from_replay_buffer(
         taken = np.swapaxes(array[rows], 0, 1)
         return taken.reshape(-1, *taken.shape[2:])
 
+    stored = column(buffer.observations)
     if shared:
-        next_observations = column(buffer.observations, (order + 1) % size)
+        following = column(buffer.observations, (order + 1) % size)
     else:
-        next_observations = column(buffer.next_observations)
-    observations = validation.float_matrix(column(buffer.observations), "observations", name)
-    next_observations = validation.float_matrix(next_observations, "next_observations", name)
+        following = column(buffer.next_observations)
+    observations = validation.float_matrix(stored, "observations", name)
+    next_observations = validation.float_matrix(following, "next_observations", name)
+    validation.warn_of_rounding(stored, following, name)
     dones = validation.flag_vector(column(buffer.dones), "dones", name)
     timeouts = validation.flag_vector(column(buffer.timeouts), "timeouts", name)
     if not buffer.handle_timeout_termination and dones.any():

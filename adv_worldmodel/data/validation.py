@@ -80,6 +80,43 @@ def float_vector(values: ArrayLike, key: str, where: str) -> NDArray[np.float32]
     return _finite_float32(_vector(values, key, where), key, where)
 
 
+def warn_of_rounding(
+    observations: NDArray[Any],
+    next_observations: NDArray[Any],
+    where: str,
+    rows: NDArray[np.intp] | None = None,
+) -> None:
+    """Warns where float32 is too coarse for how states change, as with a large offset.
+
+    That is where rounding moves a dimension by more than 1 % of the standard deviation of s' - s.
+    100,000 rows that are spread over the data are looked at.
+
+    Args:
+        observations: (N, S), as they came, finite. next_observations: (N, S).
+        where: how messages call the data.
+        rows: those that count; None: all.
+    """
+    if max(observations.dtype.itemsize, next_observations.dtype.itemsize) <= 4:
+        return
+    size = len(observations if rows is None else rows)
+    spread = np.linspace(0, size - 1, min(size, 100_000)).astype(np.intp)
+    looked_at = spread if rows is None else rows[spread]
+    states = observations[looked_at].astype(np.float64)
+    change = (next_observations[looked_at].astype(np.float64) - states).std(axis=0)
+    error = np.sqrt(np.square(states.astype(np.float32) - states).mean(axis=0))
+    # a change that float64 has but from its own rounding is none
+    real = change > 1e-12 * np.abs(states).max(axis=0)
+    coarse = np.flatnonzero(real & (error > 0.01 * change))
+    if coarse.size:
+        i = int(coarse[0])
+        warnings.warn(
+            f"{where}: 'observations' dimension {i} is near {states[:, i].mean():.6g} and changes "
+            f"by {change[i]:.3g} a step, but rounding to float32 moves it by {error[i]:.3g} "
+            f"({coarse.size} such dimensions). Subtract an offset from it.",
+            stacklevel=3,
+        )
+
+
 def flag_vector(values: ArrayLike, key: str, where: str) -> NDArray[np.bool_]:
     """`values` as booleans of shape (N,); numbers must be 0 or 1."""
     array = _vector(values, key, where)

@@ -264,6 +264,39 @@ def test_a_view_that_runs_backwards_is_copied() -> None:
     assert torch.from_numpy(dataset.observations).tolist() == [[0.0]] * 3
 
 
+def walk(offset: float, dtype: type = np.float64) -> dict[str, Any]:
+    """A random walk of changes of 0.1 around `offset`, and beside it a constant of float64's."""
+    steps = 0.1 * np.random.default_rng(0).standard_normal(1001)
+    states = np.stack([np.full(1001, 0.1), offset + np.cumsum(steps)], axis=1).astype(dtype)
+    return {
+        "observations": states[:-1],
+        "actions": np.linspace(-1, 1, 1000)[:, None],
+        "rewards": np.zeros(1000),
+        "next_observations": states[1:],
+        "terminations": np.zeros(1000, bool),
+    }
+
+
+def test_an_offset_that_float32_is_too_coarse_for_is_warned_of() -> None:
+    message = r"mine: 'observations' dimension 1 is near 5.4e\+06 .* by 0.0978 a step.* an offset"
+    with pytest.warns(UserWarning, match=message) as caught:
+        OfflineDataset.from_arrays(**walk(5.4e6), name="mine")
+    assert len(caught) == 1
+    box = Box(-1.0, 1.0, (1,), np.float32)
+    with pytest.warns(UserWarning, match="Subtract an offset"):
+        OfflineDataset(
+            **walk(5.4e6),
+            truncations=np.zeros(1000, bool),
+            observation_space=Box(-np.inf, np.inf, (2,), np.float32),
+            action_space=box,
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        OfflineDataset.from_arrays(**walk(0.0))
+        OfflineDataset.from_arrays(**walk(1000.0))  # moved by 2e-5
+        OfflineDataset.from_arrays(**walk(5.4e6, np.float32))  # came as it is
+
+
 def test_a_goal_on_the_way_ends_no_episode() -> None:
     """AntMaze: terminations mark the rows at the goal, and the ant walks on."""
     states = np.array([0, 1, 2, 3, 10, 11, 12], np.float32)[:, None]

@@ -93,6 +93,18 @@ def test_no_successor_is_taken_from_the_next_episode(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.truncations, [False, True, False, True, True])
 
 
+@pytest.mark.parametrize("following", [COLUMNS["next_observations"], None])
+def test_a_large_offset_in_a_file_is_warned_of(tmp_path: Path, following: Any) -> None:
+    def far(states: Any) -> Any:
+        return None if states is None else 5.4e6 + 0.1 * np.square(states.astype(np.float64))
+
+    columns = {"observations": far(OBSERVATIONS), "next_observations": far(following)}
+    path = write(tmp_path / "set.npz", **columns, terminals=np.zeros(8, bool))
+    with pytest.warns(UserWarning, match=r"set.npz: 'obs.* 0 is near 5.4.* an offset") as caught:
+        load_dataset(path)
+    assert len(caught) == 1
+
+
 def test_terminal_rows_without_successors_are_counted(tmp_path: Path) -> None:
     none = {"next_observations": None, "terminals": np.zeros(8, bool)}
     with warnings.catch_warnings():

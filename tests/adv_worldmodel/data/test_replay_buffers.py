@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -161,6 +162,20 @@ def test_a_gap_between_rows_without_an_end_cuts_the_episode() -> None:
         row = np.array([[state]])
         buffer.add(row, row + 1, np.zeros((1, 1)), np.zeros(1), np.zeros(1), [{}])
     assert np.flatnonzero(load_dataset(buffer).truncations).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_large_offset_is_warned_of(shared: bool) -> None:
+    buffer = ReplayBuffer(
+        100, OBSERVATIONS, Box(-1, 1, (1,)), "cpu", optimize_memory_usage=shared,
+        handle_timeout_termination=False,
+    )  # fmt: skip
+    states = 5.4e6 + 0.1 * np.square(np.arange(21.0))
+    for state, following in pairwise(states):
+        rows = (np.array([[value]]) for value in (state, following))
+        buffer.add(*rows, np.zeros((1, 1)), np.zeros(1), np.zeros(1), [{}])
+    with pytest.warns(UserWarning, match="replay buffer: 'observations' dimension 0 .* an offset"):
+        load_dataset(buffer)
 
 
 def test_dones_that_may_be_time_outs_are_warned_of() -> None:

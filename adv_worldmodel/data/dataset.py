@@ -259,8 +259,16 @@ class OfflineDataset:
 
     @property
     def behaviour_return(self) -> float:
-        """Mean of `episode_returns`."""
-        return float(self.episode_returns().mean())
+        """Mean of `episode_returns`, without a last episode that the recording's end cut.
+
+        It is taken for cut where it did not terminate and is shorter than another truncated one.
+        """
+        returns, lengths, ends = self.episode_returns(), self.episode_lengths(), self.episode_ends()
+        if not self.terminations[ends[-1]]:
+            others = lengths[:-1][~self.terminations[ends[:-1]]]
+            if others.size and lengths[-1] < others.max():
+                returns = returns[:-1]
+        return float(returns.mean())
 
     def _arrays(self) -> list[tuple[str, NDArray[Any]]]:
         keys = ("observations", "actions", "rewards", "next_observations")

@@ -53,6 +53,30 @@ def test_returns_and_lengths_by_hand() -> None:
     assert len(dataset) == 3
 
 
+def episodes(*lengths: int, terminated: tuple[int, ...] = ()) -> OfflineDataset:
+    """Episodes of these lengths with a reward of 1 for each step; cut, but for those terminated."""
+    size, ends = sum(lengths), np.cumsum(lengths) - 1
+    states = np.arange(size + 1.0)[:, None]
+    terminations = np.isin(np.arange(size), ends[list(terminated)])
+    truncations = np.isin(np.arange(size), ends) & ~terminations
+    actions = np.linspace(-1, 1, size)[:, None]
+    return OfflineDataset.from_arrays(
+        states[:-1], actions, np.ones(size), states[1:], terminations, truncations
+    )
+
+
+def test_a_last_episode_that_the_recording_cut_is_not_in_the_behaviour_s_return() -> None:
+    assert episodes(1000, 500).behaviour_return == 1000
+    assert episodes(1000, 500).episode_returns().tolist() == [1000, 500]
+    assert episodes(1000, 300, 500, terminated=(1,)).behaviour_return == 650
+    # whole ones: the only one, one that terminated, one as long as the time limit allows
+    assert episodes(500).behaviour_return == 500
+    assert episodes(1000, 500, terminated=(1,)).behaviour_return == 750
+    assert episodes(1000, 1000).behaviour_return == 1000
+    # nothing says how long the last one could have been
+    assert episodes(300, 500, terminated=(0,)).behaviour_return == 400
+
+
 def test_unclosed_last_episode_counts_only_if_it_is_the_only_one() -> None:
     open_end = OfflineDataset.from_arrays(**arrays(truncations=np.zeros(3, bool)))
     np.testing.assert_array_equal(open_end.episode_returns(), [3.0])

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.run_folder import check_file
+from agents.run_folder import check_file, check_parents
 from agents.terminal import natural, positive
 
 # The world model's package imports torch, which takes seconds: only the commands do, not --help.
@@ -240,6 +240,7 @@ def _new_target(npz: Path | None, dataset_id: str) -> Path:
     folder = minari_folder() / dataset_id
     if folder.exists():
         raise ValueError(f"{folder} exists already. Choose another --id, or delete it.")
+    check_parents(folder, "set MINARI_DATASETS_PATH to another folder, or give --npz")
     return folder
 
 

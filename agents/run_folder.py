@@ -258,17 +258,18 @@ def check_new_folder(out: str | None, *, overwrite: bool = False) -> None:
                 "replace it by --overwrite, or give another folder"
             )
         raise ValueError(f"out={out} is not empty: give a folder that does not exist yet")
-    _check_parents(path, "give another out=FOLDER")
+    check_parents(path, "give another out=FOLDER")
 
 
 def check_file(path: Path) -> None:
     """Raise ValueError unless a file can be written to `path`; writes nothing."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of a file")
-    _check_parents(path, "give another file")
+    check_parents(path, "give another file")
 
 
-def _check_parents(path: Path, remedy: str) -> None:
+def check_parents(path: Path, remedy: str) -> None:
+    """Raise ValueError, which ends in `remedy`, unless `path` can be made where it is to lie."""
     parent = path.absolute()
     while not parent.is_dir():
         if parent.exists() and parent != path.absolute():

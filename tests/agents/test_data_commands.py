@@ -234,6 +234,19 @@ def test_make_refuses_before_it_trains(
         run("make", "Pendulum-v1", *options.split())
 
 
+@pytest.mark.parametrize("blocked", ["file", "folder"])
+def test_make_refuses_a_minari_folder_that_cannot_be_written_before_it_trains(
+    blocked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.collection.train_sac", lambda *_, **__: pytest.fail("it trained"))
+    if blocked == "file":
+        (tmp_path / "minari").write_text("")
+    else:  # as root, every folder is writable
+        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path}.* set MINARI_DATASETS_PATH"):
+        made("mine/new-v0", "--policy", "sac:1000000")
+
+
 def test_make_refuses_discrete_actions_and_policies_of_other_tasks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="action space is Discrete"):
         run("make", "CartPole-v1", "--policy", "sac:1000000", "--rows", "5")

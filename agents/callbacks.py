@@ -95,6 +95,11 @@ class RamboCallback(BaseCallback):
     def _init_callback(self) -> None:
         self._refuse_nesting()
         env = self.training_env
+        if isinstance(env.unwrapped, SubprocVecEnv):
+            raise ValueError(
+                "a SubprocVecEnv's processes have world models of their own: use "
+                "make_sb3_env(dataset, n_envs=...), whose rows share one"
+            )
         try:
             models = cast("list[WorldModel]", env.get_attr("world_model"))
             dataset = cast(OfflineDataset, env.get_attr("dataset", 0)[0])

@@ -333,7 +333,7 @@ def test_an_environment_in_another_process_has_a_model_of_its_own(
 
     env = SubprocVecEnv([make_one], start_method="fork")
     model = make_algorithm("SAC", env)
-    with pytest.raises(ValueError, match="hold different world models"):
+    with pytest.raises(ValueError, match="processes have world models of their own"):
         model.learn(total_timesteps=10, callback=adversary())
     env.close()
 

@@ -109,8 +109,7 @@ class RamboCallback(BaseCallback):
                 "RamboCallback needs a world model to change: train in "
                 "adv_worldmodel.make_sb3_env(dataset, ...)"
             ) from e
-        copied = isinstance(env.unwrapped, SubprocVecEnv)  # a process of its own has its own model
-        if copied or any(model is not models[0] for model in models):
+        if any(model is not models[0] for model in models):
             raise ValueError(
                 "the environments hold different world models: use make_sb3_env(dataset, "
                 "n_envs=...), whose rows share one, or pass the same world_model= to each"

@@ -288,12 +288,6 @@ class TrainConfig(Section):
             raise ValueError(
                 f"seeds = {self.seeds}: from seed = {self.seed} on, seeds would pass {2**32 - 1}"
             )
-        if self.agent.critic_warmup >= self.iterations:
-            raise ValueError(
-                f"agent.critic_warmup = {self.agent.critic_warmup}: in iterations = "
-                f"{self.iterations} only the critics would learn; give a smaller warm-up or more "
-                "iterations"
-            )
 
 
 def load_config(path_or_name: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:

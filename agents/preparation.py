@@ -83,6 +83,12 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
         )
     if not resumed:
         check_new_folder(config.out, overwrite=overwrite)
+    if config.agent.critic_warmup >= config.iterations:
+        warnings.warn(
+            f"agent.critic_warmup = {config.agent.critic_warmup}: in iterations = "
+            f"{config.iterations} only the critics learn, and the policy stays the clone",
+            stacklevel=2,
+        )
     device = _usable_device(config.device)
     dataset = read_dataset(config)
     env_id, env_note = _real_env(config, dataset)

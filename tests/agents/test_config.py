@@ -208,7 +208,6 @@ BAD_OVERRIDES = [
     ("agent.ent_coef=auto_0", r"agent\.ent_coef = 'auto_0': expected a start value above 0; .*=0"),
     ("agent.ent_coef=auto_0.0e3", r"agent\.ent_coef = 'auto_0\.0e3': expected a start value"),
     ("agent.ent_coef=auto_1e999", r"agent\.ent_coef = 'auto_1e999': expected a start value"),
-    ("agent.critic_warmup=20", r"agent\.critic_warmup = 20: in iterations = 20 only the critics"),
     ("agent.target_entropy=low", r"agent\.target_entropy = 'low': expected auto"),
     ("agent.hidden_sizes=256", r"hidden_sizes = 256: expected a list of whole numbers"),
     ("agent.hidden_sizes=[]", r"hidden_sizes = \[\]: expected at least one number"),
@@ -252,11 +251,6 @@ def test_a_clone_is_not_kept_without_rows_of_data(ratio: str) -> None:
     assert load_config("pendulum-random", words).agent.cloning_weight == 0.0
     with pytest.raises(ValueError, match=r"agent\.cloning_weight = 0\.1: needs rows of data"):
         load_config("pendulum-random", [*words, "agent.cloning_weight=0.1"])
-
-
-def test_one_iteration_after_the_warm_up_is_enough() -> None:
-    words = ["agent.critic_warmup=9", "iterations=10", "agent.ent_coef=auto_1e-9"]
-    assert load_config("pendulum-random", words).agent.critic_warmup == 9
 
 
 BAD_FILES = [

@@ -78,3 +78,12 @@ def test_an_environment_without_a_version_is_the_latest() -> None:
     assert prepare(load_config("pendulum-random", ["evaluation.env_id=Pendulum"])).env_id == (
         "Pendulum-v1"
     )
+
+
+def test_a_policy_that_stays_the_clone_is_warned_of() -> None:
+    words = ["iterations=10", "agent.critic_warmup"]
+    with pytest.warns(UserWarning, match="= 10 only the critics learn"):
+        prepare(load_config("pendulum-random", [words[0], f"{words[1]}=10"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(load_config("pendulum-random", [words[0], f"{words[1]}=9"]))

@@ -1,4 +1,4 @@
-"""The command line: `adv-worldmodel train | evaluate | results | select | sweep | data`.
+"""The command line, `adv-worldmodel`: train, evaluate, settings, results, select, sweep, data.
 
 Exit codes: 0 done, 1 the run failed (bugs show their traceback), 2 bad input (one line on stderr
 that says what to do), 3 the run diverged, 130 interrupted, 143 terminated.
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
     try:
         args = _parser().parse_args(argv)
-        if args.command in ("data", "results", "select"):  # read and write files, no more:
-            with user_input():  # what fails is input
+        if args.command in ("data", "results", "select", "settings"):
+            with user_input():  # they read and write files, no more: what fails is input
                 return int(args.func(args))
         return int(args.func(args))
     except SystemExit as stop:
@@ -139,9 +139,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(func=_evaluate)
 
+    settings = commands.add_parser(
+        "settings",
+        help="list the settings of a configuration, with what they mean",
+        description="Print every setting by its key: its value in CONFIG, and what it means "
+        "(P: the paper).",
+    )
+    settings.add_argument("config", metavar="CONFIG", nargs="?", default="base")
+    settings.add_argument("overrides", metavar="key=value", nargs="*", default=[])
+    settings.set_defaults(func=_settings)
+
     add_experiment_parsers(commands)
     add_data_parser(commands)
     return parser
+
+
+def _settings(args: argparse.Namespace) -> int:
+    from agents.config import flat_settings, load_config, meanings
+    from agents.progress import print_unless_gone
+    from agents.run_groups import setting_text
+
+    config = load_config(args.config, args.overrides, dataset="(to be named)")
+    texts = {key: setting_text(value) for key, value in flat_settings(config).items()}
+    wide, long = (max(map(len, words)) for words in (texts, texts.values()))
+    lines = [f"{key:<{wide}}  {texts[key]:<{long}}  {doc}" for key, doc in meanings().items()]
+    print_unless_gone("\n".join(lines))
+    return 0
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -40,6 +40,7 @@ __all__ = [
     "dump_config",
     "flat_settings",
     "load_config",
+    "meanings",
 ]
 
 
@@ -142,7 +143,7 @@ class AgentConfig(Section):
     hidden_sizes: Annotated[
         tuple[int, ...], Setting("units per hidden layer, actor and critics", at_least=1)
     ] = (256, 256)
-    n_critics: Annotated[int, Setting("Q networks, the least counts", at_least=1)] = 2
+    n_critics: Annotated[int, Setting("Q networks; the minimum is used", at_least=1)] = 2
     layer_norm: Annotated[bool, Setting("layer normalisation in the critics")] = False
     ent_coef: Annotated[
         str | float,
@@ -151,7 +152,7 @@ class AgentConfig(Section):
         ),
     ] = "auto"
     critic_warmup: Annotated[
-        int, Setting("iterations in which only the critics learn, of the clone", at_least=0)
+        int, Setting("first iterations, in which only the critics learn", at_least=0)
     ] = 0
     entropy_in_target: Annotated[
         bool, Setting("the critics learn the soft value; false: the plain one")
@@ -160,7 +161,8 @@ class AgentConfig(Section):
         bool, Setting("drawn model rows get r, s' and termination of the present model")
     ] = False
     cloning_weight: Annotated[
-        float, Setting("of the data's likelihood in the actor's loss, in mean |Q|", at_least=0)
+        float,
+        Setting("of the data actions' NLL in the actor's loss, in units of mean |Q|", at_least=0),
     ] = 0.0
     target_entropy: Annotated[
         str | float, Setting("nats; auto: minus the action's size", pattern=_TARGET_ENTROPY)
@@ -290,13 +292,16 @@ class TrainConfig(Section):
             )
 
 
-def load_config(path_or_name: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
+def load_config(
+    path_or_name: str | Path, overrides: Iterable[str] = (), *, dataset: str | None = None
+) -> TrainConfig:
     """Read a configuration by path or shipped name, and apply ``key.sub=value`` overrides.
 
     Args:
         path_or_name: a YAML file, or one of :func:`config_names`. A file may
             name another one that it ``extends``; settings in neither keep their defaults.
         overrides: applied in order, later ones win; values are read as YAML.
+        dataset: taken where none is named.
 
     Raises:
         FileNotFoundError: no such file or name (the message lists near names).
@@ -312,6 +317,8 @@ def load_config(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Trai
         if not _is_setting(key, f"override {override!r}", known):
             raise ValueError(f"override {override!r}: {key} is a section; set one of its keys")
         values[key] = parse_value(text, f"override {override!r}", text_only=known[key])
+    if dataset is not None:
+        values.setdefault("dataset", dataset)
     if "dataset" not in values:
         raise ValueError(f"{path}: no dataset; give one: dataset=NAME_OR_FILE")
     return _build(values)
@@ -331,6 +338,14 @@ def flat_settings(config: TrainConfig) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def meanings() -> dict[str, str]:
+    """What each setting means, by dotted key, in the order of :func:`flat_settings`."""
+    found = {name: setting.doc for name, (_, setting) in settings(TrainConfig).items()}
+    for name, kind in _section_types().items():
+        found |= {f"{name}.{key}": setting.doc for key, (_, setting) in settings(kind).items()}
+    return found
 
 
 def _build(values: Mapping[str, Any]) -> TrainConfig:

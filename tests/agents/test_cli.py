@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import adv_worldmodel
 from agents import experiment
 from agents.cli import main
+from agents.config import flat_settings, load_config
 from agents.evaluation import evaluate
 from agents.run_folder import LOCK, RunFolder, run_locked
 from tests.agents.tiny import TINY
@@ -218,3 +220,16 @@ def test_the_package_runs_as_a_module() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("adv-worldmodel: error: ")
+
+
+def test_settings_are_listed_with_what_they_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings", "pendulum-random", "agent.tau=0.01"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert list(lines) == list(flat_settings(load_config("pendulum-random")))
+    assert re.fullmatch(r"agent\.tau +0\.01 +target critics' step", lines["agent.tau"])
+    assert "pendulum-random" in lines["dataset"]
+    assert all(len(line.split()) > 2 for line in lines.values())  # none without a meaning
+    assert main(["settings", "fast"]) == 0  # names no data
+    assert "(to be named)" in capsys.readouterr().out
+    assert main(["settings", "pendulum-random", "agent.ta=1"]) == 2
+    assert "agent.tau" in capsys.readouterr().err

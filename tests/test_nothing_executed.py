@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from adv_worldmodel import OfflineDataset, WorldModel, load_dataset
+from adv_worldmodel import FitSettings, OfflineDataset, WorldModel, cached_world_model, load_dataset
 from adv_worldmodel.data.minari_io import to_minari
-from adv_worldmodel.dynamics.fitting import FitSettings, cached_world_model
 from agents import RAMBO
 from agents.cli import main
 from agents.config import load_config

@@ -13,7 +13,7 @@ from adv_worldmodel.device import shared_tensor
 from adv_worldmodel.dynamics.constraint import DualWeight
 from adv_worldmodel.dynamics.ensemble import MemberDraw, gaussian_log_density, n_slots
 from adv_worldmodel.dynamics.explicit_gradients import ExplicitModelGradient
-from adv_worldmodel.dynamics.fitting import likelihood_step, make_optimizer, mean_nll
+from adv_worldmodel.dynamics.likelihood import likelihood_step, make_optimizer, mean_nll
 from adv_worldmodel.dynamics.model_gradient import AdversarySettings, model_gradient
 from adv_worldmodel.dynamics.world_model import WorldModel
 from adv_worldmodel.graphs import GraphedStep, make_capturable

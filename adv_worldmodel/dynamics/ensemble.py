@@ -67,18 +67,14 @@ class Ensemble(nn.Module):
 
     def select(self, members: Sequence[int]) -> Ensemble:
         """A copy holding only the given members, in the given order."""
-        device = self.max_logvar.device
-        chosen = Ensemble(len(members), self.input_dim, self.output_dim, self.hidden_sizes).to(
-            device
+        index = list(members)
+        chosen = Ensemble(len(index), self.input_dim, self.output_dim, self.hidden_sizes)
+        chosen.to(self.max_logvar.device).load_state_dict(
+            {  # the log-variance limits are shared
+                name: value[index] if value.dim() == 3 else value
+                for name, value in self.state_dict().items()
+            }
         )
-        index = torch.as_tensor(list(members), device=device)
-        with torch.no_grad():
-            for mine, theirs in zip(chosen.weights, self.weights, strict=True):
-                mine.copy_(theirs[index])
-            for mine, theirs in zip(chosen.biases, self.biases, strict=True):
-                mine.copy_(theirs[index])
-            chosen.max_logvar.copy_(self.max_logvar)
-            chosen.min_logvar.copy_(self.min_logvar)
         return chosen
 
 

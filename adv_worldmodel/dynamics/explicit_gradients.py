@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adv_worldmodel.dynamics.ensemble import LOG_2PI, Ensemble, MemberDraw, n_slots
-from adv_worldmodel.dynamics.fitting import LOGVAR_LIMIT_WEIGHT, logvar_limits_loss
+from adv_worldmodel.dynamics.likelihood import LOGVAR_LIMIT_WEIGHT, logvar_limits_loss
 from adv_worldmodel.dynamics.model_gradient import (
     AdversarySettings,
     ModelGradient,

@@ -1,18 +1,11 @@
-"""Maximum-likelihood fit of the ensemble, choice of the elites, and the cache of fits."""
+"""Maximum-likelihood fit of the ensemble, and choice of the elites."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import operator
-import os
-import shutil
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,17 +17,16 @@ from tqdm import tqdm
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.data.environments import buildable, check_fit
 from adv_worldmodel.device import resolve_device, shared_tensor
-from adv_worldmodel.dynamics.ensemble import LOG_2PI, Ensemble
+from adv_worldmodel.dynamics.ensemble import Ensemble
+from adv_worldmodel.dynamics.likelihood import likelihood_step, make_optimizer
 from adv_worldmodel.dynamics.termination import (
     TerminationFunction,
     compare_with_flags,
     make_termination,
 )
-from adv_worldmodel.dynamics.world_model import FORMAT_VERSION, RewardFunction, WorldModel
+from adv_worldmodel.dynamics.world_model import RewardFunction, WorldModel
 from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.seeding import make_generator
-
-LOGVAR_LIMIT_WEIGHT = 0.001
 
 
 @dataclass(frozen=True)
@@ -89,63 +81,6 @@ class FitSettings:
             raise ValueError(f"max_steps = {self.max_steps} must be at least 1, or None")
 
 
-def weight_decays(n_layers: int) -> tuple[float, ...]:
-    """L2 weight per layer; for the paper's five layers 2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4."""
-    if n_layers < 3:
-        return (2.5e-5, 1e-4)[-n_layers:]
-    return (2.5e-5, 5e-5, *[7.5e-5] * (n_layers - 3), 1e-4)
-
-
-def make_optimizer(ensemble: Ensemble, learning_rate: float) -> torch.optim.Adam:
-    """Adam on the ensemble, with the layers' L2 terms.
-
-    Adam's coupled ``weight_decay`` adds w W to the gradient: exactly that of w / 2 ||W||^2.
-    """
-    groups: list[dict[str, Any]] = [
-        {"params": [weight], "weight_decay": decay}
-        for weight, decay in zip(
-            ensemble.weights, weight_decays(len(ensemble.weights)), strict=True
-        )
-    ]
-    rest = [*ensemble.biases, ensemble.max_logvar, ensemble.min_logvar]
-    return torch.optim.Adam([*groups, {"params": rest}], lr=learning_rate, fused=True)
-
-
-def supervised_loss(ensemble: Ensemble, mean: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
-    """L_sup of P eq. 9, 2 / D times the negative log-likelihood, and the log-variance limits.
-
-    Sum over members of the mean over rows and dimensions of (y - mu)^2 / sigma^2 + log sigma^2.
-    The L2 terms live in the optimiser (:func:`make_optimizer`).
-    """
-    fit = ((y - mean).square() * torch.exp(-logvar) + logvar).mean(dim=(-2, -1)).sum()
-    return fit + logvar_limits_loss(ensemble)
-
-
-def likelihood_step(
-    ensemble: Ensemble, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor
-) -> Tensor:
-    """One step of maximum likelihood on a batch; returns its :func:`supervised_loss`."""
-    mean, logvar = ensemble(inputs)
-    optimizer.zero_grad()
-    loss = supervised_loss(ensemble, mean, logvar, targets)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
-
-def logvar_limits_loss(ensemble: Ensemble) -> Tensor:
-    """What keeps the log-variance limits near each other."""
-    spread: Tensor = ensemble.max_logvar.sum() - ensemble.min_logvar.sum()
-    return LOGVAR_LIMIT_WEIGHT * spread
-
-
-@torch.no_grad()
-def mean_nll(ensemble: Ensemble, supervised: Tensor) -> Tensor:
-    """The members' mean negative log-likelihood (nats per transition) behind a supervised loss."""
-    per_dimension = (supervised - logvar_limits_loss(ensemble)) / ensemble.n_members + LOG_2PI
-    return per_dimension * (0.5 * ensemble.output_dim)
-
-
 class FitDivergedError(FloatingPointError):
     """A fit to data, of a model or of a clone, ended in values that are not finite.
 
@@ -184,15 +119,14 @@ def fit_world_model(
     if len(dataset) < 2:
         raise ValueError("one transition cannot be fitted and held out: at least 2 are needed")
     rule = make_termination(termination, dataset.env_id)
+    obs_dim, action_dim = dataset.observations.shape[1], dataset.actions.shape[1]
     if termination in (None, "auto") and dataset.env_id and buildable(dataset.env_id):
         # the environment's rule reads its own observations
-        widths = dataset.observations.shape[1], dataset.actions.shape[1]
-        check_fit(dataset.env_id, *widths, dataset.name)
+        check_fit(dataset.env_id, obs_dim, action_dim, dataset.name)
     start = time.perf_counter()
     device = resolve_device(device)
     compare_with_flags(rule, dataset, device)
     generator = make_generator(settings.seed, "fit")
-    obs_dim, action_dim = dataset.observations.shape[1], dataset.actions.shape[1]
     ensemble = Ensemble(
         settings.n_networks,
         obs_dim + action_dim,
@@ -206,7 +140,7 @@ def fit_world_model(
         shared_tensor(a, device)
         for a in (dataset.observations, dataset.actions, dataset.rewards, dataset.next_observations)
     )
-    for states in (obs, next_obs):  # a space that its own data leave bounds nothing there
+    for states in (obs, next_obs):  # widen the bounds where the data's own states exceed them
         torch.minimum(model.obs_low, states.amin(0), out=model.obs_low)
         torch.maximum(model.obs_high, states.amax(0), out=model.obs_high)
     model.set_scales(torch.cat([obs, action], -1), model.raw_targets(obs, next_obs, reward))
@@ -221,15 +155,11 @@ def fit_world_model(
 
     elites = torch.argsort(best_mse)[: settings.n_elites].tolist()
     ensemble.load_state_dict(best)
-    bounds = Box(model.obs_low.cpu().numpy(), model.obs_high.cpu().numpy(), dtype=np.float32)
-    spaces = (bounds, dataset.action_space)
-    fitted = WorldModel(ensemble.select(elites), rule, *spaces, reward_function=reward_function)
-    fitted.to(device)
-    scales = ("input_mean", "input_std", "target_mean", "target_std")
-    for name in scales:
-        getattr(fitted, name).copy_(getattr(model, name))
-    fitted.holdout_rows = holdout.clone()
-    fitted.fit_info = {
+    model.ensemble = ensemble.select(elites)
+    low, high = model.obs_low.cpu().numpy(), model.obs_high.cpu().numpy()
+    model.observation_space = Box(low, high, dtype=np.float32)
+    model.holdout_rows = holdout.clone()
+    model.fit_info = {
         "content_hash": dataset.content_hash,
         "dataset": dataset.name,
         "env_id": dataset.env_id,
@@ -238,10 +168,10 @@ def fit_world_model(
         "epochs": epochs,
         "holdout_mse": best_mse.tolist(),
         "elites": elites,
-        "holdout_nll": float(fitted.nll(inputs[holdout], targets[holdout])),
+        "holdout_nll": float(model.nll(inputs[holdout], targets[holdout])),
         "seconds": round(time.perf_counter() - start, 3),
     }
-    return fitted
+    return model
 
 
 def _descend(
@@ -306,67 +236,3 @@ def _descend(
             errors,
         )
     return best, best_mse, steps, len(errors)
-
-
-def default_cache_dir() -> Path:
-    """``$ADV_WORLDMODEL_CACHE``, else ``adv-worldmodel`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if own := os.environ.get("ADV_WORLDMODEL_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adv-worldmodel"
-
-
-def cached_world_model(
-    dataset: OfflineDataset,
-    settings: FitSettings = FitSettings(),
-    *,
-    termination: str | TerminationFunction | None = None,
-    reward_function: RewardFunction | None = None,
-    device: str | torch.device = "auto",
-    progress: bool = False,
-    cache_dir: str | Path | None = None,
-) -> WorldModel:
-    """:func:`fit_world_model`, kept on disk by the data's content hash and the fit's settings.
-
-    Fits with a user's reward or termination function are not kept: nothing tells two functions
-    apart.
-
-    :param cache_dir: by default that of :func:`default_cache_dir`. The others, and what is raised:
-        see :func:`fit_world_model`.
-    """
-    if reward_function is not None or callable(termination):
-        return fit_world_model(
-            dataset, settings, termination=termination, reward_function=reward_function,
-            device=device, progress=progress,
-        )  # fmt: skip
-    rule = make_termination(termination, dataset.env_id)
-    key = {
-        "content_hash": dataset.content_hash,
-        "settings": asdict(settings),
-        "termination": dict(rule.spec),
-        "format_version": FORMAT_VERSION,
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    folder = cache / f"fit-{digest}"
-    try:
-        model = WorldModel.load(folder, device=device)
-    except (OSError, ValueError):  # never fitted, damaged, or another user's: fit (again)
-        pass
-    else:
-        compare_with_flags(rule, dataset)
-        return model
-    model = fit_world_model(
-        dataset, settings, termination=termination, device=device, progress=progress
-    )
-    # Written aside and renamed: another process never sees half a model. A read-only or full
-    # cache costs the next run a fit, not this one its result.
-    with contextlib.suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-        aside = cache / f"new-{uuid.uuid4().hex}"  # a tempfile could be read by its maker alone
-        try:
-            model.save(aside)
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.replace(folder)  # fails where another process was quicker: its fit is as good
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return model

@@ -14,7 +14,7 @@ from adv_worldmodel.dynamics.ensemble import (
     gaussian_log_density,
     mixture_log_density,
 )
-from adv_worldmodel.dynamics.fitting import supervised_loss
+from adv_worldmodel.dynamics.likelihood import supervised_loss
 from adv_worldmodel.dynamics.world_model import WorldModel
 from adv_worldmodel.protocols import ValueFunction
 

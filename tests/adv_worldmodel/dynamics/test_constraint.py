@@ -14,12 +14,8 @@ from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
 from adv_worldmodel.dynamics.constraint import LEAST, RATE, START, DualWeight
 from adv_worldmodel.dynamics.ensemble import Ensemble, gaussian_log_density
-from adv_worldmodel.dynamics.fitting import (
-    FitSettings,
-    fit_world_model,
-    mean_nll,
-    supervised_loss,
-)
+from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model
+from adv_worldmodel.dynamics.likelihood import mean_nll, supervised_loss
 
 #: of a data set of three rows, and a batch whose mean is 2
 FIT_NLL, BATCH = torch.tensor([1.0, 3.0, 7.0]), torch.tensor([0, 1])

@@ -18,7 +18,7 @@ from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings, WorldModel, make_termination
 from adv_worldmodel.dynamics.ensemble import Ensemble, MemberDraw
 from adv_worldmodel.dynamics.explicit_gradients import ExplicitEnsemble, ExplicitModelGradient
-from adv_worldmodel.dynamics.fitting import logvar_limits_loss
+from adv_worldmodel.dynamics.likelihood import logvar_limits_loss
 from adv_worldmodel.dynamics.model_gradient import Score, model_gradient
 
 S, A, BATCH, UPDATES = 2, 1, 19, 100  # 19 rows leave two of 3 x 7 places empty

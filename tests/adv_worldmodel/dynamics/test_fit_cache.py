@@ -12,13 +12,9 @@ import pytest
 import torch
 
 from adv_worldmodel import OfflineDataset
-from adv_worldmodel.dynamics import fitting
-from adv_worldmodel.dynamics.fitting import (
-    FitSettings,
-    cached_world_model,
-    default_cache_dir,
-    fit_world_model,
-)
+from adv_worldmodel.dynamics import fit_cache
+from adv_worldmodel.dynamics.fit_cache import cached_world_model, default_cache_dir
+from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model
 from adv_worldmodel.dynamics.world_model import WorldModel
 
 SMALL = FitSettings(n_networks=3, n_elites=2, hidden_sizes=(8,), batch_size=64, max_steps=20)
@@ -42,7 +38,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(calls))
         return fit_world_model(*args, **kwargs)
 
-    monkeypatch.setattr(fitting, "fit_world_model", counted)
+    monkeypatch.setattr(fit_cache, "fit_world_model", counted)
     return calls
 
 
@@ -151,8 +147,8 @@ def test_loser_of_a_race_cleans_up(
         else:
             remove(folder, ignore_errors=True)
 
-    remove = fitting.shutil.rmtree
-    monkeypatch.setattr(fitting.shutil, "rmtree", undo_clearing)
+    remove = fit_cache.shutil.rmtree
+    monkeypatch.setattr(fit_cache.shutil, "rmtree", undo_clearing)
     assert equal(cached(pendulum, tmp_path), first)
     assert list(tmp_path.iterdir()) == [entry]
 

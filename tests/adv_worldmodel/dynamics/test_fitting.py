@@ -14,13 +14,8 @@ from torch import Tensor
 from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics import fitting
 from adv_worldmodel.dynamics.ensemble import Ensemble
-from adv_worldmodel.dynamics.fitting import (
-    FitSettings,
-    fit_world_model,
-    make_optimizer,
-    supervised_loss,
-    weight_decays,
-)
+from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model
+from adv_worldmodel.dynamics.likelihood import make_optimizer, supervised_loss, weight_decays
 from adv_worldmodel.dynamics.world_model import WorldModel
 
 SMALL = FitSettings(n_networks=3, n_elites=2, hidden_sizes=(8,), batch_size=64, max_steps=20)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adv_worldmodel.dynamics.ensemble import Ensemble, MemberDraw
-from adv_worldmodel.dynamics.fitting import supervised_loss
+from adv_worldmodel.dynamics.likelihood import supervised_loss
 from adv_worldmodel.dynamics.model_gradient import AdversarySettings, Score, model_gradient
 from adv_worldmodel.dynamics.termination import TerminationFunction, make_termination
 from adv_worldmodel.dynamics.world_model import RewardFunction, WorldModel

@@ -1,0 +1,87 @@
+"""Fits kept on disk, by the data's content and the fit's settings."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from adv_worldmodel.data import OfflineDataset
+from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model
+from adv_worldmodel.dynamics.termination import (
+    TerminationFunction,
+    compare_with_flags,
+    make_termination,
+)
+from adv_worldmodel.dynamics.world_model import FORMAT_VERSION, RewardFunction, WorldModel
+
+
+def default_cache_dir() -> Path:
+    """``$ADV_WORLDMODEL_CACHE``, else ``adv-worldmodel`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if own := os.environ.get("ADV_WORLDMODEL_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adv-worldmodel"
+
+
+def cached_world_model(
+    dataset: OfflineDataset,
+    settings: FitSettings = FitSettings(),
+    *,
+    termination: str | TerminationFunction | None = None,
+    reward_function: RewardFunction | None = None,
+    device: str | torch.device = "auto",
+    progress: bool = False,
+    cache_dir: str | Path | None = None,
+) -> WorldModel:
+    """:func:`fit_world_model`, kept on disk by the data's content hash and the fit's settings.
+
+    Fits with a user's reward or termination function are not kept: nothing tells two functions
+    apart.
+
+    :param cache_dir: by default that of :func:`default_cache_dir`. The others, and what is raised:
+        see :func:`fit_world_model`.
+    """
+    if reward_function is not None or callable(termination):
+        return fit_world_model(
+            dataset, settings, termination=termination, reward_function=reward_function,
+            device=device, progress=progress,
+        )  # fmt: skip
+    rule = make_termination(termination, dataset.env_id)
+    key = {
+        "content_hash": dataset.content_hash,
+        "settings": asdict(settings),
+        "termination": dict(rule.spec),
+        "format_version": FORMAT_VERSION,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    folder = cache / f"fit-{digest}"
+    try:
+        model = WorldModel.load(folder, device=device)
+    except (OSError, ValueError):  # never fitted, damaged, or another user's: fit (again)
+        pass
+    else:
+        compare_with_flags(rule, dataset)
+        return model
+    model = fit_world_model(
+        dataset, settings, termination=termination, device=device, progress=progress
+    )
+    # Written aside and renamed: another process never sees half a model. A read-only or full
+    # cache costs the next run a fit, not this one its result.
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+        aside = cache / f"new-{uuid.uuid4().hex}"  # a tempfile could be read by its maker alone
+        try:
+            model.save(aside)
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.replace(folder)  # fails where another process was quicker: its fit is as good
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return model

@@ -5,10 +5,10 @@ The modules, from the algorithm outwards (in docstrings P is the paper, as in `a
 * algorithm: `rambo`, `combo`, `agent_step`, `updates`, `explicit_updates`, `policies`, `actions`,
   `buffers`, `cloning`, `values`, `callbacks`, `weights`;
 * one run: `config`, `config_files`, `settings`, `preparation`, `assembly`, `experiment`,
-  `checkpoints`, `resumption`, `run_folder`, `progress`, `divergence`, `evaluation`, `real_env`,
-  `results`, `model_check`, `rendering`;
-* many runs: `seeds`, `sweep`, `processes`, `run_groups`, `aggregate`, `intervals`, `selection`,
-  `plots`, `provenance`;
+  `checkpoints`, `resumption`, `run_folder`, `atomic_files`, `signals`, `progress`, `divergence`,
+  `evaluation`, `real_env`, `results`, `model_check`, `rendering`;
+* many runs: `seeds`, `sweep`, `planned_runs`, `processes`, `run_groups`, `aggregate`,
+  `intervals`, `selection`, `plots`, `provenance`;
 * command line: `cli`, `experiment_commands`, `data_commands`, `collection`, `terminal`.
 """
 

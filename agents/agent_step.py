@@ -34,7 +34,6 @@ class AgentStep:
     """
 
     def __init__(self, model: RAMBO, batch_size: int, *, actor_frozen: bool = False) -> None:
-        assert model.replay_buffer is not None
         self.model, self.buffer, self.batch_size = model, model.replay_buffer, batch_size
         self.actor_frozen = actor_frozen
         self.n_real = self.buffer.n_real(batch_size)

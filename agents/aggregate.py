@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.atomic_files import write_text
 from agents.intervals import Summary, summarise
 from agents.planned_runs import PlannedRun
 from agents.provenance import made_from
-from agents.run_folder import write_text
 from agents.run_groups import Group, Run, known
 
 __all__ = ["Row", "aggregate", "markdown", "markdown_table", "number", "write_csv"]

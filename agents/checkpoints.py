@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from agents.run_folder import written_aside
+from agents.atomic_files import written_aside
 
 if TYPE_CHECKING:
     from adv_worldmodel.dynamics import Adversary
@@ -62,7 +62,6 @@ def _optimizers(agent: RAMBO, adversary: Adversary | None) -> dict[str, torch.op
 
 
 def _generators(agent: RAMBO, adversary: Adversary | None) -> dict[str, torch.Generator]:
-    assert agent.replay_buffer is not None
     found = {
         "agent": agent._generator,
         "replay": agent.replay_buffer.generator,
@@ -92,7 +91,6 @@ def capture(agent: RAMBO, adversary: Adversary | None) -> Snapshot:
     overwrites too.
     """
     buffer = agent.replay_buffer
-    assert buffer is not None
     tensors = {name: value.clone() for name, value in _variables(agent, adversary)}
     for name, optimizer in _optimizers(agent, adversary).items():
         for index, values in optimizer.state_dict()["state"].items():
@@ -120,7 +118,6 @@ def restore(agent: RAMBO, adversary: Adversary | None, snapshot: Snapshot) -> No
     """Put a state back into a training of the same configuration."""
     restore_counters(agent, snapshot)
     buffer, tensors = agent.replay_buffer, snapshot.tensors
-    assert buffer is not None
     with torch.no_grad():
         for name, value in _variables(agent, adversary):
             value.copy_(tensors[name])
@@ -312,5 +309,5 @@ class CheckpointCallback(BaseCallback):
         if snapshot is None or snapshot.iteration == self._written:
             return
         buffer = self._agent.replay_buffer
-        write(self.folder, snapshot, None if buffer is None else buffer.synthetic, self._more)
+        write(self.folder, snapshot, buffer.synthetic, self._more)
         self._written = snapshot.iteration

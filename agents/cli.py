@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NoReturn
 # torch and Stable-Baselines3 take seconds to import: only the handlers do, so that --help is quick.
 from agents.data_commands import add_data_parser
 from agents.experiment_commands import add_experiment_parsers
-from agents.run_folder import FolderInUseError, Terminated
-from agents.terminal import PROG, natural, positive, terminated_as_interrupted, user_input
+from agents.run_folder import FolderInUseError
+from agents.signals import Terminated, terminated_as_interrupted
+from agents.terminal import PROG, natural, positive, user_input
 
 if TYPE_CHECKING:
     from agents.config import TrainConfig

@@ -55,9 +55,7 @@ class COMBO(RAMBO):
         super().train(gradient_steps, batch_size)
 
     def _make_update(self, parts: SACParts, batch_size: int) -> Update:
-        assert self.replay_buffer is not None
-        n_real = self.replay_buffer.n_real(batch_size)
-        return lambda batch, noise: combo_update(parts, batch, noise, n_real, self.beta)
+        return lambda batch, noise: combo_update(parts, batch, noise, self.beta)
 
 
 def conservative_gap(
@@ -89,7 +87,7 @@ def conservative_gap(
     return soft_maximum.mean(dim=1) - data_q.mean(dim=1)
 
 
-def combo_update(parts: SACParts, batch: Batch, noise: Tensor, n_real: int, beta: float) -> Tensor:
+def combo_update(parts: SACParts, batch: Batch, noise: Tensor, beta: float) -> Tensor:
     """SAC's update, in which each critic's loss has ``beta`` times :func:`conservative_gap`.
 
     That is 1/2 E[(Q - target)^2] over the mixed batch + beta gap (Yu et al. 2021), with SAC's
@@ -97,10 +95,9 @@ def combo_update(parts: SACParts, batch: Batch, noise: Tensor, n_real: int, beta
 
     :param noise: standard normals ``(2 + 2 N, B, A)``: at s and at s' as SAC's, then what the
         uniform and the policy's actions of the soft maximum are made of.
-    :param n_real: how many of the batch's rows are data; they come first.
     :return: the values named in :attr:`COMBO.metrics`, on the device.
     """
-    normals = noise[2:, n_real:]
+    n_real, normals = parts.n_real, noise[2:, parts.n_real :]
     n = len(normals) // 2
     uniform = torch.erf(normals[:n] / math.sqrt(2.0))  # 2 Phi(z) - 1
     gaps = []

@@ -19,6 +19,7 @@ from adv_worldmodel import (
     fit_world_model,
 )
 from agents.assembly import build_adversary, build_agent
+from agents.atomic_files import remove_asides, write_json, write_text, written_aside
 from agents.checkpoints import CheckpointCallback, Snapshot, restore_counters
 from agents.config import TrainConfig, dump_config, flat_settings
 from agents.divergence import DivergenceCallback, DivergenceError, details_of
@@ -35,16 +36,8 @@ from agents.progress import (
 from agents.rambo import RAMBO
 from agents.results import q_summary, return_summary, returns_table, versions
 from agents.resumption import Resumption
-from agents.run_folder import (
-    RunFolder,
-    new_run_folder,
-    remove_asides,
-    run_locked,
-    signals_held,
-    write_json,
-    write_text,
-    written_aside,
-)
+from agents.run_folder import RunFolder, new_run_folder, run_locked
+from agents.signals import signals_held
 
 __all__ = ["Preparation", "prepare", "run", "train"]
 

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from agents.terminal import PROG, positive, terminated_as_interrupted, user_input
+from agents.signals import terminated_as_interrupted
+from agents.terminal import PROG, positive, user_input
 
 # scipy, matplotlib and torch take seconds to import: only the commands do, not --help.
 
@@ -88,8 +89,9 @@ def add_experiment_parsers(
 
 def _results(args: argparse.Namespace) -> int:
     from agents.aggregate import aggregate, markdown, write_csv
+    from agents.atomic_files import write_text
     from agents.planned_runs import find_missing
-    from agents.run_folder import check_file, write_text
+    from agents.run_folder import check_file
     from agents.run_groups import find_runs, group_runs
 
     for file in filter(None, (args.csv, args.markdown, args.plot)):

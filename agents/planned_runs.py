@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.run_folder import RunFolder, write_json
+from agents.atomic_files import write_json
+from agents.run_folder import RunFolder
 
 __all__ = ["PlannedRun", "add_planned", "find_missing", "read_planned"]
 

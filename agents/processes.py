@@ -16,13 +16,14 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from agents.atomic_files import write_json, write_text
 from agents.config import TrainConfig, dump_config
 from agents.divergence import DivergenceError
 from agents.experiment import prepare, run
 from agents.preparation import Preparation
 from agents.progress import duration, print_unless_gone
 from agents.resumption import FREE, Resumption, prepare_resumption
-from agents.run_folder import RunFolder, write_json, write_text
+from agents.run_folder import RunFolder
 from agents.run_groups import setting_text
 
 __all__ = ["RunProcesses", "cores"]
@@ -169,6 +170,9 @@ def cores() -> int:
 @contextmanager
 def _ctrl_c_is_for_this_process() -> Iterator[None]:
     """Processes started here do not hear a terminal's Ctrl-C: this process ends them in order."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     resource_tracker.ensure_running()  # its start would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

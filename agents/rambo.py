@@ -71,7 +71,7 @@ class RAMBO(SAC):
     #: blocks of standard normals (B, A) that an update takes
     noises_per_update: ClassVar[int] = 2
     policy: RAMBOPolicy
-    replay_buffer: MixedReplayBuffer | None
+    replay_buffer: MixedReplayBuffer
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class RAMBO(SAC):
         :raises ValueError: there are no data: the agent was loaded without an environment.
         """
         buffer = self.replay_buffer
-        if buffer is None or buffer.real is None:
+        if buffer.real is None:
             raise ValueError("cloning needs the data: give env=make_sb3_env(dataset, ...)")
         data = buffer.unpack(buffer.real)
         self.policy.set_training_mode(True)
@@ -280,8 +280,6 @@ class RAMBO(SAC):
         ``rewards`` and ``dones``, on a GPU as tensors, and no ``infos``.
         """
         world, buffer = _as_world(env).world, self.replay_buffer
-        if buffer is None:
-            raise ValueError("the replay buffer is missing: give env=make_sb3_env(dataset, ...)")
         self.policy.set_training_mode(False)
         callback.on_rollout_start()  # the adversary changes the model here
         start = time.perf_counter()
@@ -331,8 +329,6 @@ class RAMBO(SAC):
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """``gradient_steps`` SAC updates on mixed batches, then one row of metrics."""
-        if self.replay_buffer is None:
-            raise ValueError("the replay buffer is missing: give env=make_sb3_env(dataset, ...)")
         start = time.perf_counter()
         self.policy.set_training_mode(True)
         step, frozen = self._step, self.iteration < self.critic_warmup

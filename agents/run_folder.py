@@ -1,4 +1,4 @@
-"""The folder that one run writes: its file names, atomic writes, and reading it back.
+"""The folder that one run writes: its file names, its lock, and reading it back.
 
 A run folder holds::
 
@@ -14,25 +14,23 @@ A run folder holds::
     learning_curve.png   return against iteration
     result.json          what the run amounts to; `status` says whether it finished
 
-Whatever is not appended to row by row is written aside and moved into place, so that a run that
-stops at any moment leaves no half-written file.
+Whatever is not appended to row by row is written by `agents.atomic_files`, so that a run that stops
+at any moment leaves no half-written file.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import os
-import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from agents.atomic_files import remove, remove_asides
 
 try:
     import fcntl
@@ -234,15 +232,6 @@ def check_unlocked(path: Path) -> None:
             pass
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: a scheduler wants the machine back."""
-
-
-def raise_terminated(*_: object) -> None:
-    """A handler of SIGTERM."""
-    raise Terminated
-
-
 def check_new_folder(out: str | None, *, overwrite: bool = False) -> None:
     """Raise ValueError unless `new_run_folder` can make its folder; writes nothing."""
     path = Path("runs" if out is None else out)
@@ -289,7 +278,7 @@ def _remove_run(folder: RunFolder) -> None:
     """Remove all that a run writes, and no file of the user's."""
     remove_asides(folder.path)
     for path in folder.written:
-        _remove(path)
+        remove(path)
 
 
 def new_run_folder(
@@ -316,79 +305,3 @@ def new_run_folder(
             continue
         return RunFolder(path)
     raise FileExistsError(f"runs/{stem}-* are all taken: give out=FOLDER")
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, a folder or a link to one, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """Yield a path to write a file or folder to, which becomes `target` if the block succeeds.
-
-    The path keeps the suffix of `target` (Stable-Baselines3 and matplotlib look at it).
-    """
-    aside = target.with_name(f".{os.getpid()}-{target.name}")
-    try:
-        yield aside
-        if target.is_dir():  # a folder that is not empty cannot be replaced
-            shutil.rmtree(target)
-        aside.replace(target)
-    finally:
-        _remove(aside)
-
-
-def remove_asides(folder: Path) -> None:
-    """Remove what a killed process was writing aside in `folder`."""
-    for path in folder.glob(".*-*"):
-        if path.name[1:].partition("-")[0].isdigit():
-            _remove(path)
-
-
-def write_text(target: Path, text: str) -> None:
-    """Write `text` to `target`, wholly or not at all."""
-    with written_aside(target) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
-def write_json(target: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` as JSON; numbers that JSON lacks (NaN, infinity) become null."""
-    write_text(target, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """Return `value` with mappings, sequences and NumPy numbers as what JSON knows."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # NumPy and torch, scalars and arrays
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM take effect after the block: what it writes is written to the end.
-
-    By handlers, not by a mask: torch's threads would take the signal in the main one's place.
-    """
-    late: list[int] = []
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if callable(signal.getsignal(number)):  # neither ignored nor the system's default
-                handlers[number] = signal.signal(number, lambda n, _: late.append(n))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if late:
-        raise Terminated if signal.SIGTERM in late else KeyboardInterrupt

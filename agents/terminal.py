@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from agents.run_folder import raise_terminated
 
 PROG = "adv-worldmodel"
 
@@ -27,19 +23,6 @@ def user_input() -> Iterator[None]:
         message = " ".join(str(error).split())
         print(f"{PROG}: error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM (a scheduler's stop) end the run as Ctrl-C does, with its files written."""
-    if threading.current_thread() is not threading.main_thread():  # signals are not ours to set
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, raise_terminated)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def positive(text: str) -> int:

@@ -12,8 +12,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from agents.atomic_files import write_json
 from agents.config import dump_config
-from agents.run_folder import RunFolder, write_json
+from agents.run_folder import RunFolder
 from agents.sweep import SweepPlan
 from tests.example_scripts import EXAMPLES, load_example
 

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from agents.atomic_files import write_json
 from agents.config import dump_config, load_config
-from agents.run_folder import RunFolder, write_json
+from agents.run_folder import RunFolder
 
 _CLOCK = iter(range(1, 1_000_000))  # seconds; each run is newer than those made before it
 

@@ -24,11 +24,12 @@ from tests.agents.small_agents import MakeAgent
 BATCH, N_REAL = 32, 16
 
 
-def parts_of(model: RAMBO) -> SACParts:
+def parts_of(model: RAMBO, n_real: int = N_REAL) -> SACParts:
     policy = model.policy
     return SACParts(
         model.actor, policy.critic, policy.critic_target, model.log_ent_coef, torch.zeros(1),
         model.ent_coef_optimizer, model.gamma, model.tau, float(model.target_entropy),
+        n_real=n_real,
     )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def test_with_beta_zero_the_update_is_sac_s(make_agent: MakeAgent, batch: Batch)
     mine_parts, their_parts = parts_of(mine), parts_of(theirs)
     start = [p.detach().clone() for p in mine.policy.parameters()]
     for noise in draw_noise(5):
-        found = combo_update(mine_parts, batch, noise, N_REAL, 0.0)
+        found = combo_update(mine_parts, batch, noise, 0.0)
         expected = sac_update(their_parts, batch, noise[0], noise[1])
         torch.testing.assert_close(found[:-1], expected, rtol=1e-6, atol=1e-6)
     moved = zip(mine.policy.parameters(), start, strict=True)
@@ -73,7 +74,7 @@ def test_beta_lowers_q_off_the_data(make_agent: MakeAgent, batch: Batch) -> None
         model = make_agent(COMBO, beta=beta, learning_rate=3e-3)
         parts = parts_of(model)
         for noise in draw_noise(200):
-            combo_update(parts, batch, noise, N_REAL, beta)
+            combo_update(parts, batch, noise, beta)
         with torch.no_grad():
             in_data, off_data = (
                 float(model.policy.critic.q_values(batch.obs, action).mean())
@@ -116,7 +117,8 @@ def test_the_regulariser_sets_model_rows_against_data_rows(
     make_agent: MakeAgent, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of the data come first, and are not as many as the model's here."""
-    parts, n_data, beta = parts_of(make_agent(COMBO)), 8, 0.7
+    n_data, beta = 8, 0.7
+    parts = parts_of(make_agent(COMBO), n_data)
     (noise,) = draw_noise(1)
     found: list[Tensor] = []
 
@@ -134,7 +136,7 @@ def test_the_regulariser_sets_model_rows_against_data_rows(
 
     monkeypatch.setattr("agents.combo.sac_update", update)
     monkeypatch.setattr("agents.combo.conservative_gap", gap)
-    metrics = combo_update(parts, batch, noise, n_data, beta)
+    metrics = combo_update(parts, batch, noise, beta)
     assert float(found[0]) == pytest.approx(beta * 6.0)  # summed over the critics
     assert float(metrics[-1]) == 3.0  # their mean
     assert torch.equal(seen["obs"], batch.obs[n_data:])

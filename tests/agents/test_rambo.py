@@ -52,7 +52,6 @@ def test_learn_runs_whole_iterations(make_agent: MakeAgent) -> None:
 
 def test_the_buffer_holds_the_last_iterations(make_agent: MakeAgent) -> None:
     model = make_agent(retain_iterations=2)
-    assert model.replay_buffer is not None
     sizes = []
     for _ in range(4):
         run(model, 1, reset_num_timesteps=False)
@@ -82,7 +81,6 @@ def test_terminations_shorten_the_rollouts(make_agent: MakeAgent, ending_model: 
     model, rows = make_agent(world_model=ending_model, n_envs=200), Rows()
     model.set_logger(Logger(None, [rows]))
     run(model, 1)
-    assert model.replay_buffer is not None
     assert model.replay_buffer.synthetic is not None
     batch = model.replay_buffer.unpack(model.replay_buffer.synthetic[:600])
     # a row has no future exactly where the model ended it; the horizon is no end
@@ -161,7 +159,6 @@ def kolmogorov_distance(sample: NDArray[Any], cdf: Callable[[Any], Any]) -> floa
 
 def first_rollout(model: RAMBO) -> Any:
     run(model, 1)
-    assert model.replay_buffer is not None
     assert model.replay_buffer.synthetic is not None
     return model.replay_buffer.unpack(model.replay_buffer.synthetic[: model.num_timesteps])
 
@@ -203,7 +200,6 @@ def test_rollouts_start_in_the_data_and_go_on_in_the_model(
     assert ended[:2].any()
     # the second iteration starts in the data again
     run(model, 1, reset_num_timesteps=False)
-    assert model.replay_buffer is not None
     assert model.replay_buffer.synthetic is not None
     assert in_data(model.replay_buffer.synthetic[150:200, :3]).all()
 
@@ -312,7 +308,6 @@ def test_another_world_model_replaces_rollouts_and_schedule(
     model = run(make_agent(), 2)
     model.set_env(make_sb3_env(pendulum, N_ENVS, 4, world_model=pendulum_model, device="cpu"))
     assert model.timesteps_per_iteration == 80
-    assert model.replay_buffer is not None
     assert model.replay_buffer.size() == 0
     run(model, 1, reset_num_timesteps=False)
     assert model.replay_buffer.size() == 80
@@ -326,7 +321,6 @@ def test_another_horizon_is_taken_over_whole(make_agent: MakeAgent) -> None:
     lengths = []
     for _ in range(3):
         run(model, 1, reset_num_timesteps=False)
-        assert model.replay_buffer is not None
         lengths.append((model.iteration, model.num_timesteps, model.replay_buffer.size()))
     assert lengths == [(3, 200, 80), (4, 280, 160), (5, 360, 160)]
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.run_folder import new_run_folder, signals_held, write_json, written_aside
+from agents.atomic_files import write_json, written_aside
+from agents.run_folder import new_run_folder
+from agents.signals import signals_held
 
 
 def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:

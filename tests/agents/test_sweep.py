@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from agents import sweep
+from agents.atomic_files import write_json
 from agents.cli import _parser, main
 from agents.config import flat_settings, load_config
 from agents.preparation import read_dataset
-from agents.run_folder import RunFolder, run_locked, write_json
+from agents.run_folder import RunFolder, run_locked
 from agents.sweep import SweepPlan, parse_seeds, plan_sweep, split_values
 from tests.agents.made_up_runs import make_run
 from tests.agents.tiny import TINY

@@ -1,0 +1,67 @@
+"""Files and folders that are written wholly or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder or a link to one, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """Yield a path to write a file or folder to, which becomes `target` if the block succeeds.
+
+    The path keeps the suffix of `target` (Stable-Baselines3 and matplotlib look at it).
+    """
+    aside = target.with_name(f".{os.getpid()}-{target.name}")
+    try:
+        yield aside
+        if target.is_dir():  # a folder that is not empty cannot be replaced
+            shutil.rmtree(target)
+        aside.replace(target)
+    finally:
+        remove(aside)
+
+
+def remove_asides(folder: Path) -> None:
+    """Remove what a killed process was writing aside in `folder`."""
+    for path in folder.glob(".*-*"):
+        if path.name[1:].partition("-")[0].isdigit():
+            remove(path)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write `text` to `target`, wholly or not at all."""
+    with written_aside(target) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as JSON; numbers that JSON lacks (NaN, infinity) become null."""
+    write_text(target, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with mappings, sequences and NumPy numbers as what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy and torch, scalars and arrays
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

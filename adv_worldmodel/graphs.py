@@ -153,7 +153,7 @@ class GraphedStep:
         except RuntimeError as error:
             torch.cuda.set_stream(main)  # a capture that fails at its end leaves its own behind
             cause = error.__context__ or error  # the end of a failed capture fails once more
-            self._give_up(str(cause).strip().splitlines()[0])
+            self._give_up((str(cause).strip() or type(cause).__name__).splitlines()[0])
             return False
         finally:
             if collecting:

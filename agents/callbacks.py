@@ -53,10 +53,12 @@ class RamboCallback(BaseCallback):
         by dual ascent on P's constraint.
     :param adversary_updates: updates before each rollout.
     :param score: ``"mixture"``, ``"member"`` or ``"pathwise"``.
-    :param learning_rate: Adam's. :param batch_size: rows of data and of model rollouts per update.
+    :param learning_rate: Adam's.
+    :param batch_size: rows of data and of model rollouts per update.
     :param continue_fit: with weight 0, go on fitting the model to the data.
     :param xi: with ``"auto"``, nats per transition by which the model's negative log-likelihood on
-        the data may exceed the best it has been. :param max_weight: what lambda may then rise to.
+        the data may exceed the best it has been.
+    :param max_weight: what lambda may then rise to.
     :param seed: of the adversary's draws; default the algorithm's.
     """
 

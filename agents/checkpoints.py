@@ -161,7 +161,8 @@ def write(
 ) -> Path:
     """Write a snapshot as the newest checkpoint in ``folder``; older ones but one are removed.
 
-    :param synthetic: the buffer's rows, if it has any. :param more: kept beside the numbers.
+    :param synthetic: the buffer's rows, if it has any.
+    :param more: kept beside the numbers.
     :raises OSError: the folder cannot be written to or the disk is full; what was there, is.
     """
     tensors = dict(snapshot.tensors)
@@ -258,7 +259,8 @@ class CheckpointCallback(BaseCallback):
 
     Its place among the callbacks is after what evaluates and before :class:`RamboCallback`.
 
-    :param folder: of the checkpoints. :param every: iterations from one to the next.
+    :param folder: of the checkpoints.
+    :param every: iterations from one to the next.
     :param adversary: whose world model's optimiser and draws belong to the state.
     :param more: returns what else is to be kept, for example metrics so far.
     :param resume: state to start from.

@@ -235,10 +235,9 @@ def _train_seeds(config: TrainConfig) -> int:
 
 
 def _evaluate_in_model(args: argparse.Namespace) -> int:
-    from adv_worldmodel import WorldModel
     from agents.config import load_config
     from agents.model_check import check_in_model
-    from agents.preparation import load_termination, read_dataset
+    from agents.preparation import load_termination, load_world_model, read_dataset
     from agents.run_folder import RunFolder, check_trusted
 
     with user_input():
@@ -253,9 +252,7 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
             config = dataclasses.replace(config, dataset=args.dataset)
         check_trusted(folder.config, config.model.termination, args.trust, "give --trust")
         rule = load_termination(config.model.termination)
-        model = WorldModel.load(
-            place, device=policy.device, termination=rule if callable(rule) else None
-        )
+        model = load_world_model(place, rule, policy.device)
         # of a stranger's file, no module is imported
         data = read_dataset(config, modules=args.trust)
         if trained_on not in (None, data.content_hash):

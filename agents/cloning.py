@@ -27,7 +27,8 @@ def clone_behaviour(
 ) -> float:
     """Fit the actor to the data (P C.4), with an optimiser of its own.
 
-    :param obs: raw states ``(N, S)``. :param actions: scaled to [-1, 1], ``(N, A)``.
+    :param obs: raw states ``(N, S)``.
+    :param actions: scaled to [-1, 1], ``(N, A)``.
     :return: mean negative log-likelihood of the last epoch (nats per transition).
     :raises FitDivergedError: it is not finite.
     """

@@ -70,7 +70,8 @@ def conservative_gap(
     appendix F): log 1/2N [sum exp Q / 2^-A + sum exp Q / pi(a|s)].
 
     :param obs: states of model rows, ``(M, S)``.
-    :param uniform: actions in [-1, 1], ``(N, M, A)``. :param noise: standard normals of the
+    :param uniform: actions in [-1, 1], ``(N, M, A)``.
+    :param noise: standard normals of the
         policy's actions, ``(N, M, A)``; no gradient reaches the policy.
     :param data_q: Q of the data rows, ``(C, n)``.
     """

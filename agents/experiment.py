@@ -25,7 +25,7 @@ from agents.config import TrainConfig, dump_config, flat_settings
 from agents.divergence import DivergenceCallback, DivergenceError, details_of
 from agents.evaluation import EvaluationCallback, Evaluator
 from agents.plots import plot_learning_curve
-from agents.preparation import Preparation, prepare
+from agents.preparation import Preparation, load_world_model, prepare
 from agents.progress import (
     LapCallback,
     MetricsHistory,
@@ -158,10 +158,8 @@ class _Experiment:
         """Fit the world model, or take it from the cache, and make the agent in it."""
         config, prepared = self.config, self.prepared
         if self.snapshot is not None:
-            self.world_model = WorldModel.load(
-                self.folder.world_model,
-                device=prepared.device,
-                termination=prepared.termination if callable(prepared.termination) else None,
+            self.world_model = load_world_model(
+                self.folder.world_model, prepared.termination, prepared.device
             )
             self.agent = build_agent(prepared, self.world_model)
             self.say(f"checkpoint   after iteration {self.snapshot.iteration}")

@@ -310,7 +310,8 @@ class ExplicitSACUpdate:
     ) -> None:
         """Descend mean(alpha log pi - min Q), and the cloning loss.
 
-        :param unbounded: where the log deviation is not clipped. :param lowest: whose Q is least.
+        :param unbounded: where the log deviation is not clipped.
+        :param lowest: whose Q is least.
         :param pull: that loss's gradient in the mean of the rows of data, ``(K, A)``.
         """
         q_grad = self.critics.action_grad(lowest, self.action_dim)
@@ -328,7 +329,8 @@ class ExplicitSACUpdate:
     ) -> tuple[Tensor, Tensor]:
         """Loss of the data's actions, and its gradient in the mean, ``(K, A)``.
 
-        :param action: in [-1, 1], ``(K, A)``. :param q: of all rows, in whose size it is measured.
+        :param action: in [-1, 1], ``(K, A)``.
+        :param q: of all rows, in whose size it is measured.
         """
         u = unsquashed(action)
         deviation = log_std.exp()

@@ -25,7 +25,8 @@ LAYER_NORM_EPS = 1e-5
 class Standardise(BaseFeaturesExtractor):
     """Fixed standardisation of raw states, so that a saved policy runs in the real environment.
 
-    :param mean: of the data's states, length S. :param std: likewise; what hardly varies, as the
+    :param mean: of the data's states, length S.
+    :param std: likewise; what hardly varies, as the
         world model sees it, is divided by one.
     """
 
@@ -45,7 +46,8 @@ class Standardise(BaseFeaturesExtractor):
 class StackedCritic(BaseModel):
     """All Q-networks of SAC as one batched product per layer.
 
-    :param n_critics: C. :param net_arch: widths of the hidden layers, ReLU between them.
+    :param n_critics: C.
+    :param net_arch: widths of the hidden layers, ReLU between them.
     :param layer_norm: normalise each hidden layer before its ReLU (bounds how far Q extrapolates).
     :param share_features_extractor: the extractor is the actor's, which alone trains it.
     """

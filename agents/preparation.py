@@ -16,7 +16,7 @@ from gymnasium.spaces import Box, Space
 from adv_worldmodel.data import OfflineDataset, load_dataset
 from adv_worldmodel.data.scores import evaluation_env
 from adv_worldmodel.device import resolve_device
-from adv_worldmodel.dynamics import FitSettings, make_termination
+from adv_worldmodel.dynamics import FitSettings, WorldModel, make_termination
 from adv_worldmodel.dynamics.termination import TerminationFunction
 from agents.real_env import check_spaces, full_id, make_real_env
 from agents.run_folder import check_new_folder
@@ -115,6 +115,18 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
     )
 
 
+def load_world_model(
+    folder: Path, termination: str | TerminationFunction, device: str | torch.device
+) -> WorldModel:
+    """A saved model with its own rule, but where the run's is a user's function.
+
+    Raises:
+        FileNotFoundError, ValueError: as `WorldModel.load`.
+    """
+    function = termination if callable(termination) else None
+    return WorldModel.load(folder, device=device, termination=function)
+
+
 def read_dataset(config: TrainConfig, *, modules: bool = True) -> OfflineDataset:
     """Return the data that `config` names.
 
@@ -175,7 +187,7 @@ def _usable_device(name: str) -> torch.device:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a missing backend
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"device = {name!r} cannot be used here ({reason}): set device=auto or device=cpu"
         ) from error

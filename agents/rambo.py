@@ -237,8 +237,10 @@ class RAMBO(SAC):
     ) -> float:
         """Clone the data's behaviour into the actor before training (P C.4).
 
-        :param epochs: passes over the data. :param learning_rate: Adam's.
-        :param batch_size: rows per step. :param progress: show a bar.
+        :param epochs: passes over the data.
+        :param learning_rate: Adam's.
+        :param batch_size: rows per step.
+        :param progress: show a bar.
         :return: mean negative log-likelihood of the data's actions in the last epoch (nats per
             transition).
         :raises ValueError: there are no data: the agent was loaded without an environment.

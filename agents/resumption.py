@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adv_worldmodel import WorldModel
 from agents.checkpoints import Snapshot, latest_checkpoint
 from agents.config import flat_settings, load_config
-from agents.preparation import Preparation, prepare
+from agents.preparation import Preparation, load_world_model, prepare
 from agents.results import versions
 from agents.run_folder import RunFolder, check_unlocked
 
@@ -116,11 +115,8 @@ def _warn_of_versions(before: Mapping[str, str] | None) -> None:
 
 def _check_world_model(folder: RunFolder, prepared: Preparation) -> None:
     """ValueError unless the run's fitted model can be read and is one of these data."""
-    rule = prepared.termination
     try:
-        model = WorldModel.load(
-            folder.world_model, device="cpu", termination=rule if callable(rule) else None
-        )
+        model = load_world_model(folder.world_model, prepared.termination, "cpu")
         dims = prepared.dataset.observations.shape[1], prepared.dataset.actions.shape[1]
         if (model.obs_dim, model.action_dim) != dims:
             raise ValueError(

@@ -84,7 +84,8 @@ def sac_update(
 ) -> Tensor:
     """Entropy coefficient, critics, actor, then target networks: SB3's order.
 
-    :param noise: standard normal ``(B, A)`` for the actions at s, :param next_noise: at s'.
+    :param noise: standard normal ``(B, A)`` for the actions at s.
+    :param next_noise: at s'.
     :param penalty: added to the critics' loss, a function of their Q ``(C, B)`` of the batch.
     :return: the values named in :data:`METRICS`, on the device.
     """

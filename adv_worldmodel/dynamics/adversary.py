@@ -46,9 +46,11 @@ class Adversary:
     the model terminated them (the authors' code simulates past a termination). Their members are
     drawn anew each step, whatever ``member_per`` says of the agent's rollouts.
 
-    :param model: changed in place. :param dataset: what it keeps fitting.
+    :param model: changed in place.
+    :param dataset: what it keeps fitting.
     :param settings: of the updates; see :class:`AdversarySettings`.
-    :param horizon: k, steps of a rollout. :param gamma: discount.
+    :param horizon: k, steps of a rollout.
+    :param gamma: discount.
     :param seed: of everything drawn here; the optimiser is fresh, as after the fit.
     :param graphs: replay the update as a CUDA graph, on a GPU.
     """

@@ -43,7 +43,8 @@ class DualWeight:
     bounded, since a model that moves faster than the critic can follow is no adversary any more.
 
     :param fit_nll: the negative log-likelihood of each row of the data under the fit, ``(N,)``.
-    :param xi: bound of the excess. :param largest: bound of lambda.
+    :param xi: bound of the excess.
+    :param largest: bound of lambda.
     """
 
     def __init__(self, fit_nll: Tensor, xi: float, largest: float) -> None:

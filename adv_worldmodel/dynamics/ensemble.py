@@ -106,7 +106,8 @@ class MemberDraw:
 
     :param slots: a random permutation of the :func:`n_slots` places; row i gets place
         ``slots[i]``, places beyond the rows stay empty.
-    :param n_rows: B. :param n_members: E.
+    :param n_rows: B.
+    :param n_members: E.
     """
 
     def __init__(self, slots: Tensor, n_rows: int, n_members: int) -> None:

@@ -33,9 +33,11 @@ from adv_worldmodel.seeding import make_generator
 class FitSettings:
     """How the world model is fitted; defaults are the paper's and its authors' code's.
 
-    :param n_networks: networks fitted. :param n_elites: networks kept, the best on the holdout.
+    :param n_networks: networks fitted.
+    :param n_elites: networks kept, the best on the holdout.
     :param hidden_sizes: widths of the hidden layers.
-    :param learning_rate: Adam's. :param batch_size: transitions per network and step.
+    :param learning_rate: Adam's.
+    :param batch_size: transitions per network and step.
     :param holdout: transitions held out (at most a tenth of the data).
     :param patience: epochs without improvement before the fit stops.
     :param improvement: relative fall of a network's holdout error that counts as improvement.
@@ -84,7 +86,8 @@ class FitSettings:
 class FitDivergedError(FloatingPointError):
     """A fit to data, of a model or of a clone, ended in values that are not finite.
 
-    :param quantity: which number. :param history: it by epoch.
+    :param quantity: which number.
+    :param history: it by epoch.
     """
 
     def __init__(self, message: str, quantity: str, history: Sequence[float]) -> None:
@@ -111,7 +114,8 @@ def fit_world_model(
     :param settings: of the fit.
     :param termination: see :func:`make_termination`; ``None`` reads it from the environment.
     :param reward_function: known reward on raw ``(s, a, s')`` instead of a learned one.
-    :param device: ``"auto"`` takes a GPU where there is one. :param progress: show a bar.
+    :param device: ``"auto"`` takes a GPU where there is one.
+    :param progress: show a bar.
     :return: the world model, in which only the ``n_elites`` best networks exist.
     :raises ValueError: fewer than two transitions, or no known termination.
     :raises FitDivergedError: a :class:`FloatingPointError`.

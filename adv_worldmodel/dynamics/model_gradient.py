@@ -144,10 +144,12 @@ def model_gradient(
     For the score functions :class:`ExplicitModelGradient` computes the same faster; this says what
     it computes.
 
-    :param obs: raw states ``(B, S)``; :param action: raw actions ``(B, A)`` of the policy there.
+    :param obs: raw states ``(B, S)``.
+    :param action: raw actions ``(B, A)`` of the policy there.
     :param value: V and Q of the agent; no gradient reaches its parameters through the score
         functions.
-    :param members: the member drawn for each row. :param noise: standard normals ``(B, D)``.
+    :param members: the member drawn for each row.
+    :param noise: standard normals ``(B, D)``.
     :param real: standardised inputs and targets of a batch of data, evaluated in the same product.
     :return: the estimate, and L_sup of ``real`` (zero without).
     """

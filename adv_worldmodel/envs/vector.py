@@ -48,9 +48,9 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     :param horizon: k, steps after which an episode is truncated.
     :param max_episode_steps: what :func:`gymnasium.make_vec` calls the horizon.
     :param fit: settings of the fit made where ``world_model`` is not given.
-    :param termination: see :func:`make_termination`. :param reward_function: known reward.
-        Of the model that is fitted here, or functions that a saved one needs; a
-        :class:`WorldModel` has its own.
+    :param termination: rule of the model that is fitted here (:func:`make_termination`), or the
+        function that a saved one needs again; a :class:`WorldModel` has its own.
+    :param reward_function: likewise, a known reward.
     :param member_per: each row draws its network anew each ``"step"``, or keeps one for the
         ``"rollout"`` until it ends (the paper's text; its authors' code draws each step). Every
         network steps as many rows as any other. With ``"rollout"``, networks are therefore uniform

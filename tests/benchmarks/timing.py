@@ -20,7 +20,8 @@ PROBE_SECONDS = 0.06
 class Probe:
     """Measures products of ``(batch, w)`` with ``(w, w)``, the rows and layers of an update.
 
-    :param widths: of the layers. :param seconds: that one call takes for each.
+    :param widths: of the layers.
+    :param seconds: that one call takes for each.
     """
 
     def __init__(self, batch: int, widths: Sequence[int], seconds: float = PROBE_SECONDS) -> None:
@@ -60,7 +61,8 @@ class Part:
     """Something to be timed.
 
     :param run: does n pieces of it and returns how many units of work they were.
-    :param unit: what is counted. :param work: useful operations of one unit.
+    :param unit: what is counted.
+    :param work: useful operations of one unit.
     :param fixed: seconds of a run of any n that are none of its pieces'; taken off.
     """
 

@@ -27,7 +27,8 @@ def gaussian_data(
 ) -> OfflineDataset:
     """Independent standard normal states, small changes, uniform actions; no episode ends.
 
-    :param observation_space: by default unbounded. :param action_space: by default [-1, 1].
+    :param observation_space: by default unbounded.
+    :param action_space: by default [-1, 1].
     """
     if observation_space is None:
         observation_space = Box(-np.inf, np.inf, (c.obs_dim,), np.float32)
@@ -87,7 +88,8 @@ def rambo(
 ) -> RAMBO:
     """The agent in that world model, on its device, logging to nowhere.
 
-    :param networks: more of ``policy_kwargs``. :param settings: of the agent.
+    :param networks: more of ``policy_kwargs``.
+    :param settings: of the agent.
     """
     env = make_sb3_env(dataset, c.starts, c.horizon, world_model=model, seed=0)
     agent = RAMBO(

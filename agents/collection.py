@@ -63,10 +63,10 @@ def train_sac(env_id: str, steps: int, *, seed: int = 0) -> SAC:
     return model
 
 
-def replayed(model: SAC, env_id: str, *, name: str = "replay") -> OfflineDataset:
+def replayed(model: SAC, env_id: str) -> OfflineDataset:
     """All that `model` saw in its training in `env_id`, in order of time."""
     buffer = cast(ReplayBuffer, model.replay_buffer)
-    return from_replay_buffer(buffer, actions="scaled", name=name, env_id=full_id(env_id))
+    return from_replay_buffer(buffer, actions="scaled", name="replay", env_id=full_id(env_id))
 
 
 def load_policy(path: str | Path) -> BasePolicy:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -183,7 +183,6 @@ class EvaluationCallback(BaseCallback):
         every: iterations between evaluations.
         path: `evaluations.csv` to append to, one flushed row per evaluation; None for no file.
             A training that starts at iteration 0 begins the file anew.
-        on_evaluation: called with (iteration, evaluation) after each.
         history: rows of a training that goes on, with which the file begins anew; None: the
             file, where there is one, is gone on with.
         verbose: 1 prints each evaluation.
@@ -198,7 +197,6 @@ class EvaluationCallback(BaseCallback):
         *,
         every: int = 1,
         path: str | Path | None = None,
-        on_evaluation: Callable[[int, Evaluation], None] | None = None,
         history: Iterable[EvaluationRow] | None = None,
         verbose: int = 0,
     ) -> None:
@@ -208,7 +206,6 @@ class EvaluationCallback(BaseCallback):
         self.evaluator = evaluator
         self.every = every
         self.path = None if path is None else Path(path)
-        self.on_evaluation = on_evaluation
         self.history: list[EvaluationRow] = list(history or ())
         self._resumed = history is not None
         self._rollouts = 0
@@ -261,8 +258,6 @@ class EvaluationCallback(BaseCallback):
         self._to_tensorboard(row)
         if self.verbose:
             print(f"iteration {iteration}: return {evaluation.return_mean:.1f}")
-        if self.on_evaluation is not None:
-            self.on_evaluation(iteration, evaluation)
 
     def _log(self, row: EvaluationRow) -> None:
         """To SB3's logger, whose next dump comes with the next iteration's metrics."""

@@ -91,6 +91,7 @@ def _results(args: argparse.Namespace) -> int:
     from agents.aggregate import aggregate, markdown, write_csv
     from agents.atomic_files import write_text
     from agents.planned_runs import find_missing
+    from agents.progress import print_unless_gone
     from agents.run_folder import check_file
     from agents.run_groups import find_runs, group_runs
 
@@ -117,17 +118,18 @@ def _results(args: argparse.Namespace) -> int:
         write_csv(rows, args.csv)
     if args.markdown is not None:
         write_text(Path(args.markdown), table)
-    print(table, end="")
+    print_unless_gone(table.rstrip("\n"))
     return 0
 
 
 def _select(args: argparse.Namespace) -> int:
     from agents.planned_runs import find_missing
+    from agents.progress import print_unless_gone
     from agents.run_groups import find_runs, group_runs
     from agents.selection import report, select
 
     selections = select(group_runs(find_runs(args.runs)), find_missing(args.runs))
-    print("\n\n".join(report(selection) for selection in selections))
+    print_unless_gone("\n\n".join(report(selection) for selection in selections))
     without = [s.dataset for s in selections if s.choice is None]
     if without:
         print(f"{PROG}: nothing to choose from on {', '.join(without)}", file=sys.stderr)

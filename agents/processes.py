@@ -21,15 +21,13 @@ from agents.config import TrainConfig, dump_config
 from agents.divergence import DivergenceError
 from agents.experiment import prepare, run
 from agents.preparation import Preparation
-from agents.progress import duration, print_unless_gone
+from agents.progress import LINE_EVERY, duration, print_unless_gone
 from agents.resumption import FREE, Resumption, prepare_resumption
 from agents.run_folder import RunFolder
 from agents.run_groups import setting_text
 
 __all__ = ["RunProcesses", "cores"]
 
-#: Seconds from one line of progress to the next.
-LINE_EVERY = 15.0
 #: Seconds that an interrupted run has to write its files.
 GRACE = 120.0
 #: Seconds after which a run that has not ended is asked once more.

@@ -13,6 +13,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 from tqdm import tqdm
 
+#: Seconds from one plain line of progress to the next.
+LINE_EVERY = 15.0
+
 
 def print_unless_gone(line: str, file: TextIO | None = None) -> None:
     """Print a line (default: to stdout), and go on where nobody reads any more (`... | head`)."""
@@ -144,13 +147,12 @@ class ProgressCallback(BaseCallback):
     """Show how many iterations are done, the time left and the current return.
 
     On a terminal that is a bar on stderr; elsewhere (a log file, a CI) one plain line every
-    `line_every` seconds and one at the end.
+    `LINE_EVERY` seconds and one at the end.
 
     Args:
         total: iterations of the whole run.
         finished: returns the number of iterations that are done.
         note: returns a short text shown beside the bar, for example the last evaluation.
-        line_every: seconds between two plain lines.
     """
 
     def __init__(
@@ -158,14 +160,11 @@ class ProgressCallback(BaseCallback):
         total: int,
         finished: Callable[[], int],
         note: Callable[[], str],
-        *,
-        line_every: float = 15.0,
     ) -> None:
         super().__init__()
         self._total = total
         self._finished = finished
         self._note = note
-        self._line_every = line_every
         self._bar: tqdm[Any] | None = None
         self._before = 0
         self._started = self._last_line = time.monotonic()
@@ -206,7 +205,7 @@ class ProgressCallback(BaseCallback):
             self._bar.refresh()
             return
         now = time.monotonic()
-        if not last and (done == self._before or now - self._last_line < self._line_every):
+        if not last and (done == self._before or now - self._last_line < LINE_EVERY):
             return
         self._last_line = now
         here = max(done - self._before, 1)  # a run that was resumed did the others earlier

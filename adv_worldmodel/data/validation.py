@@ -102,10 +102,11 @@ def warn_of_rounding(
     spread = np.linspace(0, size - 1, min(size, 100_000)).astype(np.intp)
     looked_at = spread if rows is None else rows[spread]
     states = observations[looked_at].astype(np.float64)
-    change = (next_observations[looked_at].astype(np.float64) - states).std(axis=0)
+    successors = next_observations[looked_at].astype(np.float64)
+    change = (successors - states).std(axis=0)
     error = np.sqrt(np.square(states.astype(np.float32) - states).mean(axis=0))
     # a change that float64 has but from its own rounding is none
-    real = change > 1e-12 * np.abs(states).max(axis=0)
+    real = change > 1e-12 * np.maximum(np.abs(states), np.abs(successors)).max(axis=0)
     coarse = np.flatnonzero(real & (error > 0.01 * change))
     if coarse.size:
         i = int(coarse[0])

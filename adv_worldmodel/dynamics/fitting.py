@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from adv_worldmodel.dynamics.termination import (
     compare_with_flags,
     make_termination,
 )
-from adv_worldmodel.dynamics.world_model import RewardFunction, WorldModel
+from adv_worldmodel.dynamics.world_model import SMALLEST_STD, RewardFunction, WorldModel
 from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.seeding import make_generator
 
@@ -147,6 +148,8 @@ def fit_world_model(
     for states in (obs, next_obs):  # widen the bounds where the data's own states exceed them
         torch.minimum(model.obs_low, states.amin(0), out=model.obs_low)
         torch.maximum(model.obs_high, states.amax(0), out=model.obs_high)
+    columns = {"observations": obs, "actions": action, "rewards": reward.unsqueeze(1)}
+    _warn_of_tiny_units(dataset.name, columns)
     model.set_scales(torch.cat([obs, action], -1), model.raw_targets(obs, next_obs, reward))
     inputs, targets = model.encode(dataset)
 
@@ -176,6 +179,24 @@ def fit_world_model(
         "seconds": round(time.perf_counter() - start, 3),
     }
     return model
+
+
+def _warn_of_tiny_units(name: str, columns: Mapping[str, Tensor]) -> None:
+    """Warn of what counts as constant by its spread, though that is more than rounding.
+
+    :param name: of the data.
+    :param columns: by name, raw, ``(N, D)``.
+    """
+    for key, rows in columns.items():
+        spread = rows.std(dim=0, correction=0)
+        rounding = torch.finfo(torch.float32).eps * rows.abs().amax(dim=0)
+        tiny = (spread < SMALLEST_STD) & (spread > 4 * rounding)
+        for i in tiny.nonzero().flatten().tolist():
+            warnings.warn(
+                f"{name}: '{key}' dimension {i} varies by {float(spread[i]):.2g} only and counts "
+                "as constant: if it means anything, give it in a smaller unit",
+                stacklevel=3,
+            )
 
 
 def _descend(

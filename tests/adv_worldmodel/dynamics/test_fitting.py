@@ -358,3 +358,30 @@ def test_layers_without_width_are_refused() -> None:
         FitSettings(hidden_sizes=(8, 0))
     with pytest.raises(ValueError, match=r"max_steps = 10000\.0: expected whole numbers"):
         FitSettings(max_steps=1e4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("column", "place"),
+    [("observations", "'observations' dimension 1"), ("actions", "'actions' dimension 0"),
+     ("rewards", "'rewards' dimension 0")],
+)  # fmt: skip
+def test_a_column_in_too_large_a_unit_is_warned_of(column: str, place: str) -> None:
+    """Nanometres in metres: told apart from a column that is constant but for rounding."""
+    rng = np.random.default_rng(0)
+    data = {
+        "observations": rng.normal(size=(60, 2)),
+        "actions": rng.uniform(-1, 1, (60, 1)),
+        "rewards": rng.normal(size=60),
+    }
+    if column != "rewards":
+        data["rewards"] = 0.1 + 1e-9 * data["rewards"]  # in float32 the same number
+        data[column][:, -1] *= 1e-8
+    else:
+        data["rewards"] = 1e-8 * data["rewards"]
+    space = Box(-1.0, 1.0, (1,), np.float32)
+    dataset = OfflineDataset.from_arrays(
+        *data.values(), data["observations"] + 0.1, np.zeros(60, bool), action_space=space
+    )
+    with pytest.warns(UserWarning, match=rf"{place} varies by \S+e-0[89] only") as caught:
+        fit(dataset)
+    assert len(caught) == 1

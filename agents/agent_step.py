@@ -54,19 +54,19 @@ class AgentStep:
         if model.log_ent_coef is None:
             fixed_alpha += model.ent_coef_tensor
         return SACParts(
-            policy.actor,
-            policy.critic,
-            policy.critic_target,
-            model.log_ent_coef,
-            fixed_alpha,
-            model.ent_coef_optimizer,
-            model.gamma,
-            max(model.tau, WARMUP_TAU) if self.actor_frozen else model.tau,
-            float(model.target_entropy),
-            model.entropy_in_target,
-            self.actor_frozen,
-            model.cloning_weight,
-            self.n_real,
+            actor=policy.actor,
+            critic=policy.critic,
+            critic_target=policy.critic_target,
+            log_alpha=model.log_ent_coef,
+            fixed_alpha=fixed_alpha,
+            entropy_optimizer=model.ent_coef_optimizer,
+            gamma=model.gamma,
+            tau=max(model.tau, WARMUP_TAU) if self.actor_frozen else model.tau,
+            target_entropy=float(model.target_entropy),
+            entropy_in_target=model.entropy_in_target,
+            actor_frozen=self.actor_frozen,
+            cloning_weight=model.cloning_weight,
+            n_real=self.n_real,
         )
 
     @property

@@ -38,14 +38,14 @@ def aggregate(groups: Sequence[Group]) -> list[Row]:
     """Statistics of each group, in the groups' order."""
     return [
         Row(
-            group.dataset,
-            group.label,
-            len(known(group.finished, "return_mean")),
-            summarise(known(group.finished, "return_mean")),
-            summarise(known(group.finished, "score")),
-            len(group.failed),
-            len(group.runs) - len(group.finished) - len(group.failed),
-            _minutes(group.finished),
+            dataset=group.dataset,
+            configuration=group.label,
+            seeds=len(known(group.finished, "return_mean")),
+            returns=summarise(known(group.finished, "return_mean")),
+            scores=summarise(known(group.finished, "score")),
+            failed=len(group.failed),
+            unfinished=len(group.runs) - len(group.finished) - len(group.failed),
+            minutes=_minutes(group.finished),
         )
         for group in groups
     ]

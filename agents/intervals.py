@@ -33,12 +33,12 @@ def summarise(values: Sequence[float]) -> Summary | None:
         return None
     several = len(values) > 1
     return Summary(
-        len(values),
-        statistics.fmean(values),
-        statistics.stdev(values) if several else None,
-        float(interquartile_mean(values)),
-        _pair(bootstrap_interval(values, np.mean)) if several else None,
-        _pair(bootstrap_interval(values, interquartile_mean)) if several else None,
+        n=len(values),
+        mean=statistics.fmean(values),
+        std=statistics.stdev(values) if several else None,
+        iqm=float(interquartile_mean(values)),
+        mean_interval=_pair(bootstrap_interval(values, np.mean)) if several else None,
+        iqm_interval=_pair(bootstrap_interval(values, interquartile_mean)) if several else None,
     )
 
 

@@ -111,7 +111,15 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
     )
     seconds = time.perf_counter() - started
     return Preparation(
-        config, dataset, termination, fit, device, env_id, env_note, seconds, overwrite
+        config=config,
+        dataset=dataset,
+        termination=termination,
+        fit=fit,
+        device=device,
+        env_id=env_id,
+        env_note=env_note,
+        seconds=seconds,
+        overwrite=overwrite,
     )
 
 

@@ -107,8 +107,13 @@ class RAMBO(SAC):
             )
         if rollout_policy not in ROLLOUT_POLICIES:
             raise ValueError(f"rollout_policy = {rollout_policy!r} is not 'current' or 'random'")
-        if retain_iterations < 1 or gradient_steps < 1 or batch_size < 1:
-            raise ValueError("retain_iterations, gradient_steps and batch_size must be at least 1")
+        for name, value in (
+            ("retain_iterations", retain_iterations),
+            ("gradient_steps", gradient_steps),
+            ("batch_size", batch_size),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} = {value} must be at least 1")
         if critic_warmup < 0:
             raise ValueError(f"critic_warmup = {critic_warmup} must not be negative")
         if cloning_weight < 0.0:

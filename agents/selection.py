@@ -92,12 +92,12 @@ def _least(rated: Sequence[tuple[float | None, Candidate]]) -> Candidate | None:
 def _candidate(group: Group) -> Candidate:
     runs = [run for run in group.finished if _heuristic(run) is not None]
     return Candidate(
-        group,
-        _mean(known(runs, "q_avg")),
-        _mean(known(runs, "q_var")),
-        _mean([value for run in runs if (value := _heuristic(run)) is not None]),
-        _mean(known(group.finished, "return_mean")),
-        _mean(known(group.finished, "score")),
+        group=group,
+        q_avg=_mean(known(runs, "q_avg")),
+        q_var=_mean(known(runs, "q_var")),
+        heuristic=_mean([value for run in runs if (value := _heuristic(run)) is not None]),
+        mean_return=_mean(known(group.finished, "return_mean")),
+        mean_score=_mean(known(group.finished, "score")),
     )
 
 

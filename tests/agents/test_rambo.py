@@ -330,9 +330,9 @@ def test_another_horizon_is_taken_over_whole(make_agent: MakeAgent) -> None:
     [
         ({"rollout_policy": "uniform"}, "'uniform' is not 'current' or 'random'"),
         ({"real_ratio": 1.1}, "real_ratio = 1.1 must lie between 0 and 1"),
-        ({"gradient_steps": 0}, "must be at least 1"),
+        ({"gradient_steps": 0}, "gradient_steps = 0 must be at least 1"),
         ({"cloning_weight": 0.1, "real_ratio": 0.0}, "needs rows of data: real_ratio = 0.0"),
-        ({"retain_iterations": 0}, "must be at least 1"),
+        ({"retain_iterations": 0}, "retain_iterations = 0 must be at least 1"),
         ({"device": "cuda"}, "asked for on cuda, its world model is on cpu"),
     ],
 )

@@ -67,6 +67,7 @@ class AgentStep:
             actor_frozen=self.actor_frozen,
             cloning_weight=model.cloning_weight,
             n_real=self.n_real,
+            log_alpha_limit=model.first_log_alpha if model.cloning_weight > 0.0 else None,
         )
 
     @property

@@ -263,6 +263,8 @@ class ExplicitSACUpdate:
             entropy_loss = parts.log_alpha * gap
             parts.log_alpha.grad = gap
             parts.entropy_optimizer.step()
+            if parts.log_alpha_limit is not None:
+                parts.log_alpha.clamp_(max=parts.log_alpha_limit)
         else:
             entropy_loss = torch.zeros_like(alpha)
 
@@ -279,13 +281,13 @@ class ExplicitSACUpdate:
         least, lowest = q_pi.min(0)
         actor_loss = (alpha * log_prob - least).mean()
         k = parts.n_real
-        pull: Tensor | None = None
+        cloning: list[Tensor] = []
         if parts.cloning_weight > 0.0 and k > 0:
-            loss, pull = self._cloning(batch.action[:k], mean[:k], log_std[:k], least)
+            loss, *cloning = self._cloning(batch.action[:k], mean[:k], log_std[:k], least)
             actor_loss = actor_loss + loss
         if not parts.actor_frozen:
             unbounded = log_std[:n] == unclipped[:n]
-            self._step_actor(action[:n], spread[:n], unbounded, alpha, lowest, pull)
+            self._step_actor(action[:n], spread[:n], unbounded, alpha, lowest, cloning)
 
         torch._foreach_lerp_(parts.target, parts.online, parts.tau)
         return torch.stack(
@@ -306,28 +308,29 @@ class ExplicitSACUpdate:
         unbounded: Tensor,
         alpha: Tensor,
         lowest: Tensor,
-        pull: Tensor | None,
+        cloning: Sequence[Tensor],
     ) -> None:
         """Descend mean(alpha log pi - min Q), and the cloning loss.
 
         :param unbounded: where the log deviation is not clipped.
         :param lowest: whose Q is least.
-        :param pull: that loss's gradient in the mean of the rows of data, ``(K, A)``.
+        :param cloning: that loss's gradients in mean and log deviation of the rows of data.
         """
         q_grad = self.critics.action_grad(lowest, self.action_dim)
         # u = mean + sigma noise, d log pi / du = 2 tanh u, and d log pi / d log sigma = -1 besides
         q_grad = torch.ops.aten.tanh_backward(q_grad, pi)  # in u
         u_grad = (2.0 * alpha * pi - q_grad) / self.batch_size
-        log_std_grad = (u_grad * spread - alpha / self.batch_size).mul_(unbounded)
-        if pull is not None:
-            u_grad[: len(pull)].add_(pull)
-        self.actor.backward([u_grad, log_std_grad])
+        grads = [u_grad, u_grad * spread - alpha / self.batch_size]  # in mean and log deviation
+        for grad, of_cloning in zip(grads, cloning, strict=False):
+            grad[: len(of_cloning)].add_(of_cloning)
+        grads[1].mul_(unbounded)
+        self.actor.backward(grads)
         self.parts.actor.optimizer.step()
 
     def _cloning(
         self, action: Tensor, mean: Tensor, log_std: Tensor, q: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Loss of the data's actions, and its gradient in the mean, ``(K, A)``.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of the data's actions, and its gradients in mean and log deviation, ``(K, A)``.
 
         :param action: in [-1, 1], ``(K, A)``.
         :param q: of all rows, in whose size it is measured.
@@ -337,4 +340,5 @@ class ExplicitSACUpdate:
         z = (u - mean) / deviation
         weight = self.parts.cloning_weight * q.abs().mean()
         nll = (0.5 * z.square() + log_std - _squashing(u)).sum(1).mean() + self.constant
-        return weight * nll, -weight / len(u) * z / deviation
+        pull = weight / len(u)
+        return weight * nll, -pull * z / deviation, pull * (1.0 - z.square())

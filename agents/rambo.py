@@ -56,7 +56,8 @@ class RAMBO(SAC):
         present model when it is drawn from the buffer, instead of those it had in its rollout.
     :param cloning_weight: keep the policy near the data: add this, times mean |Q|, times the
         negative log-likelihood of the batch's data actions to the actor's loss (as Fujimoto and Gu
-        2021 do in TD3+BC with squared errors); 0 is RAMBO's own loss.
+        2021 do in TD3+BC with squared errors); 0 is RAMBO's own loss. A learned entropy coefficient
+        then rises no further than where it starts.
     :param policy_kwargs: SB3's, and ``layer_norm`` for the critics. States are standardised
         with the data's statistics unless a features extractor is given.
 
@@ -187,7 +188,10 @@ class RAMBO(SAC):
         self._attach_data()
         super()._setup_model()
         self._generator = make_generator(self.seed, "agent", self.device)
+        #: where a learned log entropy coefficient starts
+        self.first_log_alpha: torch.Tensor | None = None
         if self.log_ent_coef is not None:
+            self.first_log_alpha = self.log_ent_coef.detach().clone()
             self.ent_coef_optimizer = torch.optim.Adam(
                 [self.log_ent_coef], lr=self.entropy_learning_rate, fused=True
             )
@@ -393,7 +397,7 @@ class RAMBO(SAC):
     def _excluded_save_params(self) -> list[str]:
         # the last observations are data-set states, n_envs of them
         states = ["_last_obs", "_last_original_obs", "_last_episode_starts"]
-        caches = ["_generator", "_step", "_acting"]
+        caches = ["_generator", "_step", "_acting", "first_log_alpha"]
         return [*super()._excluded_save_params(), *caches, *states]
 
 

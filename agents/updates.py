@@ -64,10 +64,12 @@ class SACParts:
     target_entropy: float
     entropy_in_target: bool = True  #: whether the critics learn the soft value, or the plain one
     actor_frozen: bool = False  #: evaluate the policy: actor and entropy coefficient stay
-    #: of the data rows' likelihood in the actor's loss. It draws the mean; the deviation is left to
-    #: the entropy coefficient, which would else rise with |Q| against it, and |Q| with it.
-    cloning_weight: float = 0.0
+    cloning_weight: float = 0.0  #: of the data rows' likelihood in the actor's loss
     n_real: int = 0  #: rows of data in a batch; they come first
+    #: A learned log entropy coefficient rises no further. The clone's weight holds the policy as
+    #: narrow as the data, and is in units of |Q|: where that is below the target entropy, alpha
+    #: would rise against it, |Q| with alpha, the weight with |Q|.
+    log_alpha_limit: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.online: list[Tensor] = list(self.critic.parameters())
@@ -98,6 +100,9 @@ def sac_update(
         entropy_loss = -parts.log_alpha.detach() * gap
         parts.log_alpha.grad = -gap.reshape(1)  # its derivative, without a graph for one number
         parts.entropy_optimizer.step()
+        if parts.log_alpha_limit is not None:
+            with torch.no_grad():
+                parts.log_alpha.clamp_(max=parts.log_alpha_limit)
 
     with torch.no_grad():
         next_action, next_log_prob = sample_action(parts.actor, batch.next_obs, next_noise)
@@ -116,9 +121,7 @@ def sac_update(
     actor_loss = (alpha * log_prob - q_pi).mean()
     if parts.cloning_weight > 0.0 and parts.n_real > 0:
         rows = slice(0, parts.n_real)
-        mean, log_std, _ = parts.actor.get_action_dist_params(batch.obs[rows])
-        u = unsquashed(batch.action[rows])
-        cloning = -squashed_log_density(u, mean, log_std.detach()).mean()
+        cloning = cloning_loss(parts.actor, batch.obs[rows], unsquashed(batch.action[rows]))
         actor_loss = actor_loss + parts.cloning_weight * q_pi.detach().abs().mean() * cloning
     if not parts.actor_frozen:
         parts.actor.optimizer.zero_grad()

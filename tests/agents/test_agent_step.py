@@ -46,6 +46,19 @@ def test_only_the_critics_learn_while_they_warm_up(
     assert float(agent.log_ent_coef) != 0.0
 
 
+def test_where_the_clone_weighs_alpha_stays_below_its_start(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    """Data narrower than the target entropy would else raise alpha and Q in turn."""
+    settings = {"ent_coef": "auto_0.1", "target_entropy": 5.0, "entropy_learning_rate": 1e-2}
+    alphas = {}
+    for weight in (0.0, 0.1):
+        agent = build(pendulum, pendulum_model, cloning_weight=weight, **settings)
+        alphas[weight] = float(learn(agent, 2).log_ent_coef.detach().exp())
+    assert alphas[0.0] > 0.105
+    assert alphas[0.1] == pytest.approx(0.1)
+
+
 def test_the_targets_follow_faster_while_the_policy_stands_still(
     pendulum: OfflineDataset, pendulum_model: WorldModel
 ) -> None:

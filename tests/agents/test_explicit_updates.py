@@ -6,6 +6,7 @@ Both get the same batches and the same noise; :func:`agents.updates.sac_update` 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -119,6 +120,24 @@ def test_losses_and_parameters_are_autograd_s(
     elif learned_alpha:
         assert abs(float(fast.log_alpha.detach())) > 0.01  # type: ignore[union-attr]
         torch.testing.assert_close(fast.log_alpha, reference.log_alpha, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize("limited", [True, False])
+def test_alpha_rises_no_further_than_its_limit(explicit: bool, limited: bool) -> None:
+    """The target entropy is above that of any policy, so that alpha would rise for ever."""
+    limit = torch.zeros(1) if limited else None
+    parts = dataclasses.replace(make_parts(), target_entropy=5.0, log_alpha_limit=limit)
+    update = ExplicitSACUpdate(parts, BATCH) if explicit else None
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        batch, noise = make_batch(generator)
+        if update is None:
+            sac_update(parts, batch, noise[0], noise[1])
+        else:
+            update(batch, noise)
+    assert parts.log_alpha is not None
+    assert (float(parts.log_alpha.detach()) > 0.0) != limited
 
 
 def gradients(parts: SACParts) -> list[Tensor]:

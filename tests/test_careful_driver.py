@@ -40,7 +40,8 @@ def run(*arguments: str, folder: Path) -> str:
 
 
 def means(table: str) -> dict[str, float]:
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if "lambda" in line]
+    lines = [line for line in table.splitlines() if line.startswith("| lambda")]
+    rows = [line.strip("| ").split(" | ") for line in lines]
     return {row[0]: float(row[1]) for row in rows}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -309,16 +310,15 @@ def test_environments_without_a_world_model_are_refused() -> None:
         model.learn(total_timesteps=10, callback=adversary())
 
 
+def one_row(dataset: OfflineDataset, model: WorldModel) -> gym.Env[Any, Any]:
+    return gym.make("AdvWorldModel-v0", dataset=dataset, world_model=model, device="cpu")
+
+
 def test_gymnasium_environments_that_share_a_model(
     pendulum: OfflineDataset, ending_model: WorldModel, make_algorithm: Make
 ) -> None:
-    def make_one() -> gym.Env[Any, Any]:
-        return gym.make(
-            "AdvWorldModel-v0", dataset=pendulum, world_model=ending_model, device="cpu"
-        )
-
     callback = Watched(3e-2, 3, batch_size=32)
-    model = make_algorithm("SAC", DummyVecEnv([make_one] * 2))
+    model = make_algorithm("SAC", DummyVecEnv([partial(one_row, pendulum, ending_model)] * 2))
     model.learn(total_timesteps=30, callback=callback)  # 2 rows x 5 steps, three times
     assert callback.model_changes == 2
 
@@ -326,12 +326,7 @@ def test_gymnasium_environments_that_share_a_model(
 def test_an_environment_in_another_process_has_a_model_of_its_own(
     pendulum: OfflineDataset, ending_model: WorldModel, make_algorithm: Make
 ) -> None:
-    def make_one() -> gym.Env[Any, Any]:
-        return gym.make(
-            "AdvWorldModel-v0", dataset=pendulum, world_model=ending_model, device="cpu"
-        )
-
-    env = SubprocVecEnv([make_one], start_method="fork")
+    env = SubprocVecEnv([partial(one_row, pendulum, ending_model)], start_method="fork")
     model = make_algorithm("SAC", env)
     with pytest.raises(ValueError, match="processes have world models of their own"):
         model.learn(total_timesteps=10, callback=adversary())

@@ -1,15 +1,13 @@
 """RAMBO, COMBO, and the callback that makes any SB3 algorithm adversarial in a world model.
 
-The modules, from the algorithm outwards (in docstrings P is the paper, as in `adv_worldmodel`):
+From the inside out; each room may import from those before it (P is the paper, as in
+`adv_worldmodel`):
 
-* algorithm: `rambo`, `combo`, `agent_step`, `updates`, `explicit_updates`, `policies`, `actions`,
-  `buffers`, `cloning`, `values`, `callbacks`, `weights`;
-* one run: `config`, `config_files`, `settings`, `preparation`, `assembly`, `experiment`,
-  `checkpoints`, `resumption`, `run_folder`, `atomic_files`, `signals`, `progress`, `divergence`,
-  `evaluation`, `real_env`, `results`, `model_check`, `rendering`;
-* many runs: `seeds`, `sweep`, `planned_runs`, `processes`, `run_groups`, `aggregate`,
-  `intervals`, `selection`, `plots`, `provenance`;
-* command line: `cli`, `experiment_commands`, `data_commands`, `collection`, `terminal`.
+* the algorithm, in this folder: `rambo`, `combo`, `agent_step`, `updates`, `explicit_updates`,
+  `policies`, `actions`, `buffers`, `cloning`, `values`, `callbacks`, `weights`, `model_check`;
+* `training`: one run, from its settings to what its folder holds;
+* `studies`: many runs, trained, gathered, compared and chosen from;
+* `commands` and `cli`: the command line.
 """
 
 from __future__ import annotations

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 # torch and Stable-Baselines3 take seconds to import: only the handlers do, so that --help is quick.
-from agents.data_commands import add_data_parser
-from agents.experiment_commands import add_experiment_parsers
-from agents.run_folder import FolderInUseError
-from agents.signals import Terminated, terminated_as_interrupted
-from agents.terminal import PROG, natural, positive, user_input
+from agents.commands.data import add_data_parser
+from agents.commands.experiments import add_experiment_parsers
+from agents.commands.terminal import PROG, natural, positive, user_input
+from agents.training.run_folder import FolderInUseError
+from agents.training.signals import Terminated, terminated_as_interrupted
 
 if TYPE_CHECKING:
-    from agents.config import TrainConfig
-    from agents.preparation import Preparation
-    from agents.resumption import Resumption
+    from agents.training.config import TrainConfig
+    from agents.training.preparation import Preparation
+    from agents.training.resumption import Resumption
 
 #: Exit code of a run whose critics or fit ran away.
 DIVERGED = 3
@@ -156,9 +156,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(args: argparse.Namespace) -> int:
-    from agents.config import flat_settings, load_config, meanings
-    from agents.progress import print_unless_gone
-    from agents.run_groups import setting_text
+    from agents.studies.run_groups import setting_text
+    from agents.training.config import flat_settings, load_config, meanings
+    from agents.training.progress import print_unless_gone
 
     config = load_config(args.config, args.overrides, dataset="(to be named)")
     texts = {key: setting_text(value) for key, value in flat_settings(config).items()}
@@ -169,9 +169,9 @@ def _settings(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from agents.config import load_config
-    from agents.divergence import DivergenceError
-    from agents.experiment import prepare, run
+    from agents.training.config import load_config
+    from agents.training.divergence import DivergenceError
+    from agents.training.experiment import prepare, run
 
     if args.on_divergence is not None:
         args.overrides.append(f"on_divergence={args.on_divergence}")
@@ -208,7 +208,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _resumed(args: argparse.Namespace) -> tuple[Preparation, Resumption]:
-    from agents.resumption import prepare_resumption
+    from agents.training.resumption import prepare_resumption
 
     words = [] if args.config is None else [args.config]
     if args.overwrite:
@@ -220,7 +220,7 @@ def _resumed(args: argparse.Namespace) -> tuple[Preparation, Resumption]:
 
 
 def _train_seeds(config: TrainConfig) -> int:
-    from agents.seeds import prepare_seeds, run_seeds
+    from agents.studies.seeds import prepare_seeds, run_seeds
 
     with user_input():
         plan = prepare_seeds(config)
@@ -235,10 +235,10 @@ def _train_seeds(config: TrainConfig) -> int:
 
 
 def _evaluate_in_model(args: argparse.Namespace) -> int:
-    from agents.config import load_config
     from agents.model_check import check_in_model
-    from agents.preparation import load_termination, load_world_model, read_dataset
-    from agents.run_folder import RunFolder, check_trusted
+    from agents.training.config import load_config
+    from agents.training.preparation import load_termination, load_world_model, read_dataset
+    from agents.training.run_folder import RunFolder, check_trusted
 
     with user_input():
         if args.env is not None or args.render is not None:
@@ -281,9 +281,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         with user_input():
             raise ValueError("--dataset names the data of --in-model: give both")
     from adv_worldmodel.data.scores import normalised_score
-    from agents.evaluation import evaluate, render
-    from agents.real_env import check_spaces, full_id, make_real_env
-    from agents.run_folder import RunFolder, check_file
+    from agents.training.evaluation import evaluate, render
+    from agents.training.real_env import check_spaces, full_id, make_real_env
+    from agents.training.run_folder import RunFolder, check_file
 
     with user_input():
         if args.render is not None:

@@ -20,11 +20,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
-from agents.plots import compare_curves
-from agents.provenance import made_from
-from agents.run_folder import RunFolder
-from agents.run_groups import find_runs, group_runs
-from agents.sweep import plan_sweep, run_sweep
+from agents.studies.curves import compare_curves
+from agents.studies.provenance import made_from
+from agents.studies.run_groups import find_runs, group_runs
+from agents.studies.sweep import plan_sweep, run_sweep
+from agents.training.run_folder import RunFolder
 
 HERE = Path(__file__).resolve().parent
 N_ROWS, STEPS = 10_000, 100

@@ -34,8 +34,8 @@ from matplotlib.figure import Figure
 
 from adv_worldmodel import FitSettings, OfflineDataset, fit_world_model, make_sb3_env
 from agents import RAMBO, RamboCallback
-from agents.provenance import made_now
-from agents.sweep import parse_seeds
+from agents.studies.provenance import made_now
+from agents.studies.sweep import parse_seeds
 
 N_ROWS, NOISE, EDGE, MARGIN = 3000, 0.1, 0.3, 0.05
 ITERATIONS, UPDATES = 15, 500

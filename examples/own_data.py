@@ -5,7 +5,7 @@ import numpy as np
 
 from adv_worldmodel import FitSettings, OfflineDataset, make_sb3_env
 from agents import RAMBO, RamboCallback
-from agents.evaluation import evaluate
+from agents.training.evaluation import evaluate
 
 # Stands in for your recordings: 25 episodes of random torques on a pendulum.
 env = gym.make("Pendulum-v1")

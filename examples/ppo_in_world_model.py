@@ -11,7 +11,7 @@ from stable_baselines3 import PPO
 
 from adv_worldmodel import FitSettings, load_dataset, make_sb3_env
 from agents import RamboCallback
-from agents.evaluation import evaluate
+from agents.training.evaluation import evaluate
 
 argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

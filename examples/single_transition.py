@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from adv_worldmodel import FitSettings, OfflineDataset, fit_world_model, make_sb3_env
 from agents import COMBO, RAMBO, RamboCallback
-from agents.provenance import made_now
+from agents.studies.provenance import made_now
 
 # actions of the data; where s' is N(mean, 0.2) in truth; the mean. Elsewhere s' = 0.5.
 MODES = (

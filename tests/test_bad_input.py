@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from agents.cli import main
-from agents.run_folder import RunFolder
+from agents.training.run_folder import RunFolder
 from tests import bad_inputs as bad
 from tests.agents.tiny import TINY
 from tests.bad_inputs import (
@@ -376,7 +376,7 @@ def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ba
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minari.download_dataset", no_network)
     monkeypatch.setattr(
-        "agents.processes.RunProcesses.run", lambda _: pytest.fail("processes were started")
+        "agents.studies.processes.RunProcesses.run", lambda _: pytest.fail("processes were started")
     )
     monkeypatch.setenv("D4RL_DATASET_DIR", "d4rl")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))

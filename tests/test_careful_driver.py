@@ -12,10 +12,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from agents.atomic_files import write_json
-from agents.config import dump_config
-from agents.run_folder import RunFolder
-from agents.sweep import SweepPlan
+from agents.studies.sweep import SweepPlan
+from agents.training.atomic_files import write_json
+from agents.training.config import dump_config
+from agents.training.run_folder import RunFolder
 from tests.example_scripts import EXAMPLES, load_example
 
 SCRIPT = EXAMPLES / "careful_driver.py"

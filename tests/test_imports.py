@@ -16,6 +16,8 @@ ROOMS = [
     "building", "device", "graphs", "seeding", "protocols", "saved_folder",
     "data", "dynamics", "envs",
 ]  # fmt: skip
+# In agents, after the algorithm, which lies in no room.
+AGENT_ROOMS = ["training", "studies", "commands", "cli"]
 SB3 = ("stable_baselines3", "sb3_contrib")
 SB3_FILE = "adv_worldmodel.envs.sb3"
 
@@ -61,6 +63,15 @@ def rank(module: str) -> int | None:
     return ROOMS.index(room) if room in ROOMS else len(ROOMS)
 
 
+def agent_rank(module: str) -> int | None:
+    """Place of an agents module; the algorithm and the package itself are first; None outside."""
+    package, _, inside = module.partition(".")
+    if package != "agents":
+        return None
+    room = {"__main__": "cli"}.get(inside.split(".")[0], inside.split(".")[0])
+    return AGENT_ROOMS.index(room) + 1 if room in AGENT_ROOMS else 0
+
+
 def arrows_against_the_order(source: str, module: str, is_package: bool = False) -> list[str]:
     wrong = []
     for found in imports_of(source, module, is_package):
@@ -71,6 +82,9 @@ def arrows_against_the_order(source: str, module: str, is_package: bool = False)
             wrong.append(f"{where}: the world model knows no agents")
         if own is not None and other is not None and other > own:
             wrong.append(f"{where}: the order is {' <- '.join(ROOMS)}")
+        user, used = agent_rank(module), agent_rank(found.target)
+        if user is not None and used is not None and used > user:
+            wrong.append(f"{where}: the order is algorithm <- {' <- '.join(AGENT_ROOMS)}")
         may_use_sb3 = module == SB3_FILE or found.for_types_only
         if own is not None and target_package in SB3 and not may_use_sb3:
             wrong.append(f"{where}: only {SB3_FILE} uses SB3")
@@ -98,6 +112,7 @@ def test_every_room_of_the_order_is_there() -> None:
     """A renamed room would otherwise go unchecked."""
     modules = {module for _, module, _ in source_files()}
     assert {f"adv_worldmodel.{room}" for room in ROOMS} <= modules
+    assert {f"agents.{room}" for room in AGENT_ROOMS} <= modules
     assert SB3_FILE in modules
 
 
@@ -120,6 +135,10 @@ VIOLATIONS = [
         "if TYPE_CHECKING:\n    import numpy\nelse:\n    import stable_baselines3.common",
     ),
     ("agents.cli", "from tests.helpers import x"),
+    ("agents.rambo", "def f():\n    from agents.training.config import AgentConfig"),
+    ("agents.training.plots", "from agents.studies import intervals"),
+    ("agents.studies.sweep", "import agents.commands.terminal"),
+    ("agents.commands.data", "from agents.cli import main"),
 ]
 ALLOWED = [
     ("adv_worldmodel.envs.vector", "from ..dynamics.world_model import WorldModel"),
@@ -131,6 +150,8 @@ ALLOWED = [
         "if TYPE_CHECKING:\n    from stable_baselines3.common.buffers import ReplayBuffer",
     ),
     ("agents.rambo", "import adv_worldmodel\nfrom stable_baselines3 import SAC"),
+    ("agents.studies.sweep", "from agents.training.experiment import run"),
+    ("agents.__main__", "from agents.cli import main"),
 ]
 
 

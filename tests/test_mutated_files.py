@@ -19,7 +19,7 @@ from adv_worldmodel import OfflineDataset, WorldModel, load_dataset, make_sb3_en
 from adv_worldmodel.dynamics import Ensemble, make_termination
 from adv_worldmodel.saved_folder import checksum
 from agents import RAMBO
-from agents.config import load_config
+from agents.training.config import load_config
 from tests.bad_inputs import columns, hdf5_bytes, npz_bytes
 
 FUZZ = settings(

@@ -21,11 +21,11 @@ from adv_worldmodel import FitSettings, OfflineDataset, WorldModel, cached_world
 from adv_worldmodel.data.minari_io import to_minari
 from agents import RAMBO
 from agents.cli import main
-from agents.config import load_config
-from agents.evaluation import read_evaluations
-from agents.experiment import train
-from agents.run_folder import RunFolder
-from agents.run_groups import find_runs
+from agents.studies.run_groups import find_runs
+from agents.training.config import load_config
+from agents.training.evaluation import read_evaluations
+from agents.training.experiment import train
+from agents.training.run_folder import RunFolder
 from tests.agents.tiny import TINY
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adv_worldmodel import OfflineDataset
-from agents.run_folder import RunFolder
+from agents.training.run_folder import RunFolder
 from tests.agents.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from agents.atomic_files import write_json
-from agents.config import dump_config, load_config
-from agents.run_folder import RunFolder
+from agents.training.atomic_files import write_json
+from agents.training.config import dump_config, load_config
+from agents.training.evaluation import EvaluationRow
+from agents.training.run_folder import RunFolder
 
 _CLOCK = iter(range(1, 1_000_000))  # seconds; each run is newer than those made before it
 
@@ -23,3 +24,17 @@ def make_run(path: Path, *overrides: str, status: str = "finished", **result: An
     time = next(_CLOCK)
     os.utime(folder.result, (time, time))
     return folder
+
+
+def evaluation_rows(*returns: float, every: int = 1) -> list[EvaluationRow]:
+    """Evaluations number 1, 2 ... with these mean returns, `every` iterations apart."""
+    return [
+        {
+            "iteration": every * i,
+            "return_mean": value,
+            "return_std": 1.0,
+            "length_mean": 10.0,
+            "score": None,
+        }
+        for i, value in enumerate(returns, start=1)
+    ]

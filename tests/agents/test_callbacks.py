@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from adv_worldmodel import AdvWorldModelVecEnv, OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO, RamboCallback
-from agents.progress import MetricsHistory
+from agents.training.progress import MetricsHistory
 
 Make = Callable[..., Any]
 ALGORITHMS = ["SAC", "TD3", "PPO", "TQC", "CrossQ", "RAMBO"]

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import adv_worldmodel
-from agents import experiment
 from agents.cli import main
-from agents.config import flat_settings, load_config
-from agents.evaluation import evaluate
-from agents.run_folder import LOCK, RunFolder, run_locked
+from agents.training import experiment
+from agents.training.config import flat_settings, load_config
+from agents.training.evaluation import evaluate
+from agents.training.run_folder import LOCK, RunFolder, run_locked
 from tests.agents.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[2]

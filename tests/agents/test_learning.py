@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from agents.config import load_config
-from agents.experiment import train
+from agents.training.config import load_config
+from agents.training.experiment import train
 
 
 def result_of(name: str, seed: int, out: Path) -> dict[str, Any]:

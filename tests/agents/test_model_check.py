@@ -15,9 +15,9 @@ from gymnasium.spaces import Box
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO
 from agents.cli import main
-from agents.config import load_config
 from agents.model_check import check_in_model
-from agents.run_folder import RunFolder
+from agents.training.config import load_config
+from agents.training.run_folder import RunFolder
 from tests.agents.tiny import TINY
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agents.cli import main
-from agents.run_folder import RunFolder
+from agents.training.run_folder import RunFolder
 from tests.agents.tiny import TINY
 
 OFFLINE = (*TINY, "evaluation.episodes=0", "model.termination=never", "cloning.epochs=1")

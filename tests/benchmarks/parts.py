@@ -15,9 +15,10 @@ from adv_worldmodel import FitSettings, OfflineDataset, WorldModel, fit_world_mo
 from adv_worldmodel.device import shared_tensor
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
 from adv_worldmodel.dynamics.model_gradient import Score
-from agents import RAMBO, checkpoints
+from agents import RAMBO
 from agents.cloning import clone_behaviour
-from agents.evaluation import Evaluator
+from agents.training import checkpoints
+from agents.training.evaluation import Evaluator
 from agents.values import policy_and_value
 from tests.benchmarks import flops, workload
 from tests.benchmarks.configuration import Configuration

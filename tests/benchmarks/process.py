@@ -16,8 +16,8 @@ from adv_worldmodel import OfflineDataset, WorldModel
 from adv_worldmodel.building import make_quietly
 from adv_worldmodel.dynamics.model_gradient import Score
 from agents import RAMBO
-from agents.config import TrainConfig
-from agents.evaluation import Evaluator
+from agents.training.config import TrainConfig
+from agents.training.evaluation import Evaluator
 from tests.benchmarks import parts, workload
 from tests.benchmarks.configuration import Configuration
 from tests.benchmarks.iteration import measure_iteration

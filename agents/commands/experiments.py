@@ -1,0 +1,155 @@
+"""`adv-worldmodel results`, `select` and `sweep`: many runs, and what they amount to."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from agents.commands.terminal import PROG, positive, user_input
+from agents.training.signals import terminated_as_interrupted
+
+# scipy, matplotlib and torch take seconds to import: only the commands do, not --help.
+
+RUNS_HELP = "run folders, or folders that hold run folders"
+
+
+def add_experiment_parsers(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> None:
+    """Adds the three commands; each sets `func(arguments) -> exit code`."""
+    results = subparsers.add_parser(
+        "results",
+        help="table of the returns of many runs, over their seeds",
+        description="Group runs by data set and configuration; print mean, standard deviation, "
+        "interquartile mean and 95 % bootstrap intervals over the seeds as a Markdown table. Of "
+        "equal runs the newest counts.",
+    )
+    results.add_argument("runs", metavar="RUNS", nargs="+", help=RUNS_HELP)
+    results.add_argument("--csv", metavar="FILE", help="write the table as CSV too")
+    results.add_argument("--markdown", metavar="FILE", help="write the table as Markdown too")
+    results.add_argument(
+        "--plot", metavar="FILE.png", help="draw learning curves, with bands over the seeds"
+    )
+    results.set_defaults(func=_results)
+
+    select = subparsers.add_parser(
+        "select",
+        help="choose among configurations without the real environment",
+        description="For each data set, choose the configuration with the least Q_avg + Q_var "
+        "(RAMBO-OFF), say what the choice cost in return, and when it cannot be trusted.",
+    )
+    select.add_argument("runs", metavar="RUNS", nargs="+", help=RUNS_HELP)
+    select.set_defaults(func=_select)
+
+    sweep = subparsers.add_parser(
+        "sweep",
+        help="train every combination of some settings, on several seeds",
+        description="Train the product of settings and seeds, each run in a process of its own "
+        "and in the folder OUT/SETTINGS/seed-S. Called again, it skips what is finished and does "
+        "the rest; a run that fails does not stop the others. The last line printed is OUT.",
+    )
+    sweep.add_argument("config", metavar="CONFIG", help="a shipped name or the path of a YAML file")
+    sweep.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="settings of all runs, before the options; out=FOLDER is OUT (runs/sweep-NAME)",
+    )
+    sweep.add_argument(
+        "--grid",
+        metavar="key=v1,v2",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="settings to combine, for example rollout.horizon=2,5 adversary.weight=0,3e-4",
+    )
+    sweep.add_argument(
+        "--preset",
+        choices=["paper", "ablations", "warm-start"],
+        help="paper: its three candidates (rollout.horizon, adversary.weight) = (2, 3e-4), "
+        "(5, 3e-4), (5, 0); ablations: CONFIG without adversary (model frozen, or fitted on), with "
+        "others, with each score, without cloning; warm-start: each setting that shall keep a "
+        "clone",
+    )
+    sweep.add_argument(
+        "--seeds",
+        metavar="A:B",
+        help="seeds A to B - 1, or a list such as 0,3,7; default: as configured",
+    )
+    sweep.add_argument(
+        "--jobs",
+        metavar="N",
+        type=positive,
+        help="runs at the same time; default: the cores, on a GPU at most 4",
+    )
+    sweep.set_defaults(func=_sweep)
+
+
+def _results(args: argparse.Namespace) -> int:
+    from agents.studies.aggregate import aggregate, markdown, write_csv
+    from agents.studies.planned_runs import find_missing
+    from agents.studies.run_groups import find_runs, group_runs
+    from agents.training.atomic_files import write_text
+    from agents.training.progress import print_unless_gone
+    from agents.training.run_folder import check_file
+
+    for file in filter(None, (args.csv, args.markdown, args.plot)):
+        check_file(Path(file))
+    if args.plot is not None and Path(args.plot).suffix.lower() != ".png":
+        raise ValueError(f"--plot {args.plot}: only PNG is drawn, give a name that ends in .png")
+    runs = find_runs(args.runs)
+    groups = group_runs(runs)
+    rows = aggregate(groups)
+    left_out = len(runs) - sum(len(group.runs) for group in groups)
+    table = markdown(rows, groups, left_out=left_out, planned=find_missing(args.runs))
+    if args.plot is not None:  # first, since it reads more files of the runs
+        from agents.studies.curves import plot_groups
+
+        plot_groups(groups, args.plot)
+        for group in groups:
+            if group.finished and not group.evaluated:
+                what = f"{group.dataset}, {group.label}: evaluation.episodes=0"
+                print(f"{PROG}: not drawn: {what}", file=sys.stderr)
+    for file in filter(None, (args.csv, args.markdown)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    if args.csv is not None:
+        write_csv(rows, args.csv)
+    if args.markdown is not None:
+        write_text(Path(args.markdown), table)
+    print_unless_gone(table.rstrip("\n"))
+    return 0
+
+
+def _select(args: argparse.Namespace) -> int:
+    from agents.studies.planned_runs import find_missing
+    from agents.studies.run_groups import find_runs, group_runs
+    from agents.studies.selection import report, select
+    from agents.training.progress import print_unless_gone
+
+    selections = select(group_runs(find_runs(args.runs)), find_missing(args.runs))
+    print_unless_gone("\n\n".join(report(selection) for selection in selections))
+    without = [s.dataset for s in selections if s.choice is None]
+    if without:
+        print(f"{PROG}: nothing to choose from on {', '.join(without)}", file=sys.stderr)
+    return 1 if without else 0
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from agents.studies.sweep import plan_sweep, run_sweep
+
+    with user_input():
+        plan = plan_sweep(
+            args.config,
+            args.overrides,
+            grid=args.grid,
+            preset=args.preset,
+            seeds=args.seeds,
+            jobs=args.jobs,
+        )
+    with terminated_as_interrupted():
+        errors = run_sweep(plan)
+    if errors:
+        print(f"{PROG}: not finished: {', '.join(errors)}", file=sys.stderr)
+    return 1 if errors else 0

@@ -1,0 +1,219 @@
+"""Runs at the same time, each in a process of its own that writes an ordinary run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from agents.studies.run_groups import setting_text
+from agents.training.atomic_files import write_json, write_text
+from agents.training.config import TrainConfig, dump_config
+from agents.training.divergence import DivergenceError
+from agents.training.experiment import prepare, run
+from agents.training.preparation import Preparation
+from agents.training.progress import LINE_EVERY, duration, print_unless_gone
+from agents.training.resumption import FREE, Resumption, prepare_resumption
+from agents.training.run_folder import RunFolder
+
+__all__ = ["RunProcesses", "cores"]
+
+#: Seconds that an interrupted run has to write its files.
+GRACE = 120.0
+#: Seconds after which a run that has not ended is asked once more.
+ASK_AGAIN = 15.0
+
+
+class RunProcesses:
+    """The processes of several runs, from the first start to the last end.
+
+    A run that fails does not stop the others; why it failed stands in its `result.json`, also where
+    it could not say so itself.
+
+    Args:
+        configs: of one run each, by the name under which it is reported; `out` is its run folder.
+        at_once: how many run at the same time.
+        progress: print what the runs do.
+    """
+
+    def __init__(self, configs: Mapping[str, TrainConfig], at_once: int, progress: bool) -> None:
+        self.configs, self.at_once, self.progress = configs, at_once, progress
+        self.processes: dict[str, SpawnProcess] = {}
+        self.reported: set[str] = set()
+        self.stopping = False
+        self.started = self.last_line = time.monotonic()
+
+    def say(self, line: str) -> None:
+        if self.progress:
+            print_unless_gone(line)
+
+    def run(self) -> None:
+        """Run them all, in their order; on Ctrl-C let them write their files, and pass it on."""
+        try:
+            waiting = list(self.configs)
+            while waiting or self._running():
+                while waiting and len(self._running()) < self.at_once:
+                    self._start(waiting.pop(0))
+                wait([process.sentinel for process in self._running().values()], timeout=1.0)
+                self._report()
+            self._report()  # on a process that ended since
+        except KeyboardInterrupt:
+            self.stopping = True
+            self._stop()
+            raise
+        finally:
+            self._kill()
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """`result.json` by name; empty where there is none."""
+        return {name: self._result(name) for name in self.configs}
+
+    def errors(self) -> dict[str, str]:
+        """Why runs did not finish, by name."""
+        errors = {name: self._error(name) for name in self.configs}
+        return {name: error for name, error in errors.items() if error is not None}
+
+    def _running(self) -> dict[str, SpawnProcess]:
+        return {name: process for name, process in self.processes.items() if process.is_alive()}
+
+    def _start(self, name: str) -> None:
+        # spawn: a fork would share what CUDA has set up in this process
+        process = multiprocessing.get_context("spawn").Process(
+            target=_run_one, args=(self.configs[name],), name=name
+        )
+        with _ctrl_c_is_for_this_process():
+            process.start()
+        self.processes[name] = process
+
+    def _report(self) -> None:
+        """Say who has ended since, and now and then how far the others are."""
+        for name, process in self.processes.items():
+            if name in self.reported or process.is_alive():
+                continue
+            self.reported.add(name)
+            if self._result(name).get("status", "running") == "running":
+                # it could not say so itself: killed, or out of memory
+                error = f"its process ended with exit code {process.exitcode}"
+                with suppress(OSError):  # a full disk, a folder that is gone: the others go on
+                    _record_failure(self.configs[name], error)
+            self.say(f"{name:<12} {self._error(name) or 'finished'}")
+        now = time.monotonic()
+        if self.progress and now - self.last_line >= LINE_EVERY and (left := self._running()):
+            self.last_line = now
+            done = ", ".join(f"{name} {self._iterations(name)}" for name in left)
+            print_unless_gone(f"iterations: {done}; {duration(now - self.started)}", sys.stderr)
+
+    def _folder(self, name: str) -> RunFolder:
+        out = self.configs[name].out
+        assert out is not None
+        return RunFolder(Path(out))
+
+    def _iterations(self, name: str) -> str:
+        """How many of the run's iterations are done."""
+        rows = 0  # of a CSV file with a header; there is none yet before the first
+        with suppress(OSError), self._folder(name).progress.open(encoding="utf-8") as file:
+            rows = max(0, sum(1 for _ in file) - 1)
+        iterations = self.configs[name].iterations
+        return f"{min(rows, iterations)}/{iterations}"  # the last evaluation has a row of its own
+
+    def _result(self, name: str) -> dict[str, Any]:
+        try:
+            return self._folder(name).read_result()
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def _error(self, name: str) -> str | None:
+        """Why the run of an ended process did not finish; None if it did."""
+        if name not in self.processes:
+            return "not started"
+        result = self._result(name)
+        status = result.get("status", "running")
+        if status == "running":
+            return "interrupted" if self.stopping else "running"
+        return None if status == "finished" else f"{status}: {result['error']}"
+
+    def _stop(self) -> None:
+        """Ask the runs to write their files and end; a second Ctrl-C does not wait for them."""
+        until = time.monotonic() + GRACE
+        while self._running() and time.monotonic() < until:
+            for process in self._running().values():
+                process.terminate()  # again, where Python lost the first (raised in a destructor)
+            again = time.monotonic() + ASK_AGAIN
+            while (left := self._running()) and time.monotonic() < again:
+                wait([process.sentinel for process in left.values()], timeout=1.0)
+
+    def _kill(self) -> None:
+        """End what has not ended by itself."""
+        for process in self._running().values():
+            process.kill()
+            process.join()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
+@contextmanager
+def _ctrl_c_is_for_this_process() -> Iterator[None]:
+    """Processes started here do not hear a terminal's Ctrl-C: this process ends them in order."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run_one(config: TrainConfig) -> None:
+    """The process of one run; what goes wrong stands in its `result.json`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        try:
+            prepared, resumption = _prepare(config)
+        except (ValueError, OSError) as error:  # a data set that is not there, and the like
+            _record_failure(config, " ".join(str(error).split()))
+            raise SystemExit(1) from None
+        run(prepared, progress=False, resumption=resumption)
+    except (DivergenceError, FloatingPointError):
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(130) from None
+
+
+def _prepare(config: TrainConfig) -> tuple[Preparation, Resumption | None]:
+    """A run that its folder holds already goes on."""
+    assert config.out is not None
+    if RunFolder(Path(config.out)).config.is_file():
+        now = [f"{key}={setting_text(getattr(config, key))}" for key in FREE if key != "device"]
+        return prepare_resumption(config.out, now)
+    return prepare(config), None
+
+
+def _record_failure(config: TrainConfig, error: str) -> None:
+    """Give a run that could not do it a `result.json` that says why it failed."""
+    assert config.out is not None
+    folder = RunFolder(Path(config.out))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    written = folder.read_result() if folder.result.is_file() else {}
+    if not folder.config.is_file():
+        write_text(folder.config, dump_config(dataclasses.replace(config, out=None)))
+    unknown = {"env_id": None, "iterations": 0, "return_mean": None, "score": None}
+    known = {"dataset": config.dataset, "seed": config.seed}
+    write_json(folder.result, {**unknown, **known, **written, "status": "failed", "error": error})

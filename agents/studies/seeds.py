@@ -1,0 +1,96 @@
+"""Several seeds of one experiment at the same time, each a run in a process of its own.
+
+The processes share the GPU, or the cores: on a CPU each gets `cores // seeds` threads (at least
+one) and no more run at once than there are cores. Each writes an ordinary run folder
+`<out>/seed-<s>`, whose `config.yaml` reruns that seed alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.studies.processes import RunProcesses, cores
+from agents.training.config import TrainConfig
+from agents.training.preparation import prepare
+from agents.training.results import seeds_table
+from agents.training.run_folder import new_run_folder
+
+__all__ = ["SeedRuns", "SeedsPlan", "prepare_seeds", "run_seeds", "train_seeds"]
+
+
+@dataclass(frozen=True)
+class SeedsPlan:
+    """What `run_seeds` does; all user input in it has been checked."""
+
+    config: TrainConfig  #: as the user gave it
+    seeds: range
+    n_threads: int  #: torch's CPU threads of each process
+    at_once: int  #: processes that run at the same time
+
+    def of_seed(self, seed: int, folder: Path) -> TrainConfig:
+        """The configuration of one run inside `folder`."""
+        out, n_threads = str(folder / f"seed-{seed}"), self.n_threads
+        return dataclasses.replace(self.config, seed=seed, seeds=None, out=out, n_threads=n_threads)
+
+
+@dataclass(frozen=True)
+class SeedRuns:
+    """What came of it."""
+
+    folder: Path  #: holds the run folders `seed-<s>`
+    results: dict[int, dict[str, Any]]  #: `result.json`; empty for a run that wrote none
+    errors: dict[int, str]  #: why a run did not finish
+
+
+def train_seeds(config: TrainConfig, *, progress: bool = True) -> SeedRuns:
+    """Train `config.seeds` runs, seeds `config.seed` and up, at the same time.
+
+    A script that calls this needs the guard `if __name__ == "__main__":`, as always where Python
+    starts processes: each imports the script anew.
+
+    Prints, unless `progress` is False, what the runs do, a table at the end, and the folder.
+
+    Raises:
+        ValueError, FileNotFoundError: as `experiment.train`, before anything is written.
+        KeyboardInterrupt: passed on when all runs have ended and their files are written.
+    """
+    return run_seeds(prepare_seeds(config), progress=progress)
+
+
+def prepare_seeds(config: TrainConfig) -> SeedsPlan:
+    """Read and check, once, all that `config` names; see `agents.training.preparation.prepare`."""
+    n = config.seeds or 1
+    prepared = prepare(dataclasses.replace(config, seeds=None))
+    available = cores()
+    return SeedsPlan(
+        config,
+        range(config.seed, config.seed + n),
+        config.n_threads or max(1, available // n),
+        min(n, available) if prepared.device.type == "cpu" else n,
+    )
+
+
+def run_seeds(plan: SeedsPlan, *, progress: bool = True) -> SeedRuns:
+    """Run a checked plan; see `train_seeds`."""
+    folder = new_run_folder(plan.config.out, plan.config.name, "seeds").path
+    names = {seed: f"seed-{seed}" for seed in plan.seeds}
+    configs = {name: plan.of_seed(seed, folder) for seed, name in names.items()}
+    runs = RunProcesses(configs, plan.at_once, progress)
+    threads = f"{plan.n_threads} thread" + ("s" if plan.n_threads > 1 else "")
+    runs.say(f"seeds        {plan.seeds[0]} to {plan.seeds[-1]}, {plan.at_once} at once,")
+    runs.say(f"             each in a process of its own on {threads}")
+    try:
+        runs.run()
+    finally:
+        results, errors = runs.results(), runs.errors()
+        found = SeedRuns(
+            folder,
+            {seed: results[name] for seed, name in names.items()},
+            {seed: errors[name] for seed, name in names.items() if name in errors},
+        )
+        for line in [*seeds_table(found.results, found.errors), str(folder)]:
+            runs.say(line)
+    return found

@@ -1,0 +1,192 @@
+"""Offline choice among configurations: RAMBO-OFF's heuristic (P B.5), and how far to trust it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from agents.studies.aggregate import markdown_table, number
+from agents.studies.planned_runs import PlannedRun
+from agents.studies.run_groups import Group, Run, known
+from agents.training.results import Q_VAR_ITERATIONS
+
+__all__ = ["Candidate", "Selection", "report", "select"]
+
+#: Settings that change what a value means: between them, values say nothing.
+VALUE_SETTINGS = (
+    "agent.gamma", "agent.entropy_in_target", "agent.ent_coef", "agent.target_entropy",
+    "agent.cloning_weight", "agent.n_critics", "data.reward_offset",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration; means over its runs that finished, None where none has the number."""
+
+    group: Group
+    q_avg: float | None  #: mean Q of the last iteration
+    q_var: float | None  #: variance of mean Q over the last 100 iterations
+    heuristic: float | None  #: Q_avg + Q_var
+    mean_return: float | None
+    mean_score: float | None
+
+    @property
+    def label(self) -> str:
+        return self.group.label
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The choice on one data set."""
+
+    dataset: str
+    candidates: tuple[Candidate, ...]
+    choice: Candidate | None  #: the least heuristic; None where no run finished
+    best: Candidate | None  #: the largest return; None where none is known
+    doubts: tuple[str, ...]  #: why the choice cannot be trusted; empty if it can
+
+    @property
+    def regret(self) -> float | None:
+        """What the choice costs in return against the best candidate."""
+        if self.choice is None or self.best is None:
+            return None
+        return _difference(self.best.mean_return, self.choice.mean_return)
+
+    @property
+    def score_regret(self) -> float | None:
+        """The same in normalised score."""
+        if self.choice is None or self.best is None:
+            return None
+        return _difference(self.best.mean_score, self.choice.mean_score)
+
+
+def select(groups: Sequence[Group], missing: Iterable[PlannedRun] = ()) -> list[Selection]:
+    """Choose a configuration on each data set by the least mean Q_avg + Q_var (P B.5).
+
+    Only runs that finished count: what a run that ran away says of its values is worth nothing.
+    Planned runs that are missing are a reason for doubt.
+    """
+    names = {run.settings["dataset"]: group.dataset for group in groups for run in group.runs}
+    absent: dict[str, list[PlannedRun]] = {group.dataset: [] for group in groups}
+    for run in missing:
+        absent.setdefault(names.get(run.dataset, run.dataset), []).append(run)
+    return [
+        _select(name, [g for g in groups if g.dataset == name], absent[name]) for name in absent
+    ]
+
+
+def _select(dataset: str, groups: Sequence[Group], missing: Sequence[PlannedRun]) -> Selection:
+    candidates = tuple(map(_candidate, groups))
+    choice = _least([(c.heuristic, c) for c in candidates])
+    best = _least([(None if c.mean_return is None else -c.mean_return, c) for c in candidates])
+    doubts = (*_doubts(groups), *(f"{run.folder}: planned, without a result" for run in missing))
+    return Selection(dataset, candidates, choice, best, doubts)
+
+
+def _least(rated: Sequence[tuple[float | None, Candidate]]) -> Candidate | None:
+    with_number = [(value, candidate) for value, candidate in rated if value is not None]
+    return min(with_number, key=lambda pair: pair[0])[1] if with_number else None
+
+
+def _candidate(group: Group) -> Candidate:
+    runs = [run for run in group.finished if _heuristic(run) is not None]
+    return Candidate(
+        group=group,
+        q_avg=_mean(known(runs, "q_avg")),
+        q_var=_mean(known(runs, "q_var")),
+        heuristic=_mean([value for run in runs if (value := _heuristic(run)) is not None]),
+        mean_return=_mean(known(group.finished, "return_mean")),
+        mean_score=_mean(known(group.finished, "score")),
+    )
+
+
+def _heuristic(run: Run) -> float | None:
+    q_avg, q_var = run.result.get("q_avg"), run.result.get("q_var")
+    if run.diverged_and_went_on:
+        return None
+    return None if q_avg is None or q_var is None else float(q_avg + q_var)
+
+
+def _doubts(groups: Sequence[Group]) -> list[str]:
+    doubts = []
+    if len(groups) == 1:
+        doubts.append("there is one candidate only")
+    doubts += [
+        f"{key} differs between candidates: their values cannot be compared"
+        for key in VALUE_SETTINGS
+        if groups and key in groups[0].settings
+    ]
+    seeds = sorted({run.seed for group in groups for run in group.runs})
+    for group in groups:
+        present = {run.seed for run in group.runs}
+        absent = [str(seed) for seed in seeds if seed not in present]
+        if absent:
+            doubts.append(f"{group.label}: no run of seed {', '.join(absent)}")
+        doubts += [f"{group.label}: {doubt}" for doubt in _doubts_of(group)]
+    lengths = [run.result.get("iterations", 0) for group in groups for run in group.finished]
+    if lengths and min(lengths) < Q_VAR_ITERATIONS:
+        doubts.append(
+            f"Q_var is over {Q_VAR_ITERATIONS} iterations, but there are runs of {min(lengths)}"
+        )
+    return doubts
+
+
+def _doubts_of(group: Group) -> list[str]:
+    doubts = []
+    for run in group.runs:
+        error = run.result.get("error")
+        if run.status != "finished":
+            why = f" ({error})" if error else ""
+            doubts.append(f"seed {run.seed} {_STATUSES.get(run.status, run.status)}{why}")
+        elif run.diverged_and_went_on:
+            doubts.append(f"seed {run.seed} diverged, and went on")
+        elif _heuristic(run) is None:
+            doubts.append(f"seed {run.seed} has no mean Q")
+        elif (ceiling := run.result.get("q_ceiling")) is not None and run.result["q_avg"] > ceiling:
+            doubts.append(
+                f"seed {run.seed} has a mean Q of {number(run.result['q_avg'])}, above the "
+                f"{number(ceiling)} that the data's largest reward can sum to"
+            )
+    return doubts
+
+
+_STATUSES = {"interrupted": "was interrupted", "running": "is running, or was killed"}
+
+
+def report(selection: Selection) -> str:
+    """The candidates as a table, the choice, its cost, and why it cannot be trusted."""
+    header = ["candidate", "seeds", "Q_avg", "Q_var", "Q_avg + Q_var", "mean return"]
+    rows = []
+    for candidate in selection.candidates:
+        numbers = (candidate.q_avg, candidate.q_var, candidate.heuristic, candidate.mean_return)
+        seeds = str(len(candidate.group.finished))
+        rows.append([candidate.label, seeds, *map(number, numbers)])
+    lines = [f"data set  {selection.dataset}", markdown_table(header, rows)]
+    if selection.choice is None:
+        lines.append("choice    none: no run finished with a mean Q")
+    else:
+        lines.append(f"choice    {selection.choice.label}")
+        lines += [f"cost      {_cost(selection)}"] if selection.best is not None else []
+    if selection.doubts:
+        lines.append("The choice cannot be trusted:" if selection.choice else "Because:")
+        lines += [f"  {doubt}" for doubt in selection.doubts]
+    return "\n".join(lines)
+
+
+def _cost(selection: Selection) -> str:
+    best, regret, in_score = selection.best, selection.regret, selection.score_regret
+    if best is None or regret is None:
+        return "unknown: the choice has no return"
+    if regret == 0:
+        return "none: no candidate has a larger return"
+    score = f", {number(in_score)} in score," if in_score is not None else ""
+    return f"{number(regret)} in return{score} against the best, {best.label}"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _difference(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other

@@ -1,0 +1,337 @@
+"""Every combination of some settings, on several seeds: what is finished is not done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from agents.studies.aggregate import aggregate, markdown
+from agents.studies.planned_runs import add_planned, read_planned
+from agents.studies.processes import RunProcesses, cores
+from agents.studies.run_groups import (
+    BESIDE,
+    READ_WITH,
+    compared_settings,
+    find_runs,
+    group_runs,
+    setting_text,
+)
+from agents.training.checkpoints import has_trained
+from agents.training.config import TrainConfig, flat_settings, load_config
+from agents.training.config_files import split_override
+from agents.training.preparation import read_dataset
+from agents.training.resumption import FREE
+from agents.training.run_folder import (
+    LOCK,
+    RunFolder,
+    check_new_folder,
+    check_unlocked,
+    lock_folder,
+)
+
+__all__ = ["PRESETS", "SweepPlan", "parse_seeds", "plan_sweep", "run_sweep", "split_values"]
+
+#: Runs that share a GPU unless more are asked for: each has its own context and data there.
+ON_ONE_GPU = 4
+#: Settings that go together. ``paper``: the three that the paper tries everywhere (P B.5, table 5);
+#: the others change one thing each in the configuration as it is.
+PRESETS: dict[str, list[tuple[str, ...]]] = {
+    "paper": [
+        ("rollout.horizon=2", "adversary.weight=3e-4"),
+        ("rollout.horizon=5", "adversary.weight=3e-4"),
+        ("rollout.horizon=5", "adversary.weight=0"),
+    ],
+    "ablations": [
+        (),
+        ("adversary.weight=0", "adversary.continue_fit=false"),
+        ("adversary.weight=0", "adversary.continue_fit=true"),
+        ("adversary.weight=3e-3",),
+        ("adversary.weight=3e-2",),
+        ("adversary.weight=auto",),
+        ("adversary.score=mixture",),
+        ("adversary.score=member",),
+        ("adversary.score=pathwise",),
+        ("cloning.epochs=0",),
+    ],
+    "warm-start": [
+        (),
+        ("agent.critic_warmup=10",),
+        ("agent.ent_coef=auto_0.05",),
+        ("agent.layer_norm=true",),
+        ("agent.n_critics=4",),
+        ("agent.entropy_in_target=false",),
+        ("agent.fresh_outcomes=true",),
+        ("agent.cloning_weight=0.02",),
+    ],
+}
+
+MOST_SEEDS = 10_000
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What `run_sweep` does; nothing in it depends on the user's input being right any more.
+
+    No other plan of the same folder can be made until this one has run or is gone.
+    """
+
+    folder: Path
+    configs: dict[str, TrainConfig]  #: of all runs, by the run folder below `folder`
+    finished: frozenset[str]  #: those of them that are done
+    begun: frozenset[str]  #: those that go on from a checkpoint
+    at_once: int
+    lock: IO[str] = field(repr=False, compare=False)
+
+
+def plan_sweep(
+    config: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    grid: Iterable[str] = (),
+    preset: str | None = None,
+    seeds: str | None = None,
+    jobs: int | None = None,
+) -> SweepPlan:
+    """Read and check all settings, and find the runs that are finished.
+
+    Args:
+        config: path or shipped name, as for `load_config`.
+        overrides: `key=value` for all runs; `out` is the sweep's folder, by default
+            `runs/sweep-<name>`, always the same so that a second call finds the first one's runs.
+        grid: `key=v1,v2`, all of which are combined.
+        preset: a key of `PRESETS`, combined with the grid.
+        seeds: "A:B" for A to B - 1, or numbers and such ranges with commas; default: the
+            configuration's.
+        jobs: runs at the same time; default: as many as there are cores, on a GPU at most 4.
+
+    Raises:
+        FileNotFoundError, ValueError: a wrong setting in any combination, an occupied folder, runs
+            of other data in it, or another sweep at work in it. Data sets are read by the runs: one
+            that is missing fails its own runs only.
+    """
+    overrides = list(overrides)
+    base = load_config(config, overrides)
+    axes, together = [_axis(word) for word in grid], PRESETS[preset] if preset else [()]
+    keys = [key for axis in [*axes, together] for key in _keys(axis)]
+    _check_keys(keys)
+    folder = Path(base.out or f"runs/sweep-{base.name}")
+    given = list(range(base.seed, base.seed + (base.seeds or 1)))
+    numbers = given if seeds is None else parse_seeds(seeds)
+    variants: dict[str, TrainConfig] = {}
+    for of_grid in itertools.product(*axes):
+        own: dict[str, TrainConfig] = {}
+        for settings in together:
+            words = [*overrides, "seeds=null", *itertools.chain(*of_grid), *settings]
+            variant = load_config(config, words)
+            # one name: the configuration has a value of the preset already
+            own.setdefault(_folder_name(variant, keys), variant)
+        if twice := own.keys() & variants.keys():
+            raise ValueError(f"two runs would share the folder {min(twice)}: a value stands twice")
+        variants |= own
+    available = cores()
+    on_gpu = base.device != "cpu" and torch.cuda.is_available()
+    most = min(available, ON_ONE_GPU) if on_gpu else available
+    at_once = min(jobs or most, len(variants) * len(numbers))
+    n_threads = base.n_threads or max(1, available // at_once)
+    # Seeds inside: the next variant then finds the fits of these seeds in the cache.
+    configs = {
+        name: dataclasses.replace(variant, seed=seed, out=str(folder / name), n_threads=n_threads)
+        for of_seeds, variant in variants.items()
+        for seed in numbers
+        for name in (f"{of_seeds}/seed-{seed}",)
+    }
+    lock, data = _lock(folder), _Contents()
+    read_planned(folder)  # what is wrong with it is said before anything starts
+    finished = frozenset(name for name, config in configs.items() if _is_finished(config, data))
+    for name in configs.keys() - finished:
+        check_unlocked(_out(configs[name]))
+    begun = frozenset(
+        name for name, config in configs.items() if name not in finished and _goes_on(config, data)
+    )
+    return SweepPlan(folder, configs, finished, begun, at_once, lock)
+
+
+def run_sweep(plan: SweepPlan, *, progress: bool = True) -> dict[str, str]:
+    """Do the runs of a plan that are not finished; return why runs did not finish, by name.
+
+    Prints, unless `progress` is False, what the runs do, the table of `adv-worldmodel results` for
+    them all, and the folder. A script that calls this needs the guard
+    `if __name__ == "__main__":`: each process imports the script anew.
+    """
+    waiting = {name: c for name, c in plan.configs.items() if name not in plan.finished}
+    runs = RunProcesses(waiting, plan.at_once, progress)
+    threads = next(iter(plan.configs.values())).n_threads
+    runs.say(
+        f"sweep        {len(plan.configs)} runs, {len(plan.finished)} of them finished before;"
+    )
+    runs.say(f"             {plan.at_once} at once, n_threads={threads}")
+    add_planned(plan.folder, {n: compared_settings(c)["dataset"] for n, c in plan.configs.items()})
+    for name, config in waiting.items():  # what an earlier call left before a checkpoint
+        if name not in plan.begun:
+            shutil.rmtree(_out(config), ignore_errors=True)
+    try:
+        runs.run()
+    finally:
+        written = [_out(c) for c in plan.configs.values() if RunFolder(_out(c)).result.is_file()]
+        if written and progress:
+            groups = group_runs(find_runs(written))
+            runs.say(markdown(aggregate(groups), groups).rstrip())
+        runs.say(str(plan.folder))
+        plan.lock.close()
+    return runs.errors()
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of "0:5" (0 to 4), "3" or "0,3,7:9", in their order, each once.
+
+    Raises:
+        ValueError: anything else, or no seed.
+    """
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?::\s*(\d+)\s*)?", part)
+        if match is None:
+            raise ValueError(f"--seeds {text}: expected A:B such as 0:5, or numbers such as 0,3,7")
+        first = int(match[1])
+        found = range(first, first + 1 if match[2] is None else int(match[2]))
+        if len(found) > MOST_SEEDS:
+            raise ValueError(f"--seeds {text}: {len(found)} seeds, expected at most {MOST_SEEDS}")
+        seeds |= dict.fromkeys(found)
+    if not seeds:
+        raise ValueError(f"--seeds {text}: holds no seed; A:B is A to B - 1")
+    return list(seeds)
+
+
+def split_values(text: str) -> list[str]:
+    """Split at the commas that stand outside brackets and quotes: "[1,2],[3]" has two values."""
+    # An escape-free subset of YAML's flow style, which is all that settings need.
+    parts = re.findall(r"\[[^\]]*\]|'[^']*'|\"[^\"]*\"|,|[^,\['\"]+|.", text)
+    values = [""]
+    for part in parts:
+        if part == ",":
+            values.append("")
+        else:
+            values[-1] += part
+    return values
+
+
+def _axis(word: str) -> list[tuple[str, ...]]:
+    """One tuple of overrides for each value of `key=v1,v2`."""
+    key, text = split_override(word)
+    values = split_values(text)
+    if not all(value.strip() for value in values):
+        raise ValueError(f"--grid {word}: a value is missing between commas")
+    return [(f"{key}={value.strip()}",) for value in values]
+
+
+def _keys(axis: Iterable[tuple[str, ...]]) -> list[str]:
+    """The settings that an axis changes."""
+    return sorted({split_override(word)[0] for settings in axis for word in settings})
+
+
+def _check_keys(keys: Sequence[str]) -> None:
+    for key in keys:
+        if key in BESIDE:
+            what = "give --seeds" if key in ("seed", "seeds") else f"give {key}=VALUE before --grid"
+            raise ValueError(f"--grid {key}: does not change what is trained; {what}")
+        if keys.count(key) > 1:
+            raise ValueError(f"--grid {key}: stands twice, in the grid or in the preset")
+
+
+def _folder_name(config: TrainConfig, keys: Sequence[str]) -> str:
+    """The settings at `keys`, in the configuration's order, as the name of a folder."""
+    settings = compared_settings(config) | {"dataset": config.dataset}
+    values = {key: value for key, value in settings.items() if key in keys}
+    parts = [
+        f"{key}={'x'.join(map(str, v)) if isinstance(v, tuple) else setting_text(v)}"
+        for key, v in values.items()
+    ]
+    return re.sub(r"[^\w.=,+-]+", "-", ",".join(parts)) or config.name
+
+
+def _out(config: TrainConfig) -> Path:
+    assert config.out is not None
+    return Path(config.out)
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Let no other sweep write into `folder`, which is made, as long as the file is open."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give out=FOLDER")
+    if not folder.exists():
+        check_new_folder(str(folder))
+        folder.mkdir(parents=True)
+    return lock_folder(folder, "another sweep", "give another out=FOLDER")
+
+
+class _Contents:
+    """The content hash of the data that configurations name, each read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[Any, ...], str | None] = {}
+
+    def of(self, config: TrainConfig) -> str | None:
+        """None if they cannot be read: their own runs say why."""
+        settings = flat_settings(config)
+        key = tuple(settings[name] for name in ("dataset", *READ_WITH))
+        if key not in self._read:
+            try:
+                self._read[key] = read_dataset(config).content_hash
+            except (ValueError, OSError):
+                self._read[key] = None
+        return self._read[key]
+
+
+def _goes_on(config: TrainConfig, data: _Contents) -> bool:
+    """Whether the run's folder holds a checkpoint of this run; ValueError if of another one."""
+    folder = RunFolder(_out(config))
+    if not has_trained(folder.checkpoints):  # nothing to lose but the clone
+        return False
+    _check_same(config, folder, "an unfinished run", data, FREE)
+    return True
+
+
+def _check_same(
+    config: TrainConfig,
+    folder: RunFolder,
+    what: str,
+    data: _Contents,
+    free: Sequence[str] = (),
+) -> None:
+    """ValueError unless the run in `folder` has the data and settings of `config`, but `free`."""
+    there = load_config(folder.config)
+    wanted, found = ({"seed": c.seed} | compared_settings(c) for c in (config, there))
+    differing = [key for key, value in wanted.items() if found[key] != value and key not in free]
+    if differing:
+        raise ValueError(
+            f"{folder.path} holds {what} of other settings ({', '.join(differing)}): give another "
+            "out=FOLDER"
+        )
+    read = folder.read_result().get("content_hash") if folder.result.is_file() else None
+    if read is not None and data.of(config) not in (None, read):
+        raise ValueError(
+            f"{folder.path} holds {what} of other data ({config.dataset} has changed since): give "
+            "another out=FOLDER, or remove that folder"
+        )
+
+
+def _is_finished(config: TrainConfig, data: _Contents) -> bool:
+    """Whether the run's folder holds the finished run; ValueError if it holds something else."""
+    folder = RunFolder(_out(config))
+    if not folder.path.exists():
+        return False
+    written = {path.name for path in folder.path.iterdir()} - {LOCK}
+    if written and folder.config.name not in written:
+        raise ValueError(f"{folder.path} holds files, but no run: give another out=FOLDER")
+    if not folder.result.is_file() or folder.read_result().get("status") != "finished":
+        return False
+    _check_same(config, folder, "a finished run", data)
+    return True

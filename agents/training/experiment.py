@@ -1,0 +1,367 @@
+"""One experiment from data to result: fit, clone, train, evaluate, and keep it in a run folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+
+from adv_worldmodel import (
+    WorldModel,
+    cached_world_model,
+    fit_world_model,
+)
+from agents.rambo import RAMBO
+from agents.training.assembly import build_adversary, build_agent
+from agents.training.atomic_files import remove_asides, write_json, write_text, written_aside
+from agents.training.checkpoints import CheckpointCallback, Snapshot, restore_counters
+from agents.training.config import TrainConfig, dump_config, flat_settings
+from agents.training.divergence import DivergenceCallback, DivergenceError, details_of
+from agents.training.evaluation import EvaluationCallback, Evaluator
+from agents.training.plots import plot_learning_curve
+from agents.training.preparation import Preparation, load_world_model, prepare
+from agents.training.progress import (
+    LapCallback,
+    MetricsHistory,
+    PhaseClock,
+    ProgressCallback,
+    print_unless_gone,
+)
+from agents.training.results import q_summary, return_summary, returns_table, versions
+from agents.training.resumption import Resumption
+from agents.training.run_folder import RunFolder, new_run_folder, run_locked
+from agents.training.signals import signals_held
+
+__all__ = ["Preparation", "prepare", "run", "train"]
+
+
+def train(config: TrainConfig, *, progress: bool = True) -> Path:
+    """Run the experiment that `config` describes and return its run folder.
+
+    `result.json` in it holds, beside what the run was made from:
+
+    * `behaviour_return`: mean episode return of the data, `cloning_return`: of the clone (null
+      without cloning);
+    * `env_id`: where the policy is evaluated; null, and nothing is known of returns, with
+      `evaluation.episodes` = 0;
+    * `return_mean`, `return_std`: mean over the last `evaluation.last` evaluations of their mean
+      and of their standard deviation over the episodes (P B.6); `evaluations_used` says how many
+      there were;
+    * `score`: normalised score of `return_mean`, with `score_reference`; null without one;
+    * `q_avg`: mean Q of the last iteration, `q_var`: variance of that mean over the last 100
+      iterations (P B.5), `q_ceiling`: what the data's largest reward can sum to (see `q_summary`);
+    * `divergence`: which quantity ran away, when, and its history; null where none did;
+    * `written`: the local time, and with what `versions`;
+    * `status`: "running", "finished", "interrupted", "diverged" or "failed"; `error` says why.
+
+    Args:
+        config: every random draw follows from its seed; on one machine's CPU equal configurations
+            give equal `evaluations.csv`.
+        progress: show bars on stderr, and on stdout the returns and, as the last line, the folder.
+
+    Raises:
+        ValueError, FileNotFoundError: `config` names something that is not there or does not fit
+            (see `prepare`); nothing has been written.
+        DivergenceError, FloatingPointError: the critics or the fit ran away.
+        KeyboardInterrupt: passed on when the run's files are written.
+    """
+    return run(prepare(config), progress=progress)
+
+
+def run(
+    prepared: Preparation, *, progress: bool = True, resumption: Resumption | None = None
+) -> Path:
+    """Run a checked experiment, or go on with one; see `train`."""
+    config = prepared.config
+    if resumption is None:
+        overwrite = prepared.overwrite
+        folder = new_run_folder(config.out, config.name, config.seed, overwrite=overwrite)
+    else:
+        folder = resumption.folder
+    snapshot = None if resumption is None else resumption.snapshot
+    with run_locked(folder.path), _torch_threads(config.n_threads):
+        if resumption is not None:
+            for place in (folder.path, folder.checkpoints):
+                remove_asides(place)
+        experiment = _Experiment(prepared, folder, progress, snapshot)
+        try:
+            experiment.fit()
+            experiment.clone()
+            experiment.learn()
+        except KeyboardInterrupt:
+            experiment.conclude("interrupted", "stopped by the user")
+            raise
+        except (DivergenceError, FloatingPointError) as error:
+            experiment.diverged = details_of(error)
+            experiment.conclude("diverged", str(error))
+            raise
+        except BaseException as error:
+            experiment.conclude("failed", f"{type(error).__name__}: {error}")
+            raise
+        else:
+            experiment.conclude("finished")
+        finally:
+            experiment.close()
+    return folder.path
+
+
+class _Experiment:
+    """The phases of a run, in their order, and what they have found so far."""
+
+    def __init__(
+        self,
+        prepared: Preparation,
+        folder: RunFolder,
+        progress: bool,
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        self.config, self.dataset = prepared.config, prepared.dataset
+        self.prepared, self.folder, self.progress = prepared, folder, progress
+        self.bars = progress and sys.stderr.isatty()  # in a file they would be hundreds of lines
+        self.snapshot = snapshot
+        before = {} if snapshot is None else snapshot.numbers["experiment"]
+        self.clock = PhaseClock(before.get("seconds", {"data": prepared.seconds}))
+        self.history = MetricsHistory(before.get("metrics"))
+        self.evaluator: Evaluator | None = None
+        if prepared.env_id is not None:
+            episodes, seed = self.config.evaluation.episodes, self.config.seed
+            self.evaluator = Evaluator(prepared.env_id, episodes=episodes, seed=seed)
+        self.world_model: WorldModel | None = None
+        self.agent: RAMBO | None = None
+        self.logger: Logger | None = None
+        self.bar: ProgressCallback | None = None
+        self.evaluation: EvaluationCallback | None = None
+        self.checkpoints: CheckpointCallback | None = None
+        self.divergence: DivergenceCallback | None = None
+        self.diverged: dict[str, Any] | None = before.get("divergence")
+        self.cloning_return: float | None = before.get("cloning_return")
+        write_text(folder.config, dump_config(prepared.resolved_config))
+        self.write_result("running")
+        data = self.dataset
+        where = prepared.env_id or "no evaluation in a real environment"
+        self.say(f"data         {data.name}: {len(data)} transitions, {where}")
+        if prepared.env_note:
+            self.say(f"             {prepared.env_note}")
+
+    def say(self, line: str) -> None:
+        if self.progress:
+            print_unless_gone(line)
+
+    def fit(self) -> None:
+        """Fit the world model, or take it from the cache, and make the agent in it."""
+        config, prepared = self.config, self.prepared
+        if self.snapshot is not None:
+            self.world_model = load_world_model(
+                self.folder.world_model, prepared.termination, prepared.device
+            )
+            self.agent = build_agent(prepared, self.world_model)
+            self.say(f"checkpoint   after iteration {self.snapshot.iteration}")
+            return
+        fit = cached_world_model if config.model.cache else fit_world_model
+        self.say("world model  fitting (or reading a fit from the cache)")
+        with self.clock.phase("fit"):
+            model = fit(
+                self.dataset,
+                prepared.fit,
+                termination=prepared.termination,
+                device=prepared.device,
+                progress=self.bars,
+            )
+        self.world_model = model
+        with written_aside(self.folder.world_model) as aside:
+            model.save(aside)
+        info = model.fit_info
+        self.say(f"world model  {info['steps']} steps, holdout NLL {info['holdout_nll']:.2f}")
+        self.agent = build_agent(prepared, model)
+
+    def clone(self) -> None:
+        """Clone the data's behaviour (P C.4) and evaluate the clone."""
+        cloning, agent = self.config.cloning, self.agent
+        assert agent is not None
+        if cloning.epochs == 0 or self.snapshot is not None:
+            return
+        with self.clock.phase("clone"):
+            nll = agent.clone(
+                cloning.epochs,
+                cloning.learning_rate,
+                self.config.agent.batch_size,
+                progress=self.bars,
+            )
+        if self.evaluator is None:
+            self.say(f"clone        NLL {nll:.2f}")
+            return
+        with self.clock.phase("evaluation"):
+            self.cloning_return = self.evaluator.evaluate(agent, iteration=0).return_mean
+        self.say(f"clone        return {self.cloning_return:.1f}")
+
+    def learn(self) -> None:
+        """Train in the world model while the adversary changes it (P algorithm 1)."""
+        config, agent = self.config, self.agent
+        assert agent is not None
+        self.folder.tensorboard.mkdir(exist_ok=True)
+        table = CSVOutputFormat(str(self.folder.progress))  # begins the file anew
+        for row in self.history.rows:
+            table.write(row, dict.fromkeys(row, ()))
+        outputs = [table, TensorBoardOutputFormat(str(self.folder.tensorboard)), self.history]
+        self.logger = Logger(str(self.folder.path), outputs)
+        agent.set_logger(self.logger)
+        before = {} if self.snapshot is None else self.snapshot.numbers["experiment"]
+        if self.evaluator is not None:
+            self.evaluation = EvaluationCallback(
+                self.evaluator,
+                every=config.evaluation.every,
+                path=self.folder.evaluations,
+                history=before.get("evaluations"),  # None: a new run
+            )
+        adversary = build_adversary(config)
+        self.checkpoints = CheckpointCallback(
+            self.folder.checkpoints,
+            config.checkpoint_every,
+            adversary,
+            self.state,
+            self.snapshot,
+        )
+        self.divergence = DivergenceCallback(
+            self.dataset,
+            config.agent.gamma,
+            self.history,
+            alpha=config.agent.first_alpha if config.agent.entropy_in_target else 0.0,
+            stop=config.on_divergence == "stop",
+            warn=lambda message: print_unless_gone(f"warning: {message}", sys.stderr),
+            found=self.diverged,
+        )
+        callbacks: list[BaseCallback] = [
+            LapCallback(self.clock, "agent", rollout=True),
+            self.divergence,
+        ]
+        if self.evaluation is not None:
+            callbacks += [self.evaluation, LapCallback(self.clock, "evaluation")]
+        if self.progress:
+            self.bar = ProgressCallback(config.iterations, lambda: agent.iteration, self.note)
+            callbacks.append(self.bar)
+        callbacks += [self.checkpoints, LapCallback(self.clock, "checkpoint")]
+        callbacks += [adversary, LapCallback(self.clock, "adversary")]
+        total = config.iterations * agent.timesteps_per_iteration
+        if self.snapshot is not None:
+            restore_counters(agent, self.snapshot)
+        agent.learn(total - agent.num_timesteps, callback=callbacks, reset_num_timesteps=False)
+        self.logger.dump(step=agent.iteration)  # the last evaluation, which no iteration follows
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the state of the training."""
+        evaluations = [] if self.evaluation is None else list(self.evaluation.history)
+        found = {
+            "metrics": self.history.packed(),
+            "evaluations": evaluations,
+            "cloning_return": self.cloning_return,
+            "divergence": self.found_divergence(),
+            "settings": flat_settings(self.prepared.resolved_config),
+            "seconds": dict(self.clock.seconds),
+        }
+        return {"experiment": found}
+
+    def found_divergence(self) -> dict[str, Any] | None:
+        """Details of the first quantity that ran away."""
+        found = None if self.divergence is None else self.divergence.found
+        return found or self.diverged
+
+    def note(self) -> str:
+        """What stands beside the progress bar."""
+        parts = []
+        if self.evaluation is not None and self.evaluation.history:
+            parts.append(f"return {self.evaluation.history[-1]['return_mean']:.1f}")
+        if q_means := self.history.series("train/q_mean"):
+            parts.append(f"Q {q_means[-1]:.1f}")
+        return ", ".join(parts)
+
+    def conclude(self, status: str, error: str | None = None) -> None:
+        """Write everything that there is by now, the result last; signals wait until then."""
+        with signals_held():
+            self._conclude(status, error)
+
+    def _conclude(self, status: str, error: str | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if status == "interrupted" and self.checkpoints is not None:
+            self.checkpoints.write()
+        if self.agent is not None:
+            with written_aside(self.folder.policy_zip) as aside:
+                self.agent.save(aside)
+            with written_aside(self.folder.policy) as aside:
+                self.agent.save_weights(aside)
+        if self.world_model is not None:
+            with written_aside(self.folder.adversarial_model) as aside:
+                self.world_model.save(aside)
+        if self.evaluation is not None and self.evaluation.history:
+            with written_aside(self.folder.learning_curve) as aside:
+                plot_learning_curve(
+                    self.evaluation.history,
+                    aside,
+                    behaviour_return=self.dataset.behaviour_return,
+                    cloning_return=self.cloning_return,
+                    title=f"{Path(self.dataset.name).name}, evaluated in {self.prepared.env_id}",
+                )
+        result = self.write_result(status, error)
+        if status == "finished":
+            for line in returns_table(result):
+                self.say(line)
+            if self.evaluator is None:
+                self.say("what the model and the critics say of it: evaluate RUN --in-model fit")
+        self.say(str(self.folder.path))
+
+    def write_result(self, status: str, error: str | None = None) -> dict[str, Any]:
+        """Write `result.json` as things stand and return its content."""
+        config, prepared = self.config, self.prepared
+        rows = self.evaluation.history if self.evaluation is not None else []
+        result = {
+            "status": status,
+            "error": error,
+            "divergence": self.found_divergence(),
+            "env_id": prepared.env_id,
+            "env_note": prepared.env_note,
+            "dataset": config.dataset,
+            "content_hash": self.dataset.content_hash,
+            "seed": config.seed,
+            "iterations": self.agent.iteration if self.agent is not None else 0,
+            "behaviour_return": self.dataset.behaviour_return,
+            "cloning_return": self.cloning_return,
+            **return_summary(rows, config.evaluation.last, prepared.env_id),
+            **q_summary(
+                self.history.series("train/q_mean"),
+                float(self.dataset.rewards.max()),
+                config.agent.gamma,
+                ends=bool(self.dataset.terminations.any()),
+            ),
+            "fit": {} if self.world_model is None else self.world_model.fit_info,
+            "wall_s": self.clock.report(),
+            "written": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "versions": versions(),
+        }
+        write_json(self.folder.result, result)
+        return result
+
+    def close(self) -> None:
+        """Close the log files and the environments."""
+        if self.logger is not None:
+            self.logger.close()
+        if self.evaluator is not None:
+            self.evaluator.close()
+
+
+@contextmanager
+def _torch_threads(n_threads: int | None) -> Iterator[None]:
+    """Let torch use that many threads inside the block."""
+    before = torch.get_num_threads()
+    if n_threads is not None:
+        torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

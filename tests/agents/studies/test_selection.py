@@ -1,0 +1,153 @@
+"""The offline choice on made-up runs, what it cost, and when it says not to be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.cli import main
+from agents.studies.run_groups import find_runs, group_runs
+from agents.studies.selection import Selection, report, select
+from agents.studies.sweep import PRESETS
+from tests.agents.made_up_runs import make_run
+
+
+def selection(folder: Path) -> Selection:
+    (found,) = select(group_runs(find_runs([folder])))
+    return found
+
+
+def candidates(folder: Path, **numbers: tuple[float, float, float]) -> None:
+    """Runs by horizon (`k2=`): Q_avg, Q_var and return."""
+    for name, (q_avg, q_var, value) in numbers.items():
+        known = {"q_avg": q_avg, "q_var": q_var, "return_mean": value}
+        make_run(folder / name, f"rollout.horizon={name[1:]}", **known)
+
+
+def test_the_least_sum_of_q_and_its_variance_is_chosen(tmp_path: Path) -> None:
+    # sums 140, 130, 150: neither the least Q nor the least variance nor the best return
+    candidates(tmp_path, k2=(100, 40, 900), k3=(120, 10, 700), k5=(149, 1, 800))
+    chosen = selection(tmp_path)
+    assert chosen.choice is not None
+    assert chosen.choice.label == "rollout.horizon=3"
+    assert chosen.regret == 200
+    assert chosen.score_regret is None
+    assert chosen.doubts == ()
+    assert report(chosen).splitlines()[-2:] == [
+        "choice    rollout.horizon=3",
+        "cost      200.0 in return against the best, rollout.horizon=2",
+    ]
+
+
+def test_what_a_choice_costs_is_said_in_score_too(tmp_path: Path) -> None:
+    known = {"q_var": 0.0, "score_reference": "which one"}
+    make_run(tmp_path / "a", "rollout.horizon=2", q_avg=1.0, return_mean=300, score=30.0, **known)
+    make_run(tmp_path / "b", "rollout.horizon=5", q_avg=2.0, return_mean=500, score=50.0, **known)
+    chosen = selection(tmp_path)
+    assert (chosen.regret, chosen.score_regret) == (200, 20)
+    assert "20.0 in score" in report(chosen)
+
+
+def test_the_best_choice_costs_nothing(tmp_path: Path) -> None:
+    candidates(tmp_path, k2=(100, 0, 900), k5=(120, 0, 700))
+    assert selection(tmp_path).regret == 0
+    assert "cost      none" in report(selection(tmp_path))
+
+
+def test_a_candidate_is_judged_by_the_mean_over_its_seeds(tmp_path: Path) -> None:
+    for seed, q_short, q_long in [(0, 10, 50), (1, 200, 60)]:
+        known: dict[str, Any] = {"q_var": 0, "return_mean": 1.0, "score": 10.0}
+        make_run(tmp_path / f"s{seed}", f"seed={seed}", "rollout.horizon=2", q_avg=q_short, **known)
+        make_run(tmp_path / f"l{seed}", f"seed={seed}", "rollout.horizon=5", q_avg=q_long, **known)
+    chosen = selection(tmp_path)
+    assert chosen.choice is not None
+    assert (chosen.choice.label, chosen.choice.heuristic) == ("rollout.horizon=5", 55)  # not 105
+    assert chosen.score_regret == 0
+
+
+def test_a_run_that_ran_away_is_not_chosen_and_is_named(tmp_path: Path) -> None:
+    candidates(tmp_path, k2=(100, 0, 900), k3=(110, 0, 800))
+    away = {"q_avg": -1e12, "q_var": 0, "return_mean": -1.0, "error": "mean Q is -1e12"}
+    make_run(tmp_path / "k5", "rollout.horizon=5", status="diverged", **away)
+    chosen = selection(tmp_path)
+    assert chosen.choice is not None
+    assert chosen.choice.label == "rollout.horizon=2"
+    assert chosen.doubts == ("rollout.horizon=5: seed 0 diverged (mean Q is -1e12)",)
+    assert "The choice cannot be trusted:" in report(chosen)
+
+
+def test_a_run_that_ran_away_and_went_on_is_not_chosen_either(tmp_path: Path) -> None:
+    candidates(tmp_path, k2=(100, 0, 900), k3=(110, 0, 800))
+    away = {"q_avg": -1e12, "q_var": 0, "return_mean": -1.0, "divergence": {"quantity": "q"}}
+    make_run(tmp_path / "k5", "rollout.horizon=5", "on_divergence=continue", **away)
+    chosen = selection(tmp_path)
+    assert chosen.choice is not None
+    assert chosen.choice.label == "rollout.horizon=2"
+    assert chosen.doubts == ("rollout.horizon=5: seed 0 diverged, and went on",)
+
+
+def test_missing_runs_are_named(tmp_path: Path) -> None:
+    candidates(tmp_path, k2=(100, 0, 900), k5=(110, 0, 800))
+    make_run(tmp_path / "more", "rollout.horizon=5", "seed=1", q_avg=1.0, q_var=1.0)
+    make_run(tmp_path / "killed", "rollout.horizon=5", "seed=2", status="running")
+    assert selection(tmp_path).doubts == (
+        "rollout.horizon=2: no run of seed 1, 2",
+        "rollout.horizon=5: seed 2 is running, or was killed",
+    )
+
+
+def test_short_runs_are_not_to_be_trusted(tmp_path: Path) -> None:
+    numbers = {"q_avg": 1.0, "q_var": 1.0, "return_mean": 1.0}
+    make_run(tmp_path / "a", "rollout.horizon=2", iterations=99, **numbers)
+    make_run(tmp_path / "b", "rollout.horizon=5", iterations=100, **numbers)
+    assert selection(tmp_path).doubts == ("Q_var is over 100 iterations, but there are runs of 99",)
+
+
+def test_values_that_mean_different_things_are_not_compared(tmp_path: Path) -> None:
+    numbers = {"q_avg": 60.0, "q_var": 1.0, "return_mean": 1.0}
+    make_run(tmp_path / "a", "agent.gamma=0.9", q_ceiling=50.0, **numbers)
+    make_run(tmp_path / "b", "agent.gamma=0.99", q_ceiling=500.0, **numbers)
+    differs, impossible = selection(tmp_path).doubts
+    assert differs.startswith("agent.gamma differs")
+    assert impossible.startswith("agent.gamma=0.9: seed 0 has a mean Q of 60.0, above the 50.0")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["agent.ent_coef=0.1", "agent.target_entropy=-3", "agent.cloning_weight=0.02",
+     "agent.n_critics=4"],
+)  # fmt: skip
+def test_values_of_other_entropy_costs_or_minima_are_not_compared(
+    tmp_path: Path, setting: str
+) -> None:
+    numbers = {"q_avg": 1.0, "q_var": 1.0, "return_mean": 1.0}
+    make_run(tmp_path / "a", **numbers)
+    make_run(tmp_path / "b", setting, **numbers)
+    (doubt,) = selection(tmp_path).doubts
+    assert doubt.startswith(f"{setting.partition('=')[0]} differs between candidates")
+
+
+def test_the_paper_s_candidates_are_compared(tmp_path: Path) -> None:
+    numbers = {"q_avg": 1.0, "q_var": 1.0, "return_mean": 1.0}
+    for number, settings in enumerate(PRESETS["paper"]):
+        make_run(tmp_path / str(number), *settings, **numbers)
+    chosen = selection(tmp_path)
+    assert len(chosen.candidates) == 3
+    assert chosen.doubts == ()
+
+
+def test_nothing_to_choose_from_is_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    candidates(tmp_path / "good", k2=(100, 0, 900), k5=(110, 0, 800))
+    assert main(["select", str(tmp_path / "good")]) == 0
+    assert "choice    rollout.horizon=2" in capsys.readouterr().out
+    make_run(tmp_path / "bad", "dataset=another", status="diverged")
+    assert main(["select", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "adv-worldmodel: nothing to choose from on another\n"
+    assert "choice    rollout.horizon=2" in captured.out  # on the other data set
+    assert "choice    none" in captured.out
+    assert main(["select", str(tmp_path / "nowhere")]) == 2

@@ -1,0 +1,283 @@
+"""Sweeps: which runs they are, that finished ones are left alone, that failures stop nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agents.cli import _parser, main
+from agents.studies import sweep
+from agents.studies.sweep import SweepPlan, parse_seeds, plan_sweep, split_values
+from agents.training.atomic_files import write_json
+from agents.training.config import flat_settings, load_config
+from agents.training.preparation import read_dataset
+from agents.training.run_folder import RunFolder, run_locked
+from tests.agents.made_up_runs import make_run
+from tests.agents.tiny import TINY
+
+
+def plan(folder: Path, *overrides: str, **options: object) -> SweepPlan:
+    found = plan_sweep("pendulum-random", [f"out={folder}", *overrides], **options)  # type: ignore[arg-type]
+    found.lock.close()
+    return found
+
+
+def test_values_are_split_outside_brackets_and_quotes() -> None:
+    assert split_values("1,3e-4") == ["1", "3e-4"]
+    assert split_values("[8, 8],[16],x") == ["[8, 8]", "[16]", "x"]
+    assert split_values("'a,b',\"c,d\",auto") == ["'a,b'", '"c,d"', "auto"]
+    assert split_values("") == [""]
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0:5", [0, 1, 2, 3, 4]), ("3", [3]), ("4:6,0, 5", [4, 5, 0])],
+)
+def test_seeds_are_ranges_and_lists(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["5:5", "", "a", "0:", "-1", "0:5:2"])
+def test_other_seeds_are_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_a_sweep_is_the_product_of_its_axes(tmp_path: Path) -> None:
+    found = plan(
+        tmp_path,
+        "iterations=7",
+        grid=["agent.hidden_sizes=[8,8],[16]", "adversary.weight=0,3e-4"],
+        seeds="0:2",
+    )
+    weights = ["adversary.weight=0", "adversary.weight=0.0003"]
+    assert list(found.configs) == [
+        f"agent.hidden_sizes={sizes},{weight}/seed-{seed}"
+        for sizes in ("8x8", "16")
+        for weight in weights
+        for seed in (0, 1)
+    ]
+    last = list(found.configs.values())[-1]
+    assert (last.agent.hidden_sizes, last.adversary.weight, last.seed) == ((16,), 3e-4, 1)
+    assert last.iterations == 7
+    assert last.out == str(tmp_path / list(found.configs)[-1])
+
+
+def test_the_paper_s_candidates_are_three_joint_settings(tmp_path: Path) -> None:
+    found = plan(tmp_path, preset="paper", grid=["agent.layer_norm=false,true"])
+    chosen = [
+        (config.rollout.horizon, config.adversary.weight, config.agent.layer_norm)
+        for config in found.configs.values()
+    ]
+    candidates = [(2, 3e-4), (5, 3e-4), (5, 0)]
+    assert sorted(chosen) == sorted((k, w, n) for k, w in candidates for n in (False, True))
+
+
+@pytest.mark.parametrize("preset", ["ablations", "warm-start"])
+def test_an_ablation_changes_one_thing_of_the_configuration(tmp_path: Path, preset: str) -> None:
+    found = list(plan(tmp_path, preset=preset).configs.values())
+    base = flat_settings(load_config("pendulum-random"))
+    changes = []
+    for config in found:
+        settings = flat_settings(config)
+        changes.append({key for key in base if settings[key] != base[key] and key != "out"})
+    assert changes[0] == set()
+    assert all(0 < len(keys) <= 2 for keys in changes[1:])
+    for keys in changes[1:]:  # two settings only where the second needs the first
+        assert len(keys) == 1 or keys == {"adversary.weight", "adversary.continue_fit"}
+    assert len({tuple(flat_settings(config).items()) for config in found}) == len(found)
+
+
+def test_what_a_configuration_has_already_is_no_run_of_its_own(tmp_path: Path) -> None:
+    scores = [
+        [
+            c.adversary.score
+            for c in plan(tmp_path / word, word, preset="ablations").configs.values()
+        ]
+        for word in ("adversary.score=member", "adversary.score=pathwise")
+    ]
+    for found in scores:
+        assert len(found) == 9
+        assert set(found) == {"mixture", "member", "pathwise"}
+
+
+def test_a_value_that_stands_twice_in_the_grid_is_an_error_with_a_preset_too(
+    tmp_path: Path,
+) -> None:
+    for preset in (None, "ablations"):
+        with pytest.raises(ValueError, match="a value stands twice"):
+            plan(tmp_path, grid=["agent.gamma=0.9,0.90"], preset=preset)
+
+
+@pytest.mark.parametrize("preset", sweep.PRESETS)
+def test_the_command_line_knows_every_preset(preset: str) -> None:
+    words = ["sweep", "pendulum-random", "--preset", preset]
+    assert _parser().parse_args(words).preset == preset
+
+
+def test_the_cores_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "cores", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def of(jobs: int | None, seeds: str, threads: str = "null") -> tuple[int, int | None]:
+        found = plan(tmp_path, f"n_threads={threads}", seeds=seeds, jobs=jobs)
+        return found.at_once, next(iter(found.configs.values())).n_threads
+
+    assert of(None, "0:20") == (8, 1)
+    assert of(3, "0:20") == (3, 2)
+    assert of(None, "0:2") == (2, 4)  # there are no more runs
+    assert of(20, "0:20") == (20, 1)
+    assert of(None, "0:2", threads="3") == (2, 3)  # as the user says
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert of(None, "0:20") == (sweep.ON_ONE_GPU, 8 // sweep.ON_ONE_GPU)
+    assert of(6, "0:20") == (6, 1)  # as the user says
+    assert plan(tmp_path, "device=cpu", seeds="0:20").at_once == 8
+
+
+def test_only_finished_runs_of_the_same_settings_are_skipped(tmp_path: Path) -> None:
+    grid, name = ["adversary.weight=0,1"], "adversary.weight={}/seed-{}"
+    # What does not change the run does not count, nor how a number was written.
+    make_run(tmp_path / name.format(0, 0), "adversary.weight=0.0", "n_threads=7", "name=other")
+    for weight, status in [(0, "running"), (1, "diverged")]:
+        folder = tmp_path / name.format(weight, 1)
+        make_run(folder, f"adversary.weight={weight}", "seed=1", status=status)
+    found = plan(tmp_path, grid=grid, seeds="0:2")
+    assert len(found.configs) == 4
+    assert found.finished == {name.format(0, 0)}
+    with pytest.raises(ValueError, match=r"finished run of other settings \(iterations\)"):
+        plan(tmp_path, "iterations=7", grid=grid, seeds="0:2")
+
+
+def test_runs_of_data_that_have_changed_are_not_skipped(tmp_path: Path) -> None:
+    data = tmp_path / "log.npz"
+    words = [f"dataset={data}", "data.env_id=Pendulum-v1"]
+
+    def write(reward: float) -> None:
+        arrays = {key: np.zeros((9, 3)) for key in ("observations", "next_observations")}
+        actions = np.linspace(-1, 1, 9)[:, None]
+        ends = {"rewards": np.full(9, reward), "terminals": np.zeros(9, bool)}
+        np.savez(data, actions=actions, **arrays, **ends)
+
+    write(1.0)
+    content = read_dataset(load_config("pendulum-random", words)).content_hash
+    folder = tmp_path / "out" / "pendulum-random" / "seed-0"
+    make_run(folder, *words, content_hash=content)
+    assert len(plan(tmp_path / "out", *words).finished) == 1
+    write(2.0)
+    with pytest.raises(ValueError, match=r"a finished run of other data \(.*log\.npz has changed"):
+        plan(tmp_path / "out", *words)
+    data.unlink()  # what is finished stays so
+    assert len(plan(tmp_path / "out", *words).finished) == 1
+
+
+def test_a_checkpoint_of_other_settings_is_not_thrown_away(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "pendulum-random" / "seed-0", status="interrupted")
+    (folder.checkpoints / "iteration-000010").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"an unfinished run of other settings \(agent.gamma\)"):
+        plan(tmp_path, "agent.gamma=0.9")
+    # how long it goes on, and how, may change
+    found = plan(tmp_path, "iterations=7", "on_divergence=continue")
+    assert found.begun == set(found.configs)
+    assert found.finished == set()
+
+
+def test_a_damaged_configuration_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run(tmp_path / "pendulum-random" / "seed-0", status="interrupted")
+    (folder.checkpoints / "iteration-000010").mkdir(parents=True)
+    folder.config.write_text("{")
+    assert main(["sweep", "pendulum-random", f"out={tmp_path}"]) == 2
+    assert "config.yaml" in capsys.readouterr().err
+
+
+def test_files_that_are_no_run_are_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "pendulum-random" / "seed-0"
+    folder.mkdir(parents=True)
+    assert plan(tmp_path).finished == frozenset()
+    (folder / "mine.txt").touch()
+    with pytest.raises(ValueError, match="holds files, but no run"):
+        plan(tmp_path)
+
+
+def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
+    first = plan_sweep("pendulum-random", [f"out={tmp_path}"])
+    with pytest.raises(ValueError, match="another sweep is at work"):
+        plan(tmp_path)
+    first.lock.close()
+    plan(tmp_path)
+
+
+def test_a_failure_stops_nothing_and_is_done_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    # A step of 1e30 makes the fit's loss infinite.
+    words = [*TINY, f"out={out}", "--grid", "model.fit_learning_rate=1e30,1e-3", "--jobs", "1"]
+    good, bad = "model.fit_learning_rate=0.001/seed-0", "model.fit_learning_rate=1e+30/seed-0"
+    make_run(out / bad, status="interrupted")  # of an earlier call
+    assert main(["sweep", "pendulum-random", *words]) == 1
+    printed, errors = capfd.readouterr()
+    assert printed.splitlines()[0].startswith("sweep        2 runs, 0 of them finished before")
+    assert printed.splitlines()[-1] == str(out)
+    assert f"Not in it: {out / bad}: diverged: " in printed
+    assert errors.splitlines()[-1] == f"adv-worldmodel: not finished: {bad}"
+    statuses = [RunFolder(out / name).read_result()["status"] for name in (good, bad)]
+    assert statuses == ["finished", "diverged"]
+
+    # Without the one that diverges all is finished, so that nothing is left to be run.
+    written = (out / good / "result.json").stat().st_mtime_ns
+    words[words.index("model.fit_learning_rate=1e30,1e-3")] = "model.fit_learning_rate=1e-3"
+    assert main(["sweep", "pendulum-random", *words]) == 0
+    assert "1 runs, 1 of them finished before" in capfd.readouterr().out
+    assert (out / good / "result.json").stat().st_mtime_ns == written
+
+
+def test_a_missing_data_set_fails_its_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, f"out={tmp_path}", "--grid", "dataset=nowhere.npz"]
+    assert main(["sweep", "pendulum-random", *words]) == 1
+    folder = RunFolder(tmp_path / "dataset=nowhere.npz" / "seed-0")
+    result = folder.read_result()
+    assert result["status"] == "failed"
+    assert "nowhere.npz does not exist" in result["error"]
+    assert "nowhere.npz does not exist" in capfd.readouterr().out
+    assert main(["results", str(tmp_path)]) == 0
+    assert "| nowhere.npz | pendulum-random | 0 " in capfd.readouterr().out
+
+
+def test_an_unfinished_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "adversary.weight=0" / "seed-0")
+    settings = [*TINY, "iterations=2", "checkpoint_every=1", "adversary.weight=0"]
+    assert main(["train", "pendulum-random", *settings, f"out={run.path}"]) == 0
+    shutil.rmtree(run.checkpoints / "iteration-000002")  # as if it had been killed after one
+    write_json(run.result, {**run.read_result(), "status": "running"})
+    fitted = (run.world_model / "model.json").stat().st_mtime_ns
+    evaluations = run.evaluations.read_text()
+    sweep = ["sweep", "pendulum-random", *settings[:-1], "iterations=3", f"out={tmp_path}"]
+    assert main([*sweep, "--grid", "adversary.weight=0", "--seeds", "0"]) == 0
+    assert run.read_result()["status"] == "finished"
+    assert run.read_result()["iterations"] == 3
+    assert (run.world_model / "model.json").stat().st_mtime_ns == fitted
+    assert run.evaluations.read_text().startswith(evaluations)
+
+
+def test_a_run_at_work_is_not_taken_from_under_itself(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "pendulum-random" / "seed-0", status="running")
+    with run_locked(folder.path), pytest.raises(ValueError, match="a run is at work in"):
+        plan(tmp_path, seeds="0")
+    assert folder.config.is_file()
+
+
+def test_a_run_that_had_not_begun_to_train_is_done_anew_with_other_settings(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "pendulum-random" / "seed-0", status="failed")
+    (run.checkpoints / "iteration-000000").mkdir(parents=True)
+    assert plan(tmp_path, "agent.gamma=0.5", seeds="0").begun == frozenset()
+    (run.checkpoints / "iteration-000001").mkdir()
+    with pytest.raises(ValueError, match=r"other settings \(agent\.gamma\)"):
+        plan(tmp_path, "agent.gamma=0.5", seeds="0")

@@ -1,0 +1,43 @@
+"""Plots: files come out, and they show the numbers that went in."""
+
+from pathlib import Path
+
+import imageio.v3 as imageio
+import pytest
+from matplotlib.figure import Figure
+
+from agents.training import plots
+from agents.training.plots import plot_learning_curve
+from tests.agents.made_up_runs import evaluation_rows as rows
+
+
+def test_a_learning_curve_is_a_png_that_depends_on_the_data_only(tmp_path: Path) -> None:
+    first = plot_learning_curve(
+        rows(1, 2, 3), tmp_path / "a.png", behaviour_return=2.5, cloning_return=None, title="a"
+    )
+    again = plot_learning_curve(rows(1, 2, 3), tmp_path / "b.png", behaviour_return=2.5, title="a")
+    other = plot_learning_curve(rows(1, 2, 4), tmp_path / "c.png", behaviour_return=2.5, title="a")
+    assert imageio.imread(first).shape[:2] == (600, 960)
+    assert first.read_bytes() == again.read_bytes() != other.read_bytes()
+
+
+def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no evaluation yet"):
+        plot_learning_curve([], tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_curve_band_and_lines_are_where_their_numbers_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    plot_learning_curve(rows(1, 3), tmp_path / "a.png", behaviour_return=2.0, cloning_return=7.0)
+    curve, *lines = drawn[0].axes[0].lines
+    assert list(curve.get_ydata()) == [1, 3]
+    found = {str(line.get_label()): float(line.get_ydata()[0]) for line in lines}
+    assert found == {"behaviour (2)": 2.0, "clone (7)": 7.0}
+    (band,) = drawn[0].axes[0].collections  # the mean and one standard deviation, 1
+    assert {tuple(point) for point in band.get_paths()[0].vertices} == {
+        (1.0, 0.0), (2.0, 2.0), (2.0, 4.0), (1.0, 2.0),
+    }  # fmt: skip

@@ -1,0 +1,89 @@
+"""What a configuration makes of its data and of the fit's settings."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adv_worldmodel import FitSettings
+from agents.training.config import load_config
+from agents.training.preparation import prepare
+
+
+def test_the_fit_has_the_model_s_settings_and_the_run_s_seed() -> None:
+    config = load_config(
+        "pendulum-random",
+        [
+            "seed=5", "model.n_networks=4", "model.n_elites=3", "model.hidden_sizes=[9, 7]",
+            "model.fit_learning_rate=2e-3", "model.fit_batch_size=17", "model.holdout=23",
+            "model.patience=6", "model.max_steps=11",
+        ],
+    )  # fmt: skip
+    assert prepare(config).fit == FitSettings(
+        4, 3, (9, 7), learning_rate=2e-3, batch_size=17, holdout=23, patience=6, max_steps=11,
+        seed=5,
+    )  # fmt: skip
+
+
+def test_data_without_an_environment_get_the_evaluation_s_and_keep_their_offset(
+    tmp_path: Path,
+) -> None:
+    states = np.zeros((20, 3), np.float32)
+    np.savez(
+        tmp_path / "log.npz",
+        observations=states,
+        next_observations=states,
+        actions=np.zeros((20, 1)),
+        rewards=np.arange(20.0),
+        terminals=np.zeros(20),
+    )
+    words = ["evaluation.env_id=Pendulum-v1", "data.reward_offset=-1"]
+    found = prepare(load_config("base", [f"dataset={tmp_path / 'log.npz'}", *words]))
+    assert found.dataset.rewards.tolist() == [reward - 1.0 for reward in range(20)]
+    assert found.dataset.action_space.high.tolist() == [2.0]
+    assert found.env_id == "Pendulum-v1"
+
+
+def test_bounds_are_guessed_only_where_no_environment_is_named(tmp_path: Path) -> None:
+    states = np.zeros((20, 3), np.float32)
+    file = tmp_path / "log.npz"
+    columns = {"observations": states, "next_observations": states, "rewards": np.zeros(20)}
+    np.savez(file, **columns, actions=np.full((20, 1), 0.2), terminals=np.zeros(20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(load_config("base", [f"dataset={file}", "evaluation.env_id=Pendulum-v1"]))
+    alone = ["evaluation.episodes=0", "model.termination=never"]
+    with pytest.warns(UserWarning, match="no action bounds are known") as caught:
+        prepare(load_config("base", [f"dataset={file}", *alone]))
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("body", ["torch.zeros(len(obs))", "next_obs[:, :1] > 0", "obs.nothing"])
+def test_a_wrong_rule_is_found_before_the_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    source = f"import torch\ndef rule(obs, action, next_obs):\n    return {body}\n"
+    (tmp_path / "rules_tried.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "rules_tried", raising=False)
+    with pytest.raises(ValueError, match=r"model\.termination=rules_tried:rule"):
+        prepare(load_config("pendulum-random", ["model.termination=rules_tried:rule"]))
+
+
+def test_an_environment_without_a_version_is_the_latest() -> None:
+    assert prepare(load_config("pendulum-random", ["evaluation.env_id=Pendulum"])).env_id == (
+        "Pendulum-v1"
+    )
+
+
+def test_a_policy_that_stays_the_clone_is_warned_of() -> None:
+    words = ["iterations=10", "agent.critic_warmup"]
+    with pytest.warns(UserWarning, match="= 10 only the critics learn"):
+        prepare(load_config("pendulum-random", [words[0], f"{words[1]}=10"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(load_config("pendulum-random", [words[0], f"{words[1]}=9"]))

@@ -1,0 +1,82 @@
+"""Names of a run folder, and writes that neither an error nor a signal cuts short."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.training.atomic_files import write_json, written_aside
+from agents.training.run_folder import new_run_folder
+from agents.training.signals import signals_held
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    target = tmp_path / "policy.zip"
+    target.write_text("old")
+
+    def write_half() -> None:
+        with written_aside(target) as aside:
+            assert aside.suffix == ".zip"  # SB3 would add it to another name
+            aside.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    with written_aside(target) as aside:
+        aside.mkdir()
+        (aside / "new").touch()
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path: Path) -> None:
+    content = {"a": math.nan, "b": [math.inf, np.float32(0.5)], "c": np.arange(2), "d": (True, "x")}
+    write_json(tmp_path / "x.json", content)
+    read = json.loads((tmp_path / "x.json").read_text())
+    assert read == {"a": None, "b": [None, 0.5], "c": [0, 1], "d": [True, "x"]}
+
+
+def test_two_runs_of_one_second_get_two_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {new_run_folder(None, "name", 3).path.name for _ in range(3)}
+    assert len(names) == 3
+    assert all(name.startswith("name-3-2") for name in names)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_signal_takes_effect_after_the_files_are_written() -> None:
+    written = []
+
+    def write() -> None:
+        with signals_held():
+            signal.raise_signal(signal.SIGINT)
+            written.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert written == ["whole"]
+    with pytest.raises(KeyboardInterrupt):  # and the handler is the old one again
+        signal.raise_signal(signal.SIGINT)

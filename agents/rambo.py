@@ -14,7 +14,6 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
 
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
 from adv_worldmodel.seeding import make_generator
@@ -23,11 +22,10 @@ from agents.buffers import MixedReplayBuffer
 from agents.cloning import clone_behaviour
 from agents.explicit_updates import ExplicitSACUpdate, is_explicit
 from agents.policies import RAMBOPolicy, Standardise
+from agents.rollouts import ROLLOUT_POLICIES, roll_out
 from agents.updates import METRICS, SACParts, sac_update
 from agents.values import SquashedPolicy
 from agents.weights import load_weights, save_weights
-
-ROLLOUT_POLICIES = ("current", "random")
 
 
 class RAMBO(SAC):
@@ -264,16 +262,6 @@ class RAMBO(SAC):
             epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, progress=progress,
         )  # fmt: skip
 
-    @torch.no_grad()
-    def _rollout_action(self, policy: SquashedPolicy, obs: Tensor) -> Tensor:
-        """Raw actions of the rollout policy, ``(n_envs, A)``."""
-        shape = (len(obs), *self.action_space.shape)  # type: ignore[misc]
-        if self.rollout_policy == "current":
-            noise = torch.randn(shape, generator=self._generator, device=self.device)
-            return policy.sample(obs, noise)
-        uniform = torch.rand(shape, generator=self._generator, device=self.device)
-        return policy.bounds.unscale(2.0 * uniform - 1.0)
-
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -290,53 +278,11 @@ class RAMBO(SAC):
         lists and dictionaries on the host. So callbacks' ``locals`` have ``actions``, ``new_obs``,
         ``rewards`` and ``dones``, on a GPU as tensors, and no ``infos``.
         """
-        world, buffer = _as_world(env).world, self.replay_buffer
         self.policy.set_training_mode(False)
         callback.on_rollout_start()  # the adversary changes the model here
-        start = time.perf_counter()
         if self._acting is None:
             self._acting = SquashedPolicy(self)
-        policy = self._acting
-        obs = world.reset_all()  # terminations have put the rows out of step
-        total_reward = torch.zeros((), device=self.device)
-        ended = torch.zeros((), device=self.device)
-        n_steps, steps = train_freq.frequency, 0
-        while steps < n_steps:
-            actions = self._rollout_action(policy, obs)
-            transition = world.advance(actions)
-            rewards, dones = transition.reward, transition.terminated | transition.truncated
-            buffer.extend(
-                obs,
-                policy.bounds.scale(actions),
-                rewards,
-                transition.next_obs,
-                transition.terminated,
-            )
-            new_obs = obs = world.restart(dones)
-            total_reward += rewards.sum()
-            steps += 1
-            if steps < n_steps:
-                ended += dones.sum()
-            self.num_timesteps += env.num_envs
-            found: dict[str, Any] = {
-                "actions": actions,
-                "new_obs": new_obs,
-                "rewards": rewards,
-                "dones": dones,
-            }
-            if self.device.type == "cpu":  # on a GPU each copy would wait for the device
-                found = {name: value.numpy() for name, value in found.items()}
-            callback.update_locals({"self": self, "env": env, **found})
-            if not callback.on_step():
-                return RolloutReturn(steps * env.num_envs, 0, continue_training=False)
-            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        n_rows = steps * env.num_envs
-        reward_sum, n_ended = torch.stack([total_reward, ended]).tolist()  # the one wait
-        self.logger.record("model/reward_mean", reward_sum / n_rows)
-        self.logger.record("model/rollout_length", n_rows / (env.num_envs + n_ended))
-        self.logger.record("time/rollout_s", time.perf_counter() - start)
-        callback.on_rollout_end()
-        return RolloutReturn(n_rows, int(n_ended), continue_training=True)
+        return roll_out(self, self._acting, _as_world(env), callback, train_freq.frequency)
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """``gradient_steps`` SAC updates on mixed batches, then one row of metrics."""

@@ -37,10 +37,11 @@ class AgentStep:
         self.model, self.buffer, self.batch_size = model, model.replay_buffer, batch_size
         self.actor_frozen = actor_frozen
         self.n_real = self.buffer.n_real(batch_size)
-        self.update = model._make_update(self._parts(), batch_size)
+        self.update = model._make_update(self.parts(), batch_size)
         self.graphed = GraphedStep(self._update, model.device, enabled=model.graphs)
 
-    def _parts(self) -> SACParts:
+    def parts(self) -> SACParts:
+        """The networks, optimisers and settings of an update."""
         model = self.model
         policy, device = model.policy, model.device
         for optimizer in (

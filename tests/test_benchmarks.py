@@ -155,18 +155,25 @@ def test_a_small_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deeper" / "bench.json"
     options = (
         "--tasks 3x1 --rows 500 1000 --seconds 0.02 --rounds 1 --iteration-starts 20 "
-        "--iteration-updates 2 --agent-hidden 16 16 --model-hidden 12 12 --parts rollout agent"
+        "--iteration-updates 2 --agent-hidden 16 16 --model-hidden 12 12 "
+        "--parts rollout adversary-member agent"
     )
     assert main([*options.split(), "--out", str(out)]) == 0
+    adversary = ["adversary-member", "adversary-member-autograd"]
     written = json.loads(out.read_text())
     assert written["failed"] == []
     assert [r["configuration"]["rows"] for r in written["configurations"]] == [500, 1000]
     for result in written["configurations"]:
         parts = {row["part"]: row for row in result["parts"]}
-        assert list(parts) == ["rollout", "agent", "sb3-sac"]
+        assert list(parts) == ["rollout", *adversary, "agent", "agent-autograd", "sb3-sac"]
         for row in parts.values():
             assert 0 < row["share"] < 1
             assert row["per_second"] == pytest.approx(1e3 / row["milliseconds"])
+        own, reference = (parts[name]["per_second"] for name in adversary)
+        assert parts[adversary[0]]["ratio_to_autograd"] == own / reference
+        assert {name for name, row in parts.items() if "ratio_to_autograd" in row} == {
+            "adversary-member", "agent",
+        }  # fmt: skip
         iteration = result["iteration"]
         phases = iteration["phases"]
         assert [phase["phase"] for phase in phases] == ["adversary", "rollout", "agent"]

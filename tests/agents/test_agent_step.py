@@ -143,12 +143,12 @@ def test_an_update_has_the_agent_s_settings(
         "cloning_weight": 0.1, "gamma": 0.9, "tau": 0.02, "real_ratio": 0.25,
     }  # fmt: skip
     agent = learn(build(pendulum, pendulum_model, **settings), 1)
-    parts = AgentStep(agent, BATCH)._parts()
+    parts = AgentStep(agent, BATCH).parts()
     assert (parts.log_alpha, parts.entropy_optimizer) == (None, None)
     assert float(parts.fixed_alpha) == pytest.approx(0.2)
     assert (parts.gamma, parts.tau, parts.target_entropy) == (0.9, 0.02, -3.0)
     assert (parts.entropy_in_target, parts.cloning_weight, parts.n_real) == (False, 0.1, 4)
-    learned = AgentStep(build(pendulum, pendulum_model), BATCH)._parts()
+    learned = AgentStep(build(pendulum, pendulum_model), BATCH).parts()
     assert (learned.log_alpha is None, learned.entropy_optimizer is None) == (False, False)
     assert learned.target_entropy == -1.0  # minus the size of the action
 

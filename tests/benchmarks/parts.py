@@ -16,9 +16,11 @@ from adv_worldmodel.device import shared_tensor
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
 from adv_worldmodel.dynamics.model_gradient import Score
 from agents import RAMBO
+from agents.agent_step import AgentStep
 from agents.cloning import clone_behaviour
 from agents.training import checkpoints
 from agents.training.evaluation import Evaluator
+from agents.updates import sac_update
 from agents.values import policy_and_value
 from tests.benchmarks import flops, workload
 from tests.benchmarks.configuration import Configuration
@@ -26,6 +28,8 @@ from tests.benchmarks.timing import Part
 
 #: The fit is timed on this many rows at most: what it does once per fit and epoch is taken off.
 FIT_ROWS = 50_000
+#: Ends the names of parts that compute the same with autograd's gradients, the tests' references.
+AUTOGRAD = "-autograd"
 
 
 def fit_part(c: Configuration, dataset: OfflineDataset) -> Part:
@@ -79,19 +83,26 @@ def adversary_part(
     model: WorldModel,
     *,
     graphs: bool = True,
+    autograd: bool = False,
 ) -> Part:
-    """Updates of the world model against the agent."""
+    """Updates of the world model against the agent.
+
+    :param autograd: with autograd's gradients in place of those written out.
+    """
     settings = AdversarySettings(score=score, batch_size=c.batch)
     adversary = Adversary(model, dataset, settings, horizon=c.horizon, seed=0, graphs=graphs)
     # The held-out likelihood ends a run of 1000 updates; in these short runs it would count.
     adversary.holdout_rows = adversary.holdout_rows[:1]
     policy, value = policy_and_value(agent)
+    if autograd:
+        adversary.explicit = None
 
     def run(n: int) -> float:
         adversary.run(n, policy, value)
         return float(n)
 
-    return Part(f"adversary-{score}", "update", run, flops.adversary_update(c, score))
+    name = f"adversary-{score}" + (AUTOGRAD if autograd else "")
+    return Part(name, "update", run, flops.adversary_update(c, score))
 
 
 def cloning_part(c: Configuration, agent: RAMBO, dataset: OfflineDataset) -> Part:
@@ -136,22 +147,31 @@ def checkpoint_part(agent: RAMBO, dataset: OfflineDataset, model: WorldModel) ->
     return Part("checkpoint", "checkpoint", run, flops.Work(), extra=extra)
 
 
-def agent_parts(c: Configuration, agent: RAMBO, dataset: OfflineDataset) -> tuple[Part, Part]:
-    """RAMBO's updates, draws of the mixed batches included, and SB3's own SAC's."""
+def agent_parts(c: Configuration, agent: RAMBO, dataset: OfflineDataset) -> list[Part]:
+    """RAMBO's updates, draws of the mixed batches included; autograd's; SB3's own SAC's."""
     stock = workload.stock_sac(c, dataset)
+    own, reference = AgentStep(agent, c.batch), AgentStep(agent, c.batch)
+    parts = reference.parts()
+    reference.update = lambda batch, noise: sac_update(parts, batch, noise[0], noise[1])
 
-    def updates_of(train: Callable[[int, int], None]) -> Callable[[int], float]:
+    def updates_with(step: AgentStep) -> Callable[[int], float]:
         def run(n: int) -> float:
-            train(n, c.batch)
+            agent._step = step
+            agent.train(n, c.batch)
             return float(n)
 
         return run
 
+    def stock_updates(n: int) -> float:
+        stock.train(n, c.batch)
+        return float(n)
+
     work = flops.agent_update(c)
-    return (
-        Part("agent", "update", updates_of(agent.train), work),
-        Part("sb3-sac", "update", updates_of(stock.train), work),
-    )
+    return [
+        Part("agent", "update", updates_with(own), work),
+        Part("agent" + AUTOGRAD, "update", updates_with(reference), work),
+        Part("sb3-sac", "update", stock_updates, work),
+    ]
 
 
 def evaluation_part(c: Configuration, env_id: str, agent: RAMBO, evaluator: Evaluator) -> Part:

@@ -38,7 +38,10 @@ def groups(
             yield [parts.rollout_part(c, agent)]
         elif name.startswith("adversary-"):
             score = cast(Score, name.removeprefix("adversary-"))
-            yield [parts.adversary_part(c, score, agent, dataset, model)]
+            ways = (False,) if score == "pathwise" else (False, True)  # pathwise has but autograd's
+            yield [
+                parts.adversary_part(c, score, agent, dataset, model, autograd=way) for way in ways
+            ]
         elif name == "cloning":
             yield [parts.cloning_part(c, agent, dataset)]
         elif name == "checkpoint":
@@ -85,10 +88,15 @@ def measure_task(c: Configuration, probe: Probe) -> dict[str, Any]:
             between = CHECKPOINT_EVERY * result["iteration"]["seconds"]
             row["of_the_time_between"] = row["milliseconds"] / 1e3 / between
     if "agent" in c.parts:
-        ours, stock = rows_of(c, list(parts.agent_parts(c, agent, dataset)), probe)
-        ours["ratio_to_stock"] = ours["per_second"] / stock["per_second"]
-        result["parts"] += [ours, stock]
+        ours, autograd, stock = rows_of(c, parts.agent_parts(c, agent, dataset), probe)
+        for row in (ours, autograd):
+            row["ratio_to_stock"] = row["per_second"] / stock["per_second"]
+        result["parts"] += [ours, autograd, stock]
         peaks["with_stock"] = peak_mib()
+    by_name = {row["part"]: row for row in result["parts"]}
+    for name, row in by_name.items():
+        if reference := by_name.get(name + parts.AUTOGRAD):
+            row["ratio_to_autograd"] = row["per_second"] / reference["per_second"]
     return result
 
 

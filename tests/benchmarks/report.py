@@ -37,6 +37,8 @@ def part_row(part: Result) -> tuple[str, ...]:
     remarks = []
     if "ratio_to_stock" in part:
         remarks.append(f"{part['ratio_to_stock']:.2f} x sb3-sac")
+    if "ratio_to_autograd" in part:
+        remarks.append(f"{part['ratio_to_autograd']:.2f} x autograd")
     if "mib" in part:
         remarks.append(f"{part['mib']:.1f} MiB")
     if "of_the_time_between" in part:

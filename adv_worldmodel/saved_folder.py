@@ -43,11 +43,14 @@ OBJECT: Kind = (lambda value: isinstance(value, dict), "an object")
 class SavedFormat:
     """One kind of folder: its files, the keys of its JSON, and what messages say of it.
 
-    Attributes:
-        what: "world model" or "policy". name: the JSON's `format`. version: its `format_version`.
-        weights_file, description_file: names of the two files.
-        keys: of the JSON beside `format`, `format_version` and `sha256`.
-        writer: the method that writes the folder. remedy: what helps where one is damaged.
+    :param what: "world model" or "policy".
+    :param name: the JSON's `format`.
+    :param version: its `format_version`.
+    :param weights_file: with `description_file`, names of the two files.
+    :param description_file: see `weights_file`.
+    :param keys: of the JSON beside `format`, `format_version` and `sha256`.
+    :param writer: the method that writes the folder.
+    :param remedy: what helps where one is damaged.
     """
 
     what: str
@@ -81,9 +84,8 @@ class SavedFormat:
     def read(self, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The JSON, with just `keys` and values of their kinds, and the tensors.
 
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: a file is damaged, or of a newer version.
+        :raises FileNotFoundError: a file is missing.
+        :raises ValueError: a file is damaged, or of a newer version.
         """
         for name in (self.weights_file, self.description_file):
             if not (folder / name).is_file():

@@ -48,18 +48,15 @@ def check_in_model(
 ) -> ModelCheck:
     """Run whole episodes in the model, from states in which the data's episodes start.
 
-    Args:
-        agent: its policy acts, by its mean action.
-        model: the fit, or what the adversary has made of it; with its noise, its members drawn anew
-            each step.
-        dataset: gives the starts and the longest episode.
-        gamma: discount of what is compared with the critics.
-        alpha: entropy coefficient of the soft values that the critics learnt; 0: plain ones. The
-            policy's entropy is that of one draw per state of the episode.
-        seed: of starts, members and noise.
-
-    Raises:
-        ValueError: the model's observations or actions are not the agent's or the data's.
+    :param agent: its policy acts, by its mean action.
+    :param model: the fit, or what the adversary has made of it; with its noise, its members drawn
+        anew each step.
+    :param dataset: gives the starts and the longest episode.
+    :param gamma: discount of what is compared with the critics.
+    :param alpha: entropy coefficient of the soft values that the critics learnt; 0: plain ones. The
+        policy's entropy is that of one draw per state of the episode.
+    :param seed: of starts, members and noise.
+    :raises ValueError: the model's observations or actions are not the agent's or the data's.
     """
     width = dataset.observations.shape[1]
     sizes = {

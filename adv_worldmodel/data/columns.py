@@ -35,8 +35,7 @@ OPTIONAL = ("truncations", "next_observations", *BOUNDS)
 def wanted_keys(present: list[str], where: str) -> dict[str, str]:
     """Column -> its key in the file.
 
-    Raises:
-        ValueError: if a key that is needed is missing; lists the keys that are there.
+    :raises ValueError: if a key that is needed is missing; lists the keys that are there.
     """
     found = {}
     for column, names in ALIASES.items():
@@ -75,17 +74,14 @@ def from_columns(
     The last row always closes its episode. `action_low` and `action_high`, (A,) each, state the
     bounds of the actions.
 
-    Args:
-        arrays: key -> array.
-        where: the file, for messages.
-        name: name of the data set.
-        env_id: environment of the data; its spaces are taken where it can be built, but for action
-            bounds that `arrays` state.
-        goal_terminals: terminal flags mark rows at the goal of a trajectory that goes on (AntMaze's
-            files), so that only time-outs end it.
-
-    Raises:
-        ValueError: a missing key or a wrong array; names key and row.
+    :param arrays: key -> array.
+    :param where: the file, for messages.
+    :param name: name of the data set.
+    :param env_id: environment of the data; its spaces are taken where it can be built, but for
+        action bounds that `arrays` state.
+    :param goal_terminals: terminal flags mark rows at the goal of a trajectory that goes on
+        (AntMaze's files), so that only time-outs end it.
+    :raises ValueError: a missing key or a wrong array; names key and row.
     """
     keys = wanted_keys(list(arrays), where)
     observations = validation.float_matrix(arrays["observations"], "observations", where)

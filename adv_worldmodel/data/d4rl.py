@@ -77,8 +77,7 @@ def d4rl_folder() -> Path:
 def d4rl_path(name: str) -> Path:
     """The file that D4RL keeps for the set `name` (such as "hopper-medium-v2"), there or not.
 
-    Raises:
-        FileNotFoundError: if D4RL has no set of that name; lists the near ones.
+    :raises FileNotFoundError: if D4RL has no set of that name; lists the near ones.
     """
     if name not in URLS:
         near = get_close_matches(name, URLS, n=4, cutoff=0.5) or ["hopper-medium-v2"]
@@ -97,13 +96,10 @@ def present_sets() -> list[str]:
 def load_d4rl(name: str, *, env_id: str | None = None) -> OfflineDataset:
     """The D4RL set `name` from the file that D4RL keeps for it.
 
-    Args:
-        name: D4RL's name, such as "hopper-medium-v2".
-        env_id: environment to evaluate in; None: see `scores.evaluation_env`.
-
-    Raises:
-        FileNotFoundError: unknown name, or no file; says what to download to where.
-        ValueError: as `files.load_file`.
+    :param name: D4RL's name, such as "hopper-medium-v2".
+    :param env_id: environment to evaluate in; None: see `scores.evaluation_env`.
+    :raises FileNotFoundError: unknown name, or no file; says what to download to where.
+    :raises ValueError: as `files.load_file`.
     """
     path = d4rl_path(name)
     if not path.is_file():

@@ -38,25 +38,22 @@ class OfflineDataset:
     read-only: a copy, unless it was read-only already. Actions that leave the bounds by float error
     alone are clipped.
 
-    Attributes:
-        observations: (N, S).
-        actions: (N, A), within `action_space`.
-        rewards: (N,), with `reward_offset` already added.
-        next_observations: (N, S), the true successors, also at the end of an episode.
-        terminations: (N,), the task ended: no value beyond.
-        truncations: (N,), the episode was cut (time limit, end of the recording): values go on.
-        observation_space: flat float32 Box, (S,); may be unbounded.
-        action_space: flat float32 Box, (A,), with finite bounds.
-        name: how the user named the data.
-        env_id: Gymnasium id of the environment to evaluate in; None if unknown.
-        reward_offset: what was added to every reward of the source (-1 for AntMaze).
-        goal_terminals: terminations mark the rows at the goal of a trajectory that goes on
-            (AntMaze's data): where it does, they end no episode.
-        action_bounds_guessed: nothing stated the bounds of `action_space`.
-
-    Raises:
-        ValueError: wrong shape or length, NaN or infinity, actions outside the bounds, no rows, a
-            space that is not a flat Box; the message names key and row.
+    :param observations: (N, S).
+    :param actions: (N, A), within `action_space`.
+    :param rewards: (N,), with `reward_offset` already added.
+    :param next_observations: (N, S), the true successors, also at the end of an episode.
+    :param terminations: (N,), the task ended: no value beyond.
+    :param truncations: (N,), the episode was cut (time limit, end of the recording): values go on.
+    :param observation_space: flat float32 Box, (S,); may be unbounded.
+    :param action_space: flat float32 Box, (A,), with finite bounds.
+    :param name: how the user named the data.
+    :param env_id: Gymnasium id of the environment to evaluate in; None if unknown.
+    :param reward_offset: what was added to every reward of the source (-1 for AntMaze).
+    :param goal_terminals: terminations mark the rows at the goal of a trajectory that goes on
+        (AntMaze's data): where it does, they end no episode.
+    :param action_bounds_guessed: nothing stated the bounds of `action_space`.
+    :raises ValueError: wrong shape or length, NaN or infinity, actions outside the bounds, no rows,
+        a space that is not a flat Box; the message names key and row.
     """
 
     observations: NDArray[np.float32]
@@ -118,23 +115,20 @@ class OfflineDataset:
     ) -> OfflineDataset:
         """A data set of arrays with one row per transition, episodes one after the other.
 
-        Args:
-            observations: (N, S).
-            actions: (N, A), of a floating type where neither `action_space` nor `env_id` tells
-                that they are continuous.
-            rewards: (N,).
-            next_observations: (N, S), true successors.
-            terminations: (N,), the task ended.
-            truncations: (N,), the episode was cut; None: inferred (`infer_truncations`).
-            observation_space: None: unbounded.
-            action_space: None: that of `env_id` where it can be built here, else guessed: [-1, 1]
-                if all actions fit, or the range that they span, which a warning says.
-            name: how messages and results call the data.
-            env_id: Gymnasium id of the real environment, for evaluation and termination.
-            goal_terminals: see the class.
-
-        Raises:
-            ValueError: as for the class.
+        :param observations: (N, S).
+        :param actions: (N, A), of a floating type where neither `action_space` nor `env_id` tells
+            that they are continuous.
+        :param rewards: (N,).
+        :param next_observations: (N, S), true successors.
+        :param terminations: (N,), the task ended.
+        :param truncations: (N,), the episode was cut; None: inferred (`infer_truncations`).
+        :param observation_space: None: unbounded.
+        :param action_space: None: that of `env_id` where it can be built here, else guessed:
+            [-1, 1] if all actions fit, or the range that they span, which a warning says.
+        :param name: how messages and results call the data.
+        :param env_id: Gymnasium id of the real environment, for evaluation and termination.
+        :param goal_terminals: see the class.
+        :raises ValueError: as for the class.
         """
         observations = validation.numeric(observations, "observations", name)
         next_observations = validation.numeric(next_observations, "next_observations", name)

@@ -29,8 +29,7 @@ def buildable(env_id: str | None) -> bool:
 def environment_spaces(env_id: str) -> tuple[Box, Box]:
     """Flat float32 observation and action space of the environment `env_id`.
 
-    Raises:
-        ValueError: if it cannot be built (names near ids) or its spaces are not flat boxes.
+    :raises ValueError: if it cannot be built (names near ids) or its spaces are not flat boxes.
     """
     try:
         observation_space, action_space, _ = _built(env_id)
@@ -76,18 +75,13 @@ def spaces_for(
 ) -> tuple[Box, Box, bool]:
     """Spaces of the environment `env_id` if it can be built here, else such that the data fit.
 
-    Args:
-        observations: (N, S).
-        actions: (N, A).
-        env_id: environment of the data; None: unknown.
-        where: how messages call the data.
-        stated: the action space, where the data state it.
-
-    Returns:
-        Observation space, action space, and whether the second one is guessed.
-
-    Raises:
-        ValueError: if the environment's dimensions are not those of the data.
+    :param observations: (N, S).
+    :param actions: (N, A).
+    :param env_id: environment of the data; None: unknown.
+    :param where: how messages call the data.
+    :param stated: the action space, where the data state it.
+    :return: observation space, action space, and whether the second one is guessed.
+    :raises ValueError: if the environment's dimensions are not those of the data.
     """
     if env_id is not None and buildable(env_id):
         check_fit(env_id, observations.shape[1], actions.shape[1], where)

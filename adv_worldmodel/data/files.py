@@ -26,15 +26,12 @@ def load_file(
 ) -> OfflineDataset:
     """The data set in an HDF5 or `.npz` file with D4RL's or Minari's keys (see `from_columns`).
 
-    Args:
-        path: the file. Its attribute (HDF5) or string (`.npz`) `env_id` names its environment.
-        name: name of the data set; None: the path.
-        env_id: overrides the environment that the file names.
-        goal_terminals: see `from_columns`.
-
-    Raises:
-        FileNotFoundError: no such file; names near ones in its folder.
-        ValueError: unreadable or truncated file, or wrong content.
+    :param path: the file. Its attribute (HDF5) or string (`.npz`) `env_id` names its environment.
+    :param name: name of the data set; None: the path.
+    :param env_id: overrides the environment that the file names.
+    :param goal_terminals: see `from_columns`.
+    :raises FileNotFoundError: no such file; names near ones in its folder.
+    :raises ValueError: unreadable or truncated file, or wrong content.
     """
     where = str(path)
     if not path.is_file():

@@ -49,9 +49,8 @@ def local_ids() -> list[str]:
 def load_minari(dataset_id: str, *, env_id: str | None = None) -> OfflineDataset:
     """The Minari set `dataset_id`: the local copy, else downloaded where the machine can.
 
-    Raises:
-        FileNotFoundError: not there and not to be had; lists the near local ids.
-        ValueError: no Minari id, damaged files, or as `from_minari`.
+    :raises FileNotFoundError: not there and not to be had; lists the near local ids.
+    :raises ValueError: no Minari id, damaged files, or as `from_minari`.
     """
     if _ID.fullmatch(dataset_id) is None:
         near = _near(dataset_id)
@@ -80,12 +79,9 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
     An episode of T steps has T + 1 observations, so every transition has its true successor. An
     episode with neither flag at its end counts as truncated.
 
-    Args:
-        dataset: with flat Box observations and actions.
-        env_id: environment to evaluate in; None: the one the data set names.
-
-    Raises:
-        ValueError: other spaces, wrong lengths, damaged files, or as `OfflineDataset`.
+    :param dataset: with flat Box observations and actions.
+    :param env_id: environment to evaluate in; None: the one the data set names.
+    :raises ValueError: other spaces, wrong lengths, damaged files, or as `OfflineDataset`.
     """
     where = f"minari:{dataset.spec.dataset_id}"
     observation_space = validation.flat_box(dataset.observation_space, "observation", where)
@@ -136,8 +132,7 @@ def to_minari(
     Where a successor is not the next row's observation an episode is closed as truncated, since
     Minari stores each observation once. Rewards are written as they are (with `reward_offset`).
 
-    Raises:
-        ValueError: no Minari id, or a set of that id exists.
+    :raises ValueError: no Minari id, or a set of that id exists.
     """
     if _ID.fullmatch(dataset_id) is None:
         raise ValueError(

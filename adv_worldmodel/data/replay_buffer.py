@@ -38,16 +38,13 @@ def from_replay_buffer(
     observation: such rows are dropped and the row before them ends the episode as truncated. A row
     that the newest one overwrites in a full buffer is dropped too.
 
-    Args:
-        buffer: with flat Box observations and actions; n_envs >= 1.
-        actions: SB3's off-policy algorithms store actions scaled to [-1, 1] ("scaled"), who fills a
-            buffer by hand mostly stores the environment's own ("raw"). "auto" takes the one that
-            the data fit, and if both fit the one with the narrower bounds.
-        name: how messages and results call the data.
-        env_id: environment to evaluate in.
-
-    Raises:
-        ValueError: an empty buffer, other spaces, or as `OfflineDataset`.
+    :param buffer: with flat Box observations and actions; n_envs >= 1.
+    :param actions: SB3's off-policy algorithms store actions scaled to [-1, 1] ("scaled"), who
+        fills a buffer by hand mostly stores the environment's own ("raw"). "auto" takes the one
+        that the data fit, and if both fit the one with the narrower bounds.
+    :param name: how messages and results call the data.
+    :param env_id: environment to evaluate in.
+    :raises ValueError: an empty buffer, other spaces, or as `OfflineDataset`.
     """
     if not hasattr(buffer, "observations"):
         raise ValueError(

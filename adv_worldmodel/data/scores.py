@@ -44,10 +44,9 @@ _ROBOTICS = {
 class Score:
     """A normalised score, 0 for D4RL's random policy and 100 for its expert (P B.6).
 
-    Attributes:
-        value: 100 (R - R_min) / (R_max - R_min).
-        reference: which reference returns, and what the number may be compared with.
-        comparable: whether it may stand beside D4RL's published -v2 tables.
+    :param value: 100 (R - R_min) / (R_max - R_min).
+    :param reference: which reference returns, and what the number may be compared with.
+    :param comparable: whether it may stand beside D4RL's published -v2 tables.
     """
 
     value: float
@@ -58,10 +57,9 @@ class Score:
 def normalised_score(env_id: str | None, ret: float) -> Score | None:
     """Score of the mean return `ret` in the environment `env_id`; None where no reference is known.
 
-    Args:
-        env_id: a Gymnasium id with its version ("Hopper-v4", "module:AntMaze_UMaze-v5"), matched
-            exactly; only those of D4RL's tasks have a score.
-        ret: mean undiscounted return.
+    :param env_id: a Gymnasium id with its version ("Hopper-v4", "module:AntMaze_UMaze-v5"), matched
+        exactly; only those of D4RL's tasks have a score.
+    :param ret: mean undiscounted return.
     """
     match = re.fullmatch(r"(?:[\w.]+:)?(\w+)-v(\d+)", env_id or "")
     if match is None:
@@ -88,8 +86,7 @@ def evaluation_env(name: str) -> tuple[str | None, str]:
 
     D4RL's own -v2 environments are gone from Gymnasium; the nearest is -v4 where it runs, else -v5.
 
-    Args:
-        name: D4RL's name, with or without "d4rl:", such as "hopper-medium-v2".
+    :param name: D4RL's name, with or without "d4rl:", such as "hopper-medium-v2".
     """
     agent = name.removeprefix("d4rl:").split("-")[0]
     base = {task: base for base, task in _MUJOCO.items()}.get(agent)

@@ -26,20 +26,17 @@ def load_dataset(
 ) -> OfflineDataset:
     """The data set that `source` is or names.
 
-    Args:
-        source: an `OfflineDataset`, a `MinariDataset`, an SB3 `ReplayBuffer`, or a string:
-            a built-in name ("pendulum-random", "halfcheetah-medium-replay"),
-            a file (.hdf5, .h5, .npz) with D4RL's or Minari's keys,
-            "d4rl:NAME" for the file that D4RL keeps ("d4rl:hopper-medium-v2"),
-            "minari:ID" or a plain Minari id ("mujoco/hopper/medium-v0").
-        reward_offset: added to every reward (AntMaze: -1).
-        env_id: Gymnasium id ("Hopper-v5", "module:Name-v0") of the environment to evaluate in, in
-            place of the one the source names; a file's action bounds are taken from it unless the
-            file states them.
-
-    Raises:
-        FileNotFoundError: no such file or id; lists the near ones.
-        ValueError: unfit content (names key and row), or an environment that does not fit.
+    :param source: an `OfflineDataset`, a `MinariDataset`, an SB3 `ReplayBuffer`, or a string:
+        a built-in name ("pendulum-random", "halfcheetah-medium-replay"),
+        a file (.hdf5, .h5, .npz) with D4RL's or Minari's keys,
+        "d4rl:NAME" for the file that D4RL keeps ("d4rl:hopper-medium-v2"),
+        "minari:ID" or a plain Minari id ("mujoco/hopper/medium-v0").
+    :param reward_offset: added to every reward (AntMaze: -1).
+    :param env_id: Gymnasium id ("Hopper-v5", "module:Name-v0") of the environment to evaluate in,
+        in place of the one the source names; a file's action bounds are taken from it unless the
+        file states them.
+    :raises FileNotFoundError: no such file or id; lists the near ones.
+    :raises ValueError: unfit content (names key and row), or an environment that does not fit.
     """
     dataset = _load(source, env_id)
     if env_id is not None:

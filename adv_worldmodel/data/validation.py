@@ -91,10 +91,10 @@ def warn_of_rounding(
     That is where rounding moves a dimension by more than 1 % of the standard deviation of s' - s.
     100,000 rows that are spread over the data are looked at.
 
-    Args:
-        observations: (N, S), as they came, finite. next_observations: (N, S).
-        where: how messages call the data.
-        rows: those that count; None: all.
+    :param observations: (N, S), as they came, finite.
+    :param next_observations: (N, S).
+    :param where: how messages call the data.
+    :param rows: those that count; None: all.
     """
     if max(observations.dtype.itemsize, next_observations.dtype.itemsize) <= 4:
         return
@@ -205,8 +205,7 @@ def actions_in_bounds(
 ) -> NDArray[np.float32]:
     """Actions (N, A) within `space`: float error up to `ACTION_TOLERANCE` of the range is clipped.
 
-    Raises:
-        ValueError: at the first row that lies further outside.
+    :raises ValueError: at the first row that lies further outside.
     """
     slack = ACTION_TOLERANCE * (space.high - space.low)
     outside = (actions < space.low - slack) | (actions > space.high + slack)

@@ -50,11 +50,10 @@ def kind_of(value: object) -> str:
 class Termination:
     """Batched end-of-episode rule on raw observations.
 
-    Attributes:
-        spec: JSON-able description, enough for `termination_from_spec`. `kind` is one of
-            `never`; `outside` (ends unless every bound holds: "unhealthy"); `inside` (ends when
-            every bound holds: "goal reached"); `tip_height` (double pendulum); `function`.
-            `origin` says where the rule came from.
+    :param spec: JSON-able description, enough for `termination_from_spec`. `kind` is one of
+        `never`; `outside` (ends unless every bound holds: "unhealthy"); `inside` (ends when every
+        bound holds: "goal reached"); `tip_height` (double pendulum); `function`. `origin` says
+        where the rule came from.
     """
 
     spec: dict[str, Any]
@@ -63,15 +62,12 @@ class Termination:
     def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """Which rows end their episode.
 
-        Args:
-            obs: `(B, S)` raw states. action: `(B, A)` raw actions. next_obs: `(B, S)` raw.
-
-        Returns:
-            Bool tensor `(B,)` on the device of `next_obs`.
-
-        Raises:
-            ValueError: a user's function returned something else than bool `(B,)`, or the rule
-                reads a component that the observation does not have.
+        :param obs: `(B, S)` raw states.
+        :param action: `(B, A)` raw actions.
+        :param next_obs: `(B, S)` raw.
+        :return: bool tensor `(B,)` on the device of `next_obs`.
+        :raises ValueError: a user's function returned something else than bool `(B,)`, or the rule
+            reads a component that the observation does not have.
         """
         done = self.rule(obs, action, next_obs)
         batch = next_obs.shape[0]
@@ -162,14 +158,11 @@ def termination_from_spec(
 ) -> Termination:
     """Rebuild a `Termination` from its `spec`; runs no code that the spec brings along.
 
-    Args:
-        spec: `Termination.spec`, or what JSON made of it.
-        function: needed for, and only used with, `{"kind": "function"}`.
-        obs_dim: S, where it is known: the rule may read no other components.
-
-    Raises:
-        ValueError: unknown or damaged spec, one for other observations, or a function is needed
-            and none was given.
+    :param spec: `Termination.spec`, or what JSON made of it.
+    :param function: needed for, and only used with, `{"kind": "function"}`.
+    :param obs_dim: S, where it is known: the rule may read no other components.
+    :raises ValueError: unknown or damaged spec, one for other observations, or a function is needed
+        and none was given.
     """
     if spec.get("kind") == "function":
         if function is None:
@@ -210,15 +203,12 @@ def _automatic(env_id: str | None) -> dict[str, Any]:
 def make_termination(source: str | TerminationFunction | None, env_id: str | None) -> Termination:
     """The termination rule of a world model.
 
-    Args:
-        source: None or `"auto"`: read from the real environment `env_id` where Gymnasium can
-            build it, else from a table by exact name. `"never"`. A task's name (`"hopper"`,
-            `"Walker2d-v5"`): the table's rule with the task's default bounds. A function
-            `f(obs, action, next_obs) -> bool (B,)` on raw tensors.
-        env_id: Gymnasium id of the real environment, or None if unknown.
-
-    Raises:
-        ValueError: no rule is known; the message says what to pass instead.
+    :param source: None or `"auto"`: read from the real environment `env_id` where Gymnasium can
+        build it, else from a table by exact name. `"never"`. A task's name (`"hopper"`,
+        `"Walker2d-v5"`): the table's rule with the task's default bounds. A function
+        `f(obs, action, next_obs) -> bool (B,)` on raw tensors.
+    :param env_id: Gymnasium id of the real environment, or None if unknown.
+    :raises ValueError: no rule is known; the message says what to pass instead.
     """
     if source is None or source == "auto":
         return termination_from_spec(_automatic(env_id))
@@ -246,11 +236,10 @@ def compare_with_flags(
     float32 moves a row across a limit now and then: up to 3 rows, or 2 % of those that end an
     episode by either, may differ. Data with `goal_terminals`, which end no episode, are left out.
 
-    Args:
-        termination: the rule. dataset: the data. device: where the rule is evaluated.
-
-    Raises:
-        ValueError: as `Termination`.
+    :param termination: the rule.
+    :param dataset: the data.
+    :param device: where the rule is evaluated.
+    :raises ValueError: as `Termination`.
     """
     if dataset.goal_terminals:
         return

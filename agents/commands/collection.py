@@ -32,8 +32,7 @@ from agents.training.real_env import check_spaces, full_id, make_real_env
 def make_box_env(env_id: str) -> gym.Env[NDArray[Any], NDArray[Any]]:
     """The real environment, whose observations and actions are flat vectors of real numbers.
 
-    Raises:
-        ValueError: other spaces (a discrete one), unbounded actions, or as `make_real_env`.
+    :raises ValueError: other spaces (a discrete one), unbounded actions, or as `make_real_env`.
     """
     env = make_real_env(env_id)
     try:
@@ -51,8 +50,7 @@ def train_sac(env_id: str, steps: int, *, seed: int = 0) -> SAC:
     On the CPU and one thread: at this size more threads cost time. The replay buffer keeps every
     step (see `replayed`). Seeds NumPy's and Python's global generators, as SB3 does.
 
-    Raises:
-        ValueError: no step, or as `make_box_env`.
+    :raises ValueError: no step, or as `make_box_env`.
     """
     if steps < 1:
         raise ValueError(f"SAC cannot train for {steps} steps; give at least 1 (sac:10000).")
@@ -74,9 +72,8 @@ def load_policy(path: str | Path) -> BasePolicy:
 
     Such a file holds pickled objects: loading one runs what its author put there.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it cannot be read as one.
+    :raises FileNotFoundError: no such file.
+    :raises ValueError: it cannot be read as one.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -115,18 +112,16 @@ def collect(
     Each policy begins a new episode; its last one counts as truncated where it is unfinished.
     The first episode starts from `reset(seed=seed)`, and equal arguments give equal rows.
 
-    Args:
-        env_id: Gymnasium id or `module:ID`.
-        policies: anything with SB3's `predict`, for raw observations `(S,)`; None: uniform actions.
-        rows: of all policies together.
-        seed: of the environment, the policies' samples and the noise.
-        deterministic: mean actions instead of sampled ones.
-        noise: standard deviation of Gaussian noise on a policy's actions, as a share of half of
-            each action's range; clipped to the range.
-        name: how messages call the data.
-
-    Raises:
-        ValueError: fewer rows than policies, a policy of other spaces, or as `make_box_env`.
+    :param env_id: Gymnasium id or `module:ID`.
+    :param policies: anything with SB3's `predict`, for raw observations `(S,)`; None: uniform
+        actions.
+    :param rows: of all policies together.
+    :param seed: of the environment, the policies' samples and the noise.
+    :param deterministic: mean actions instead of sampled ones.
+    :param noise: standard deviation of Gaussian noise on a policy's actions, as a share of half of
+        each action's range; clipped to the range.
+    :param name: how messages call the data.
+    :raises ValueError: fewer rows than policies, a policy of other spaces, or as `make_box_env`.
     """
     if not 0 < len(policies) <= rows:
         raise ValueError(f"{rows} rows of {len(policies)} policies: each needs at least one row.")

@@ -184,10 +184,9 @@ def _sac_steps(word: str) -> int:
 def _check_options(arguments: argparse.Namespace, trained: list[str], *, acting: bool) -> None:
     """ValueError unless the options of `make` go together and what they would write is new.
 
-    Args:
-        arguments: of `make`.
-        trained: its policies that SAC trains.
-        acting: whether any policy is not random.
+    :param arguments: of `make`.
+    :param trained: its policies that SAC trains.
+    :param acting: whether any policy is not random.
     """
     single = len(arguments.policy) == 1 and len(trained) == 1
     noisy = arguments.deterministic or arguments.noise != 0.0

@@ -65,11 +65,10 @@ def markdown(
 ) -> str:
     """The table, what its columns mean, why runs are missing in it, and what it was made from.
 
-    Args:
-        rows: of `aggregate(groups)`.
-        groups: the runs.
-        left_out: how many runs were left out for newer ones of the same settings and seed.
-        planned: runs without a result, of which no group knows.
+    :param rows: of `aggregate(groups)`.
+    :param groups: the runs.
+    :param left_out: how many runs were left out for newer ones of the same settings and seed.
+    :param planned: runs without a result, of which no group knows.
     """
     scored = any(row.scores is not None for row in rows)
     header = ["data set", "configuration", "seeds", *_headers("return")]

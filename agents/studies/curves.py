@@ -36,15 +36,14 @@ def compare_curves(
 ) -> Path:
     """One curve for each group of runs: mean over its seeds, its 95 % bootstrap interval as a band.
 
-    Args:
-        groups: label -> runs (folders, CSV files or rows). Only iterations that all runs of a
-            group have evaluated are drawn.
-        path: PNG to write.
-        behaviour_return, cloning_return, title: see `plot_learning_curve`.
-
-    Raises:
-        FileNotFoundError, ValueError: nothing to draw, runs of a group without a common
-            iteration, or an unreadable file.
+    :param groups: label -> runs (folders, CSV files or rows). Only iterations that all runs of a
+        group have evaluated are drawn.
+    :param path: PNG to write.
+    :param behaviour_return: see `plot_learning_curve`.
+    :param cloning_return: see `plot_learning_curve`.
+    :param title: see `plot_learning_curve`.
+    :raises FileNotFoundError, ValueError: nothing to draw, runs of a group without a common
+        iteration, or an unreadable file.
     """
     if not groups:
         raise ValueError("No groups of runs to compare.")
@@ -59,8 +58,7 @@ def plot_groups(groups: Sequence[Group], path: str | Path) -> Path:
 
     Groups that are not evaluated in a real environment are left out.
 
-    Raises:
-        FileNotFoundError, ValueError: as `compare_curves`.
+    :raises FileNotFoundError, ValueError: as `compare_curves`.
     """
     done = [group for group in groups if group.finished]
     drawn = [group for group in done if group.evaluated]

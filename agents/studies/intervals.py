@@ -55,12 +55,9 @@ def bootstrap_interval(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """95 % interval of `statistic` over the first axis: percentiles of the resampled statistic.
 
-    Args:
-        values: `(n,)` or `(n, m)`, n >= 2 seeds, which are drawn with replacement.
-        statistic: called with an array and `axis`.
-
-    Returns:
-        Low and high, `()` or `(m,)`; equal arguments give equal intervals.
+    :param values: `(n,)` or `(n, m)`, n >= 2 seeds, which are drawn with replacement.
+    :param statistic: called with an array and `axis`.
+    :return: low and high, `()` or `(m,)`; equal arguments give equal intervals.
     """
     interval = stats.bootstrap(
         (np.asarray(values, dtype=np.float64),),

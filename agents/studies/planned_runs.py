@@ -31,8 +31,7 @@ def add_planned(folder: Path, runs: Mapping[str, str]) -> None:
 def read_planned(folder: Path) -> dict[str, str]:
     """Data sets by run folder; empty where no sweep has planned any.
 
-    Raises:
-        ValueError: the file is not what a sweep writes.
+    :raises ValueError: the file is not what a sweep writes.
     """
     file = folder / FILE
     if not file.is_file():
@@ -51,8 +50,7 @@ def read_planned(folder: Path) -> dict[str, str]:
 def find_missing(paths: Iterable[str | Path]) -> list[PlannedRun]:
     """The runs without a result that sweeps at any depth of `paths` have planned, each once.
 
-    Raises:
-        ValueError: as `read_planned`.
+    :raises ValueError: as `read_planned`.
     """
     found: dict[Path, PlannedRun] = {}
     for path in map(Path, paths):

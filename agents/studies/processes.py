@@ -40,10 +40,10 @@ class RunProcesses:
     A run that fails does not stop the others; why it failed stands in its `result.json`, also where
     it could not say so itself.
 
-    Args:
-        configs: of one run each, by the name under which it is reported; `out` is its run folder.
-        at_once: how many run at the same time.
-        progress: print what the runs do.
+    :param configs: of one run each, by the name under which it is reported; `out` is its run
+        folder.
+    :param at_once: how many run at the same time.
+    :param progress: print what the runs do.
     """
 
     def __init__(self, configs: Mapping[str, TrainConfig], at_once: int, progress: bool) -> None:

@@ -109,12 +109,9 @@ class Group:
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Read all runs that `paths` are or hold, each once.
 
-    Args:
-        paths: run folders, or folders in which to look for them at any depth.
-
-    Raises:
-        FileNotFoundError: a path is no folder, or holds no run.
-        ValueError: a run's `result.json` or `config.yaml` cannot be read.
+    :param paths: run folders, or folders in which to look for them at any depth.
+    :raises FileNotFoundError: a path is no folder, or holds no run.
+    :raises ValueError: a run's `result.json` or `config.yaml` cannot be read.
     """
     found: dict[Path, Run] = {}
     for path in map(Path, paths):

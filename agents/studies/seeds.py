@@ -53,9 +53,8 @@ def train_seeds(config: TrainConfig, *, progress: bool = True) -> SeedRuns:
 
     Prints, unless `progress` is False, what the runs do, a table at the end, and the folder.
 
-    Raises:
-        ValueError, FileNotFoundError: as `experiment.train`, before anything is written.
-        KeyboardInterrupt: passed on when all runs have ended and their files are written.
+    :raises ValueError, FileNotFoundError: as `experiment.train`, before anything is written.
+    :raises KeyboardInterrupt: passed on when all runs have ended and their files are written.
     """
     return run_seeds(prepare_seeds(config), progress=progress)
 

@@ -102,20 +102,17 @@ def plan_sweep(
 ) -> SweepPlan:
     """Read and check all settings, and find the runs that are finished.
 
-    Args:
-        config: path or shipped name, as for `load_config`.
-        overrides: `key=value` for all runs; `out` is the sweep's folder, by default
-            `runs/sweep-<name>`, always the same so that a second call finds the first one's runs.
-        grid: `key=v1,v2`, all of which are combined.
-        preset: a key of `PRESETS`, combined with the grid.
-        seeds: "A:B" for A to B - 1, or numbers and such ranges with commas; default: the
-            configuration's.
-        jobs: runs at the same time; default: as many as there are cores, on a GPU at most 4.
-
-    Raises:
-        FileNotFoundError, ValueError: a wrong setting in any combination, an occupied folder, runs
-            of other data in it, or another sweep at work in it. Data sets are read by the runs: one
-            that is missing fails its own runs only.
+    :param config: path or shipped name, as for `load_config`.
+    :param overrides: `key=value` for all runs; `out` is the sweep's folder, by default
+        `runs/sweep-<name>`, always the same so that a second call finds the first one's runs.
+    :param grid: `key=v1,v2`, all of which are combined.
+    :param preset: a key of `PRESETS`, combined with the grid.
+    :param seeds: "A:B" for A to B - 1, or numbers and such ranges with commas; default: the
+        configuration's.
+    :param jobs: runs at the same time; default: as many as there are cores, on a GPU at most 4.
+    :raises FileNotFoundError, ValueError: a wrong setting in any combination, an occupied folder,
+        runs of other data in it, or another sweep at work in it. Data sets are read by the runs:
+        one that is missing fails its own runs only.
     """
     overrides = list(overrides)
     base = load_config(config, overrides)
@@ -192,8 +189,7 @@ def run_sweep(plan: SweepPlan, *, progress: bool = True) -> dict[str, str]:
 def parse_seeds(text: str) -> list[int]:
     """Seeds of "0:5" (0 to 4), "3" or "0,3,7:9", in their order, each once.
 
-    Raises:
-        ValueError: anything else, or no seed.
+    :raises ValueError: anything else, or no seed.
     """
     seeds: dict[int, None] = {}
     for part in text.split(","):

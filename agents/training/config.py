@@ -244,8 +244,7 @@ class EvaluationConfig(Section):
 class TrainConfig(Section):
     """All that a training run depends on; ``dataset`` has no default.
 
-    Raises:
-        ValueError: a value of the wrong type or out of range; the message names its key.
+    :raises ValueError: a value of the wrong type or out of range; the message names its key.
     """
 
     dataset: Annotated[
@@ -297,16 +296,13 @@ def load_config(
 ) -> TrainConfig:
     """Read a configuration by path or shipped name, and apply ``key.sub=value`` overrides.
 
-    Args:
-        path_or_name: a YAML file, or one of :func:`config_names`. A file may
-            name another one that it ``extends``; settings in neither keep their defaults.
-        overrides: applied in order, later ones win; values are read as YAML.
-        dataset: taken where none is named.
-
-    Raises:
-        FileNotFoundError: no such file or name (the message lists near names).
-        ValueError: broken YAML, an unknown key (the message names the nearest known one), a
-            value of the wrong type or out of range.
+    :param path_or_name: a YAML file, or one of :func:`config_names`. A file may name another one
+        that it ``extends``; settings in neither keep their defaults.
+    :param overrides: applied in order, later ones win; values are read as YAML.
+    :param dataset: taken where none is named.
+    :raises FileNotFoundError: no such file or name (the message lists near names).
+    :raises ValueError: broken YAML, an unknown key (the message names the nearest known one), a
+        value of the wrong type or out of range.
     """
     path = find_config(path_or_name)
     known = {key: takes_text_only(hint) for key, hint in _leaves()}

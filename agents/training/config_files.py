@@ -83,8 +83,7 @@ def config_names() -> list[str]:
 def find_config(path_or_name: str | Path) -> Path:
     """The file that a path or a shipped name stands for.
 
-    Raises:
-        FileNotFoundError: there is none; the message lists near names.
+    :raises FileNotFoundError: there is none; the message lists near names.
     """
     path = Path(path_or_name).expanduser()
     shipped = _shipped_folder() / f"{path.stem if path.suffix in _SUFFIXES else path.name}.yaml"
@@ -108,14 +107,11 @@ def find_config(path_or_name: str | Path) -> Path:
 def read_config(path: Path, is_setting: Callable[[str, str], bool]) -> dict[str, Any]:
     """A file's settings by dotted key, those of the files that it ``extends`` included.
 
-    Args:
-        path: the file.
-        is_setting: called with a dotted key and the file's name; True for a setting, False for a
-            section; raises ValueError for an unknown key.
-
-    Raises:
-        FileNotFoundError: an extended file does not exist.
-        ValueError: not YAML, not a mapping, a key twice, a tag, a circle of ``extends``.
+    :param path: the file.
+    :param is_setting: called with a dotted key and the file's name; True for a setting, False for a
+        section; raises ValueError for an unknown key.
+    :raises FileNotFoundError: an extended file does not exist.
+    :raises ValueError: not YAML, not a mapping, a key twice, a tag, a circle of ``extends``.
     """
     return _read(path, is_setting, ())
 
@@ -177,14 +173,11 @@ def split_override(override: str) -> tuple[str, str]:
 def parse_value(text: str, where: str, *, text_only: bool) -> Any:
     """An override's value, read as YAML.
 
-    Args:
-        text: what stands behind the ``=``.
-        where: beginning of the error message.
-        text_only: the setting is a text: anything but null and a quoted text is taken as it
-            stands, so that ``out=2024`` is a folder's name.
-
-    Raises:
-        ValueError: not YAML.
+    :param text: what stands behind the ``=``.
+    :param where: beginning of the error message.
+    :param text_only: the setting is a text: anything but null and a quoted text is taken as it
+        stands, so that ``out=2024`` is a folder's name.
+    :raises ValueError: not YAML.
     """
     try:
         value = yaml.load(text, Loader=_Loader)

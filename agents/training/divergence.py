@@ -26,11 +26,10 @@ REWARD_SLACK = 1e-3
 class DivergenceError(RuntimeError):
     """The critics' values are no values any more: not finite, or far beyond what is possible.
 
-    Args:
-        message: for the user.
-        quantity: which number ran away, its `history` up to then, and the `limit` that it left
-            (None: it is not finite).
-        iteration: after which that was seen.
+    :param message: for the user.
+    :param quantity: which number ran away, its `history` up to then, and the `limit` that it left
+        (None: it is not finite).
+    :param iteration: after which that was seen.
     """
 
     def __init__(
@@ -81,11 +80,10 @@ def value_limit(
     bound: a narrow policy's is far below zero. Twice the sum leaves room for what critics
     overestimate on the way.
 
-    Args:
-        dataset: whose rewards count.
-        gamma: discount per step; 1 has no limit.
-        alpha: the largest entropy coefficient so far; 0 where the targets leave entropy out.
-        entropy: the largest |entropy| of the policy so far (nats).
+    :param dataset: whose rewards count.
+    :param gamma: discount per step; 1 has no limit.
+    :param alpha: the largest entropy coefficient so far; 0 where the targets leave entropy out.
+    :param entropy: the largest |entropy| of the policy so far (nats).
     """
     if gamma >= 1:
         return math.inf
@@ -100,17 +98,14 @@ class DivergenceCallback(BaseCallback):
     A run has diverged when a metric is not finite, or when mean Q leaves `value_limit`. That
     limit goes with the entropy coefficient: one that runs away is warned of.
 
-    Args:
-        dataset: the data trained on.
-        gamma: the agent's discount.
-        history: where the metrics arrive.
-        alpha: where the entropy coefficient starts; 0 where the targets leave entropy out.
-        stop: False warns instead, and lets the run go on, unless a metric is not finite.
-        warn: called with each warning, once for each kind.
-        found: details of a divergence before this one was made.
-
-    Attributes:
-        found: details of the first divergence, None without one.
+    :param dataset: the data trained on.
+    :param gamma: the agent's discount.
+    :param history: where the metrics arrive.
+    :param alpha: where the entropy coefficient starts; 0 where the targets leave entropy out.
+    :param stop: False warns instead, and lets the run go on, unless a metric is not finite.
+    :param warn: called with each warning, once for each kind.
+    :param found: details of a divergence before this one was made.
+    :ivar found: details of the first divergence, None without one.
     """
 
     def __init__(

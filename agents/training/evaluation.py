@@ -89,13 +89,10 @@ class Evaluator:
     iterations and seeds, would leave most of the noise out of the spread over seeds. Close it, or
     use it as a context manager.
 
-    Args:
-        env_id: Gymnasium id or `module:ID`.
-        episodes: per evaluation.
-        seed: episode i < 10 starts from `reset(seed=seed + i)`, where no iteration is given.
-
-    Raises:
-        ValueError: `episodes` < 1, or the environment is unknown or cannot be built.
+    :param env_id: Gymnasium id or `module:ID`.
+    :param episodes: per evaluation.
+    :param seed: episode i < 10 starts from `reset(seed=seed + i)`, where no iteration is given.
+    :raises ValueError: `episodes` < 1, or the environment is unknown or cannot be built.
     """
 
     def __init__(self, env_id: str, *, episodes: int = 10, seed: int = 0) -> None:
@@ -116,13 +113,11 @@ class Evaluator:
     ) -> Evaluation:
         """Returns of `policy`, an SB3 algorithm or policy (anything with SB3's `predict`).
 
-        Args:
-            policy: what acts; it receives raw observations `(n, S)`.
-            deterministic: the mean action; else sampled, from a generator seeded like the starts.
-            iteration: of a training, from which (and `seed`) its starts are drawn.
-
-        Raises:
-            ValueError: the policy's spaces are not the environment's.
+        :param policy: what acts; it receives raw observations `(n, S)`.
+        :param deterministic: the mean action; else sampled, from a generator seeded like the
+            starts.
+        :param iteration: of a training, from which (and `seed`) its starts are drawn.
+        :raises ValueError: the policy's spaces are not the environment's.
         """
         check_spaces(policy, self._envs.envs[0], self.env_id)  # type: ignore[attr-defined]
         seed = self.seed
@@ -178,17 +173,14 @@ class EvaluationCallback(BaseCallback):
     counts them, else rollouts seen. SB3's EventCallbacks do not forward the hook: use this one
     at top level, alone or in a list.
 
-    Args:
-        evaluator: what evaluates; the caller closes it.
-        every: iterations between evaluations.
-        path: `evaluations.csv` to append to, one flushed row per evaluation; None for no file.
-            A training that starts at iteration 0 begins the file anew.
-        history: rows of a training that goes on, with which the file begins anew; None: the
-            file, where there is one, is gone on with.
-        verbose: 1 prints each evaluation.
-
-    Attributes:
-        history: one row per evaluation.
+    :param evaluator: what evaluates; the caller closes it.
+    :param every: iterations between evaluations.
+    :param path: `evaluations.csv` to append to, one flushed row per evaluation; None for no file. A
+        training that starts at iteration 0 begins the file anew.
+    :param history: rows of a training that goes on, with which the file begins anew; None: the
+        file, where there is one, is gone on with.
+    :param verbose: 1 prints each evaluation.
+    :ivar history: one row per evaluation.
     """
 
     def __init__(
@@ -292,9 +284,8 @@ def _values(row: EvaluationRow) -> dict[str, Any]:
 def read_evaluations(path: str | Path) -> list[EvaluationRow]:
     """Rows of an `evaluations.csv`, or of the one in the run folder `path`.
 
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: a column is missing or a cell is no number; names the line.
+    :raises FileNotFoundError: there is none.
+    :raises ValueError: a column is missing or a cell is no number; names the line.
     """
     path = Path(path)
     path = path / "evaluations.csv" if path.is_dir() else path

@@ -61,16 +61,14 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     * `written`: the local time, and with what `versions`;
     * `status`: "running", "finished", "interrupted", "diverged" or "failed"; `error` says why.
 
-    Args:
-        config: every random draw follows from its seed; on one machine's CPU equal configurations
-            give equal `evaluations.csv`.
-        progress: show bars on stderr, and on stdout the returns and, as the last line, the folder.
-
-    Raises:
-        ValueError, FileNotFoundError: `config` names something that is not there or does not fit
-            (see `prepare`); nothing has been written.
-        DivergenceError, FloatingPointError: the critics or the fit ran away.
-        KeyboardInterrupt: passed on when the run's files are written.
+    :param config: every random draw follows from its seed; on one machine's CPU equal
+        configurations give equal `evaluations.csv`.
+    :param progress: show bars on stderr, and on stdout the returns and, as the last line, the
+        folder.
+    :raises ValueError, FileNotFoundError: `config` names something that is not there or does not
+        fit (see `prepare`); nothing has been written.
+    :raises DivergenceError, FloatingPointError: the critics or the fit ran away.
+    :raises KeyboardInterrupt: passed on when the run's files are written.
     """
     return run(prepare(config), progress=progress)
 

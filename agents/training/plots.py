@@ -31,16 +31,13 @@ def plot_learning_curve(
 ) -> Path:
     """Return against iteration with the spread over episodes, and what the data hold.
 
-    Args:
-        run: run folder, `evaluations.csv`, or rows of evaluations.
-        path: PNG to write.
-        behaviour_return: mean episode return of the data set, a dashed line.
-        cloning_return: return after behaviour cloning, a dotted line.
-        title: usually the data set and the environment.
-        label: of the curve.
-
-    Raises:
-        FileNotFoundError, ValueError: nothing to draw, or an unreadable file.
+    :param run: run folder, `evaluations.csv`, or rows of evaluations.
+    :param path: PNG to write.
+    :param behaviour_return: mean episode return of the data set, a dashed line.
+    :param cloning_return: return after behaviour cloning, a dotted line.
+    :param title: usually the data set and the environment.
+    :param label: of the curve.
+    :raises FileNotFoundError, ValueError: nothing to draw, or an unreadable file.
     """
     rows = rows_of(run)
     figure, (axes,) = panels_of([title])

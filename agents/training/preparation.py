@@ -29,16 +29,15 @@ if TYPE_CHECKING:
 class Preparation:
     """An experiment of which all user input has been checked.
 
-    Attributes:
-        config: as the user gave it.
-        dataset: read, with the reward offset added.
-        termination: what `fit_world_model` takes.
-        fit: settings of the maximum-likelihood fit, with the run's seed.
-        device: where the networks live.
-        env_id: the real environment in which the policy is evaluated; None: it is not.
-        env_note: why it is that one, where it is not simply the one behind the data.
-        seconds: that all of this took.
-        overwrite: replace a run that the run folder holds.
+    :param config: as the user gave it.
+    :param dataset: read, with the reward offset added.
+    :param termination: what `fit_world_model` takes.
+    :param fit: settings of the maximum-likelihood fit, with the run's seed.
+    :param device: where the networks live.
+    :param env_id: the real environment in which the policy is evaluated; None: it is not.
+    :param env_note: why it is that one, where it is not simply the one behind the data.
+    :param seconds: that all of this took.
+    :param overwrite: replace a run that the run folder holds.
     """
 
     config: TrainConfig
@@ -64,16 +63,12 @@ class Preparation:
 def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = False) -> Preparation:
     """Read and check all that `config` names.
 
-    Args:
-        config: of one run.
-        overwrite: its folder may hold a run, which is replaced.
-        resumed: its folder is there already, and is not looked at.
-
-    Raises:
-        ValueError, FileNotFoundError: the data set cannot be read, no termination rule is known,
-            the real environment cannot be built or has other spaces, the device is not there,
-            the run folder cannot be made, or several seeds are asked for. The message says what
-            to do.
+    :param config: of one run.
+    :param overwrite: its folder may hold a run, which is replaced.
+    :param resumed: its folder is there already, and is not looked at.
+    :raises ValueError, FileNotFoundError: the data set cannot be read, no termination rule is
+        known, the real environment cannot be built or has other spaces, the device is not there,
+        the run folder cannot be made, or several seeds are asked for. The message says what to do.
     """
     started = time.perf_counter()
     if config.seeds is not None:
@@ -128,8 +123,7 @@ def load_world_model(
 ) -> WorldModel:
     """A saved model with its own rule, but where the run's is a user's function.
 
-    Raises:
-        FileNotFoundError, ValueError: as `WorldModel.load`.
+    :raises FileNotFoundError, ValueError: as `WorldModel.load`.
     """
     function = termination if callable(termination) else None
     return WorldModel.load(folder, device=device, termination=function)
@@ -138,11 +132,9 @@ def load_world_model(
 def read_dataset(config: TrainConfig, *, modules: bool = True) -> OfflineDataset:
     """Return the data that `config` names.
 
-    Args:
-        modules: False leaves environments out that are named as `module:ID`, and imports nothing.
-
-    Raises:
-        ValueError, FileNotFoundError: they cannot be read, or are a single transition.
+    :param modules: False leaves environments out that are named as `module:ID`, and imports
+        nothing.
+    :raises ValueError, FileNotFoundError: they cannot be read, or are a single transition.
     """
     offset = config.data.reward_offset
     env_id, instead = (
@@ -225,8 +217,7 @@ def _check_termination(
 def load_termination(name: str) -> str | TerminationFunction:
     """Return the function of `module:function`, any other name as it is.
 
-    Raises:
-        ValueError: there is no such module, or no function of that name in it.
+    :raises ValueError: there is no such module, or no function of that name in it.
     """
     module_name, colon, function_name = name.partition(":")
     if not colon:

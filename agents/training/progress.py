@@ -29,8 +29,7 @@ class MetricsHistory(KVWriter):
     A run has thousands of rows with two or three different sets of keys: a row is kept as its
     values alone, behind the number of its set.
 
-    Args:
-        packed: dumps before this one was made, from `packed`.
+    :param packed: dumps before this one was made, from `packed`.
     """
 
     def __init__(self, packed: Mapping[str, Any] | None = None) -> None:
@@ -80,8 +79,7 @@ class MetricsHistory(KVWriter):
 class PhaseClock:
     """Wall-clock seconds by phase; a phase may come again and adds up.
 
-    Args:
-        before: phases that were over when the clock was made.
+    :param before: phases that were over when the clock was made.
     """
 
     def __init__(self, before: Mapping[str, float] | None = None) -> None:
@@ -149,10 +147,9 @@ class ProgressCallback(BaseCallback):
     On a terminal that is a bar on stderr; elsewhere (a log file, a CI) one plain line every
     `LINE_EVERY` seconds and one at the end.
 
-    Args:
-        total: iterations of the whole run.
-        finished: returns the number of iterations that are done.
-        note: returns a short text shown beside the bar, for example the last evaluation.
+    :param total: iterations of the whole run.
+    :param finished: returns the number of iterations that are done.
+    :param note: returns a short text shown beside the bar, for example the last evaluation.
     """
 
     def __init__(

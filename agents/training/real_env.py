@@ -22,12 +22,10 @@ from adv_worldmodel.building import make_quietly
 def resolve_env(env_id: str) -> EnvSpec:
     """The registered environment that `env_id` names.
 
-    Args:
-        env_id: a Gymnasium id, or `module:ID`, where importing `module` registers `ID`. Without
-            a version (`Hopper`) the latest one is meant.
-
-    Raises:
-        ValueError: the module cannot be imported, or the id is not registered (names near ones).
+    :param env_id: a Gymnasium id, or `module:ID`, where importing `module` registers `ID`. Without
+        a version (`Hopper`) the latest one is meant.
+    :raises ValueError: the module cannot be imported, or the id is not registered (names near
+        ones).
     """
     module, _, name = env_id.rpartition(":")
     if module:
@@ -59,8 +57,7 @@ def resolve_env(env_id: str) -> EnvSpec:
 def full_id(env_id: str) -> str:
     """`env_id` with its version, and with the module that registers it where one is named.
 
-    Raises:
-        ValueError: as `resolve_env`.
+    :raises ValueError: as `resolve_env`.
     """
     module, colon, _ = env_id.rpartition(":")
     return f"{module}{colon}{resolve_env(env_id).id}"
@@ -73,8 +70,7 @@ def _base(env_id: str) -> str:
 def make_real_env(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """Build the environment `env_id` (see `resolve_env`).
 
-    Raises:
-        ValueError: it is not registered, or its constructor fails (a missing package, ...).
+    :raises ValueError: it is not registered, or its constructor fails (a missing package, ...).
     """
     spec = resolve_env(env_id)
     try:
@@ -97,8 +93,7 @@ def check_spaces(
     no bounds of the observations, so dtype and those bounds may differ. A policy without spaces
     (any object with `predict`) is not checked.
 
-    Raises:
-        ValueError: naming both sides.
+    :raises ValueError: naming both sides.
     """
     for kind in ("observation", "action"):
         own: Space[Any] | None = getattr(policy, f"{kind}_space", None)

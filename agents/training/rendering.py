@@ -24,20 +24,15 @@ def render(
 ) -> Path:
     """Film one episode of the deterministic policy.
 
-    Args:
-        policy: an SB3 algorithm or policy (anything with SB3's `predict`).
-        env_id: Gymnasium id or `module:ID` of the real environment.
-        path: file to write; `.mp4` or `.gif` says the format.
-        seed: of the environment's reset.
-        max_steps: the film ends here if the episode does not end before.
-
-    Returns:
-        The path written.
-
-    Raises:
-        ValueError: another suffix, an unknown environment, one that has no `rgb_array` mode, or
-            spaces that are not the policy's.
-        RuntimeError: the environment cannot draw on this machine (no working OpenGL).
+    :param policy: an SB3 algorithm or policy (anything with SB3's `predict`).
+    :param env_id: Gymnasium id or `module:ID` of the real environment.
+    :param path: file to write; `.mp4` or `.gif` says the format.
+    :param seed: of the environment's reset.
+    :param max_steps: the film ends here if the episode does not end before.
+    :return: the path written.
+    :raises ValueError: another suffix, an unknown environment, one that has no `rgb_array` mode, or
+        spaces that are not the policy's.
+    :raises RuntimeError: the environment cannot draw on this machine (no working OpenGL).
     """
     path = Path(path)
     if path.suffix.lower() not in _SUFFIXES:

@@ -87,9 +87,8 @@ def returns_table(result: Mapping[str, Any]) -> list[str]:
 def seeds_table(results: Mapping[int, Mapping[str, Any]], errors: Mapping[int, str]) -> list[str]:
     """Lines with each seed's return (and score), then mean and std over those that finished.
 
-    Args:
-        results: `result.json` by seed; empty where there is none.
-        errors: why a seed's run did not finish.
+    :param results: `result.json` by seed; empty where there is none.
+    :param errors: why a seed's run did not finish.
 
     The standard deviation is that of a sample, divided by n - 1.
     """

@@ -39,13 +39,10 @@ def prepare_resumption(
 ) -> tuple[Preparation, Resumption]:
     """Read a run folder and check that the run can go on.
 
-    Args:
-        run: what `adv-worldmodel train` printed.
-        overrides: `key=value`, of settings in `FREE`; `dataset` too, for equal data elsewhere.
-
-    Raises:
-        FileNotFoundError, ValueError: no run there, a setting or the data have changed, or no
-            checkpoint can be read.
+    :param run: what `adv-worldmodel train` printed.
+    :param overrides: `key=value`, of settings in `FREE`; `dataset` too, for equal data elsewhere.
+    :raises FileNotFoundError, ValueError: no run there, a setting or the data have changed, or no
+        checkpoint can be read.
     """
     folder = RunFolder(Path(run))
     check_unlocked(folder.path)

@@ -106,9 +106,8 @@ class RunFolder:
     def read_result(self) -> dict[str, Any]:
         """Return the content of `result.json`.
 
-        Raises:
-            FileNotFoundError: if there is no such folder, or no run in it.
-            ValueError: if the file is not the JSON object that a run writes.
+        :raises FileNotFoundError: if there is no such folder, or no run in it.
+        :raises ValueError: if the file is not the JSON object that a run writes.
         """
         if not self.path.is_dir():
             raise FileNotFoundError(
@@ -137,11 +136,8 @@ class RunFolder:
     def env_id(self, *, trust: bool = False) -> str:
         """Return the environment in which `result.json` says the policy was evaluated.
 
-        Args:
-            trust: allow `module:ID`, with which a stranger's file would choose what is imported.
-
-        Raises:
-            FileNotFoundError, ValueError: as `read_result`; none is named, or a module's.
+        :param trust: allow `module:ID`, with which a stranger's file would choose what is imported.
+        :raises FileNotFoundError, ValueError: as `read_result`; none is named, or a module's.
         """
         env_id = self.read_result().get("env_id")
         if not isinstance(env_id, str):
@@ -154,8 +150,7 @@ class RunFolder:
     def alpha_in_values(self, agent: AgentConfig) -> float:
         """The entropy coefficient at the end of the run; 0 where the critics' targets leave it out.
 
-        Raises:
-            FileNotFoundError: it was learned, and `progress.csv` is missing.
+        :raises FileNotFoundError: it was learned, and `progress.csv` is missing.
         """
         if not agent.entropy_in_target:
             return 0.0
@@ -168,9 +163,8 @@ class RunFolder:
     def load_policy(self, device: str = "auto") -> RAMBO:
         """Load the agent, for prediction, from `policy/`: no code in it can run.
 
-        Raises:
-            FileNotFoundError: the run was stopped before there was an agent.
-            ValueError: a file is damaged or of another version.
+        :raises FileNotFoundError: the run was stopped before there was an agent.
+        :raises ValueError: a file is damaged or of another version.
         """
         from agents.rambo import RAMBO
 
@@ -286,8 +280,7 @@ def new_run_folder(
 ) -> RunFolder:
     """Make the folder of a run: `out`, or `runs/<name>-<seed>-<date-time>` of the current one.
 
-    Args:
-        overwrite: remove a run that `out` holds; files that no run writes stay.
+    :param overwrite: remove a run that `out` holds; files that no run writes stay.
     """
     if out is not None:
         path = Path(out)

@@ -41,9 +41,8 @@ def load_builtin(name: str) -> OfflineDataset:
 def pack(dataset: OfflineDataset) -> dict[str, NDArray[Any]]:
     """Arrays that hold `dataset` with each observation once, for `numpy.savez_compressed`.
 
-    Raises:
-        ValueError: if an episode has a gap (a successor that is not the next observation) or the
-            last one is not closed.
+    :raises ValueError: if an episode has a gap (a successor that is not the next observation) or
+        the last one is not closed.
     """
     ends = dataset.episode_ends()
     if ends[-1] != len(dataset) - 1:

@@ -105,7 +105,6 @@ class DivergenceCallback(BaseCallback):
     :param stop: False warns instead, and lets the run go on, unless a metric is not finite.
     :param warn: called with each warning, once for each kind.
     :param found: details of a divergence before this one was made.
-    :ivar found: details of the first divergence, None without one.
     """
 
     def __init__(
@@ -128,6 +127,7 @@ class DivergenceCallback(BaseCallback):
         self._warn = warn
         self._warned: set[str] = set()
         self._rewards = float(dataset.rewards.min()), float(dataset.rewards.max())
+        #: details of the first divergence, None without one
         self.found = found
 
     def _on_rollout_start(self) -> None:

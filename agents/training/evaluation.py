@@ -180,7 +180,6 @@ class EvaluationCallback(BaseCallback):
     :param history: rows of a training that goes on, with which the file begins anew; None: the
         file, where there is one, is gone on with.
     :param verbose: 1 prints each evaluation.
-    :ivar history: one row per evaluation.
     """
 
     def __init__(
@@ -198,6 +197,7 @@ class EvaluationCallback(BaseCallback):
         self.evaluator = evaluator
         self.every = every
         self.path = None if path is None else Path(path)
+        #: one row per evaluation
         self.history: list[EvaluationRow] = list(history or ())
         self._resumed = history is not None
         self._rollouts = 0

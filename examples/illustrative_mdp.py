@@ -142,16 +142,20 @@ def q_curve(model, states):
     return q.reshape(len(GRID), -1).mean(1).numpy()
 
 
+@torch.no_grad()
 def true_q_curve(model, states, seed, n_steps=60):
-    """The same in truth, of the policy's mean action: discounted rewards of simulated steps."""
+    """The same in truth: simulated steps' discounted rewards, and entropy as critics count it."""
     rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)  # of the policy's actions
+    alpha = float(model.log_ent_coef.exp())
     states = np.tile(states, (len(GRID), 1))
     actions = np.repeat(GRID, len(states) // len(GRID))[:, None]
-    returns = np.zeros(len(states))
-    for step in range(n_steps):  # 0.9^60 is 0.002
-        returns += GAMMA**step * states[:, 0]
+    returns = states[:, 0].astype(np.float64)
+    for step in range(1, n_steps):  # 0.9^60 is 0.002
         states = rng.normal(true_mean(actions), NOISE).astype(np.float32)
-        actions = model.predict(states, deterministic=True)[0]
+        sampled, log_prob = model.actor.action_log_prob(torch.as_tensor(states))
+        returns += GAMMA**step * (states[:, 0] - alpha * log_prob.numpy())
+        actions = sampled.numpy()
     return returns.reshape(len(GRID), -1).mean(1)
 
 
@@ -164,7 +168,16 @@ def checks(result):
         "model error within 10 % of the fit's": abs(rambo["error"] / result["fit_error"] - 1)
         <= 0.1,
         "RAMBO's Q lower out of the data": q_excess(rambo, margin=0.0) < 0,
+        "MBPO's Q far above the true one": q_error(mbpo) > 3.0,
+        "RAMBO's model expects less out of the data": np.interp(0.6, GRID, rambo["model"][0])
+        < np.interp(EDGE, GRID, rambo["model"][0]),
     }
+
+
+def q_error(curves):
+    """The critic's Q minus the true one at the policy's mean action."""
+    q, true_q = (np.interp(curves["action"], GRID, curves[key]) for key in ("q", "true_q"))
+    return float(q - true_q)
 
 
 def q_excess(curves, margin=MARGIN):
@@ -236,7 +249,7 @@ def draw(result, out):
     figure, axes = panels(2, "Q, mean over the data's states")
     for ax, name in zip(axes, WEIGHTS, strict=True):
         ax.plot(GRID, result[name]["q"], color=COLOURS[name], label="critic")
-        ax.plot(GRID, result[name]["true_q"], "k--", label="true, of the mean action")
+        ax.plot(GRID, result[name]["true_q"], "k--", label="true")
         ax.axvline(result[name]["action"], color=COLOURS[name], ls=":", label="mean action")
         ax.set_title(f"{name}: a = {result[name]['action']:.2f}")
         ax.legend(fontsize="small")

@@ -6,7 +6,8 @@ learn for 50 iterations per seed; the score is the true expected reward of the f
 Writes table.md and a figure per algorithm of Q against a after 5 and after 50 iterations.
 
 For example: python examples/single_transition.py --seeds 20 --jobs 2 --out single-transition
-With --choose-beta COMBO is run with every candidate of beta, as the paper chose it.
+With --choose-beta COMBO is run with every candidate of beta, as the paper chose it. --first-seed 20
+takes other seeds than those that the settings were chosen on.
 """
 
 import argparse
@@ -136,12 +137,12 @@ def model_curve(world_model):
     return world_model.outcome(obs, actions, mean.mean(0))[0][:, 0].numpy()
 
 
-def run_all(pool, algorithm, beta, n_seeds):
+def run_all(pool, algorithm, beta, seeds):
     """One agent per seed: stages ``[seed][milestone]`` of :func:`run`, and the scores."""
-    tasks = [pool.apply_async(run, (algorithm, beta, seed)) for seed in range(n_seeds)]
+    tasks = {seed: pool.apply_async(run, (algorithm, beta, seed)) for seed in seeds}
     name = algorithm if beta is None else f"{algorithm}, beta {beta}"
     results = []
-    for seed, task in enumerate(tqdm(tasks, desc=name, unit="seed")):
+    for seed, task in tqdm(tasks.items(), desc=name, unit="seed"):
         results.append(task.get())
         tqdm.write(f"{name}, seed {seed}: final mean action {results[-1][-1][0]:.3f}")
     return results, true_reward(np.array([stages[-1][0] for stages in results]))
@@ -152,7 +153,7 @@ def choose_beta(pool, n_seeds):
     lines = ["| beta | mean | standard deviation |", "|---|---|---|"]
     means = []
     for beta in BETAS:
-        _, scores = run_all(pool, "COMBO", beta, n_seeds)
+        _, scores = run_all(pool, "COMBO", beta, range(n_seeds))
         means.append(scores.mean())
         lines.append(f"| {beta} | {scores.mean():.3f} | {scores.std(ddof=1):.3f} |")
     lines = [f"COMBO's beta, {n_seeds} seeds each:", "", *lines, ""]
@@ -182,7 +183,8 @@ def draw(results, title, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20, help="seeds 0 to N - 1 (default 20)")
+    parser.add_argument("--seeds", type=int, default=20, help="how many seeds (default 20)")
+    parser.add_argument("--first-seed", type=int, default=0, help="and the first (default 0)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--out", type=Path, default=Path("single-transition"), help="folder")
     parser.add_argument("--beta", type=float, default=0.2, help="COMBO's (default 0.2)")
@@ -193,22 +195,25 @@ def main():
     args = parser.parse_args()
     if args.seeds < 2 or args.jobs < 1 or args.choose_beta < 0 or args.choose_beta == 1:
         parser.error("a standard deviation needs at least 2 seeds, and a run 1 process")
+    if args.first_seed < 0:
+        parser.error(f"--first-seed {args.first_seed}: a number of at least 0")
     if not 0.0 <= args.beta < float("inf"):
         parser.error(f"--beta {args.beta:g}: a number of at least 0")
     args.out.mkdir(parents=True, exist_ok=True)
 
     beta, lines = args.beta, []
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        rambo, rambo_scores = run_all(pool, "RAMBO", None, args.seeds)
+        rambo, rambo_scores = run_all(pool, "RAMBO", None, seeds)
         if args.choose_beta:
             beta, lines = choose_beta(pool, args.choose_beta)
-        combo, combo_scores = run_all(pool, "COMBO", beta, args.seeds)
+        combo, combo_scores = run_all(pool, "COMBO", beta, seeds)
     draw(rambo, "RAMBO", args.out / "single-transition-rambo.png")
     draw(combo, f"COMBO (beta {beta})", args.out / "single-transition-combo.png")
 
     p = stats.ttest_ind(rambo_scores, combo_scores, equal_var=False).pvalue
     lines += [
-        f"True expected reward of the final mean action, {args.seeds} seeds:",
+        f"True expected reward of the final mean action, seeds {seeds[0]} to {seeds[-1]}:",
         "",
         "| | mean | standard deviation | paper |",
         "|---|---|---|---|",

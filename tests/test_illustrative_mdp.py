@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.example_scripts import load_example
 
@@ -45,15 +48,58 @@ def test_an_untrained_policy_fails_the_checks_and_is_drawn_all_the_same(tmp_path
     assert all(10_000 < path.stat().st_size < 150_000 for path in files.values())
 
 
-def test_q_has_to_be_lower_from_the_edge_of_the_data_on() -> None:
-    script = load_example("illustrative_mdp")
-    near = np.isclose(script.GRID, 0.325)
+@pytest.fixture
+def script() -> ModuleType:
+    return load_example("illustrative_mdp")
+
+
+@pytest.fixture
+def sound(script: ModuleType) -> dict[str, Any]:
+    """A seed on which all promises hold."""
     q = np.where(np.abs(script.GRID) <= 0.301, 1.0, 0.5)
-    result = {"fit_error": 1.0, "MBPO": {"action": 0.9}, "RAMBO": {"action": 0.3, "error": 1.0}}
+    curves = {"q": q, "true_q": q + 0.1, "error": 1.0, "model": (-np.abs(script.GRID), None)}
+    mbpo = {"action": 0.9, "q": q + 4.0, "true_q": q}
+    return {"fit_error": 1.0, "MBPO": mbpo, "RAMBO": {"action": 0.3, **curves}}
+
+
+def test_q_has_to_be_lower_from_the_edge_of_the_data_on(
+    script: ModuleType, sound: dict[str, Any]
+) -> None:
+    near = np.isclose(script.GRID, 0.325)
+    q = sound["RAMBO"]["q"]
     for values, holds in ((q, True), (np.where(near, 1.1, q), False)):
-        result["RAMBO"]["q"] = values
-        assert script.checks(result)["RAMBO's Q lower out of the data"] == holds
-        assert script.q_excess(result["RAMBO"]) == pytest.approx(-0.5)  # what the table shows
+        sound["RAMBO"]["q"] = values
+        assert script.checks(sound)["RAMBO's Q lower out of the data"] == holds
+        assert script.q_excess(sound["RAMBO"]) == pytest.approx(-0.5)  # what the table shows
+
+
+def test_exploitation_and_pessimism_are_checked_too(
+    script: ModuleType, sound: dict[str, Any]
+) -> None:
+    assert all(script.checks(sound).values())
+    sound["MBPO"]["true_q"] = sound["MBPO"]["q"] - 1.0  # right values after all
+    sound["RAMBO"]["model"] = (np.abs(script.GRID), None)  # promises more, the further out
+    failed = [name for name, holds in script.checks(sound).items() if not holds]
+    assert failed == [
+        "MBPO's Q far above the true one",
+        "RAMBO's model expects less out of the data",
+    ]
+
+
+def test_true_values_count_rewards_and_entropy_as_a_critic_does(script: ModuleType) -> None:
+    """Of a policy that always acts a = 0 with log pi = -2, at alpha = 0.5."""
+    model = SimpleNamespace(
+        log_ent_coef=torch.tensor([0.5]).log(),
+        actor=SimpleNamespace(
+            action_log_prob=lambda obs: (torch.zeros(len(obs), 1), torch.full((len(obs),), -2.0))
+        ),
+    )
+    found = script.true_q_curve(model, np.full((2000, 1), 0.3, np.float32), seed=0)
+    here, later = (float(script.true_mean(np.array(a))) for a in (0.3, 0.0))
+    gamma = script.GAMMA
+    tail = sum(gamma**t * (later + 0.5 * 2.0) for t in range(2, 60))
+    expected = 0.3 + gamma * (here + 0.5 * 2.0) + tail
+    assert np.interp(0.3, script.GRID, found) == pytest.approx(expected, abs=0.1)
 
 
 @pytest.mark.parametrize("option", ["--updates", "--iterations"])

@@ -70,7 +70,15 @@ def test_a_mean_below_the_paper_s_is_a_failure(
 
 
 @pytest.mark.parametrize(
-    "words", ["--choose-beta -3", "--choose-beta 1", "--beta -1", "--beta nan", "--seeds 1"]
+    "words",
+    [
+        "--choose-beta -3",
+        "--choose-beta 1",
+        "--beta -1",
+        "--beta nan",
+        "--seeds 1",
+        "--first-seed -1",
+    ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_trained(
     example: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str

@@ -123,15 +123,24 @@ def as_expected(label, folders):
 
 
 def table(runs):
-    """Markdown lines: returns over the seeds of each variant."""
+    """Markdown lines: returns over the seeds of each variant, and of the clones they start from."""
     lines = ["| | mean return | std | by seed | failed |", "|---|---|---|---|---|"]
+    for folders in runs.values():
+        clones = [folder.read_result().get("cloning_return") for folder in finished(folders)]
+        if clones and None not in clones:  # equal in all variants that clone
+            lines.append(f"| the clone, before training | {_statistics(clones)} | 0 |")
+            break
     for label, folders in runs.items():
         returns = returns_of(folders)
-        by_seed = ", ".join(f"{value:.1f}" for value in returns)
-        std = f"{np.std(returns, ddof=1):.1f}" if len(returns) > 1 else "-"
-        mean = f"{np.mean(returns):.1f}" if returns else "-"
-        lines.append(f"| {label} | {mean} | {std} | {by_seed} | {len(folders) - len(returns)} |")
+        lines.append(f"| {label} | {_statistics(returns)} | {len(folders) - len(returns)} |")
     return lines
+
+
+def _statistics(returns):
+    """Mean, standard deviation and all of the returns, as cells of a row."""
+    std = f"{np.std(returns, ddof=1):.1f}" if len(returns) > 1 else "-"
+    mean = f"{np.mean(returns):.1f}" if returns else "-"
+    return f"{mean} | {std} | {', '.join(f'{value:.1f}' for value in returns)}"
 
 
 def main():

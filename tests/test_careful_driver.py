@@ -16,6 +16,7 @@ from agents.studies.sweep import SweepPlan
 from agents.training.atomic_files import write_json
 from agents.training.config import dump_config
 from agents.training.run_folder import RunFolder
+from tests.agents.made_up_runs import make_run
 from tests.example_scripts import EXAMPLES, load_example
 
 SCRIPT = EXAMPLES / "careful_driver.py"
@@ -82,6 +83,18 @@ def test_a_variant_is_trained_tabled_and_drawn(tmp_path: Path) -> None:
     config = (folder / "config.yaml").read_text()
     assert "continue_fit: true" in config
     assert "weight: 0.0" in config
+
+
+def test_the_table_begins_with_the_clones(script: ModuleType, tmp_path: Path) -> None:
+    def runs(name: str, clone: float | None) -> list[RunFolder]:
+        return [
+            make_run(tmp_path / name / str(seed), return_mean=7.0 + seed, cloning_return=clone)
+            for seed in (0, 1)
+        ]
+
+    _, _, clone, *variants = script.table({"no clone": runs("a", None), "b": runs("b", 69.0)})
+    assert clone == "| the clone, before training | 69.0 | 0.0 | 69.0, 69.0 | 0 |"
+    assert variants == [f"| {name} | 7.5 | 0.7 | 7.0, 8.0 | 0 |" for name in ("no clone", "b")]
 
 
 HEADER = "iteration,return_mean,return_std,length_mean,score\n"

@@ -282,6 +282,11 @@ class TrainConfig(Section):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        if isinstance(self.seeds, str) and ":" in self.seeds:
+            raise ValueError(
+                f"seeds = {self.seeds!r}: expected a whole number or null; a range is for the "
+                "option of 'adv-worldmodel sweep', --seeds A:B"
+            )
         super().__post_init__()
         if self.out is not None and self.out.startswith("~"):
             object.__setattr__(self, "out", str(Path(self.out).expanduser()))

@@ -59,11 +59,23 @@ class _Dumper(yaml.SafeDumper):
     """Safe YAML with tuples as ``[256, 256]``."""
 
 
-# PyYAML follows YAML 1.1, in which 3e-4 is a text: a float needs a dot and a signed exponent there.
-_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-# The writer needs the same rule, to put quotes around a text that looks like a number.
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+# PyYAML follows YAML 1.1, in which 3e-4 is a text (a float needs a dot and a signed exponent),
+# 1:3 is 63, to the base of 60, and 010 is 8: here a number is decimal, and those two are texts.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"^[-+]?(0|[1-9][\d_]*)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"^([-+]?((\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
+        r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN))$"
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag not in _NUMBERS]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _rule in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, _rule, list("-+.0123456789"))
+    # The writer needs the same rules, to put quotes around a text that looks like a number.
+    _Dumper.add_implicit_resolver(_tag, _rule, list("-+.0123456789"))
 _Dumper.add_representer(
     tuple,
     lambda dumper, value: dumper.represent_sequence(

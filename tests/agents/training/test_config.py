@@ -118,7 +118,21 @@ def test_what_is_written_reads_back_as_the_same(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["1e-4", "12", "null", "on", "~", "a: b # c", "Übung", "2024-01-01"]
+    "text",
+    [
+        "1e-4",
+        "12",
+        "null",
+        "on",
+        "~",
+        "a: b # c",
+        "Übung",
+        "2024-01-01",
+        "1:3",
+        "010",
+        "-.5",
+        "+.5e1",
+    ],
 )
 def test_texts_that_look_like_something_else_survive(text: str, tmp_path: Path) -> None:
     config = TrainConfig(dataset=text, out=text)
@@ -132,6 +146,28 @@ def test_every_way_to_write_a_number_is_a_number(text: str, tmp_path: Path) -> N
     from_file = load_config(path).adversary.weight
     from_override = load_config("base", ["dataset=d", f"adversary.weight={text}"]).adversary.weight
     assert from_file == from_override == pytest.approx(3e-4)
+
+
+@pytest.mark.parametrize("text", ["1:3", "010", "0x10", "0b11", "1:40", "-1:30"])
+def test_a_whole_number_is_decimal_or_refused(text: str, tmp_path: Path) -> None:
+    """YAML 1.1 reads 63, 8, 16, 3, 100 and -90."""
+    path = write(tmp_path, f"dataset: d\niterations: {text}\n")
+    message = f"iterations = '{text}': expected a whole number"
+    with pytest.raises(ValueError, match=message):
+        load_config(path)
+    with pytest.raises(ValueError, match=message):
+        load_config("pendulum-random", [f"iterations={text}"])
+
+
+@pytest.mark.parametrize(("text", "number"), [("0", 0), ("+7", 7), ("1_000", 1000), ("20", 20)])
+def test_decimal_whole_numbers_stay_numbers(text: str, number: int) -> None:
+    assert load_config("pendulum-random", [f"seed={text}"]).seed == number
+
+
+@pytest.mark.parametrize("text", ["1:30.5", "-1:30.0"])
+def test_a_number_with_a_point_has_no_colon(text: str) -> None:
+    with pytest.raises(ValueError, match=f"reward_offset = '{text}': expected a number"):
+        load_config("pendulum-random", [f"data.reward_offset={text}"])
 
 
 def test_fields_have_their_declared_types() -> None:
@@ -222,6 +258,7 @@ BAD_OVERRIDES = [
     ("evaluation.every=0", r"evaluation\.every = 0: must be at least 1"),
     ("seed=null", r"seed = null: expected a whole number"),
     ("seed=4294967296", r"seed = 4294967296: must be at most 4294967295"),
+    ("seeds=1:3", r"seeds = '1:3': expected a whole number or null; a range is .* --seeds A:B"),
     ("seeds=0", r"seeds = 0: must be at least 1"),
     ("seeds=4294967297", r"seeds = 4294967297: from seed = 0 on, seeds would pass 4294967295"),
     ("device=gpu", r"device = 'gpu': expected auto, cpu, cuda"),

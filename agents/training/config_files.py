@@ -144,9 +144,10 @@ def _read(
         beside = path.parent / base
         base_path = beside if beside.is_file() else find_config(base)
         values = _read(base_path, is_setting, (*readers, path.resolve()))
+    own: dict[str, Any] = {}
     for key, value in content.items():
         if is_setting(str(key), str(path)):
-            values[str(key)] = value
+            _put(own, str(key), value, path)
             continue
         if value is not None and not isinstance(value, dict):
             raise ValueError(
@@ -155,8 +156,19 @@ def _read(
         for sub_key, sub_value in (value or {}).items():
             dotted = f"{key}.{sub_key}"
             is_setting(dotted, str(path))
-            values[dotted] = sub_value
-    return values
+            _put(own, dotted, sub_value, path)
+    return values | own
+
+
+def _put(values: dict[str, Any], key: str, value: Any, path: Path) -> None:
+    """Add a setting of the file `path`; ValueError if it has it already, written another way."""
+    if key in values:
+        section, _, sub_key = key.rpartition(".")
+        raise ValueError(
+            f"{path}: the key {key!r} stands twice, once as {sub_key} below {section}: leave one "
+            "out"
+        )
+    values[key] = value
 
 
 def _load_yaml(path: Path) -> dict[Any, Any]:

@@ -209,6 +209,13 @@ def test_a_file_extends_one_beside_it_and_that_one_a_shipped_one(tmp_path: Path)
     assert config.rollout == RolloutConfig(starts=10, horizon=2, policy="random")
 
 
+def test_a_key_may_be_dotted_and_replaces_that_of_an_extended_file(tmp_path: Path) -> None:
+    write(tmp_path, "dataset: d\nagent: {updates: 6}\n", "parent.yaml")
+    path = write(tmp_path, "extends: parent.yaml\nagent.updates: 5\nagent: {tau: 0.1}\n")
+    config = load_config(path)
+    assert (config.agent.updates, config.agent.tau) == (5, 0.1)
+
+
 def test_names_and_paths_find_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +303,11 @@ BAD_FILES = [
     ("dataset: d\nrolout:\n  horizon: 1\n", r"mine\.yaml: unknown key 'rolout'"),
     ("dataset: d\nrollout:\n  horizn: 1\n", r"the nearest known: rollout\.horizon"),
     ("dataset: d\nrollout: 3\n", r"mine\.yaml: rollout = 3: expected a section"),
+    (
+        "dataset: d\nagent.updates: 5\nagent: {updates: 6}\n",
+        r"mine\.yaml: the key 'agent\.updates' stands twice, once as updates below agent: leave",
+    ),
+    ("agent: {updates: 6}\ndataset: d\nagent.updates: 5\n", r"'agent\.updates' stands twice"),
     ("dataset: d\nseed: 1\nseed: 2\n", r"line 3, column 1: the key 'seed' stands twice"),
     ("dataset: !!python/object/apply:os.getcwd []\n", r"line 1, column 10: .*is not read here"),
     ("extends: mine.yaml\n", r"mine\.yaml: extends itself"),

@@ -282,7 +282,8 @@ def known(runs: Sequence[Run], key: str) -> list[float]:
 def setting_text(value: Any) -> str:
     """A setting as it is written in an override: `0.0003`, `[256, 256]`, `true`, `null`, `auto`."""
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)  # two close values are two
     return value if isinstance(value, str) else json.dumps(value)
 
 

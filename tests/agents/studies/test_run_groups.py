@@ -84,8 +84,9 @@ def test_a_file_is_the_same_data_set_from_any_folder(
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(3e-4, "0.0003"), (0.0, "0"), (5, "5"), ((8, 8), "[8, 8]"), (True, "true"), (None, "null")],
-)
+    [(3e-4, "0.0003"), (0.0, "0"), (5, "5"), ((8, 8), "[8, 8]"), (True, "true"), (None, "null"),
+     (0.99999999, "0.99999999"), (1234567.0, "1234567.0"), (1 / 3, "0.3333333333333333")],
+)  # fmt: skip
 def test_a_setting_reads_as_its_override(value: object, text: str) -> None:
     assert setting_text(value) == text
 

@@ -113,6 +113,13 @@ def test_a_value_that_stands_twice_in_the_grid_is_an_error_with_a_preset_too(
             plan(tmp_path, grid=["agent.gamma=0.9,0.90"], preset=preset)
 
 
+def test_values_that_differ_in_late_digits_are_runs_of_their_own(tmp_path: Path) -> None:
+    found = plan(tmp_path, grid=["agent.gamma=0.9999999,0.99999999"])
+    assert list(found.configs) == [
+        "agent.gamma=0.9999999/seed-0", "agent.gamma=0.99999999/seed-0",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("preset", sweep.PRESETS)
 def test_the_command_line_knows_every_preset(preset: str) -> None:
     words = ["sweep", "pendulum-random", "--preset", preset]

@@ -291,7 +291,8 @@ def _goes_on(config: TrainConfig, data: _Contents) -> bool:
     folder = RunFolder(_out(config))
     if not has_trained(folder.checkpoints):  # nothing to lose but the clone
         return False
-    _check_same(config, folder, "an unfinished run", data, FREE)
+    what = "a finished run" if _says_finished(folder) else "an unfinished run"
+    _check_same(config, folder, what, data, FREE)
     return True
 
 
@@ -320,14 +321,24 @@ def _check_same(
 
 
 def _is_finished(config: TrainConfig, data: _Contents) -> bool:
-    """Whether the run's folder holds the finished run; ValueError if it holds something else."""
+    """Whether the run's folder holds the finished run; ValueError if it holds something else.
+
+    One of fewer iterations is not finished: it goes on from its checkpoint.
+    """
     folder = RunFolder(_out(config))
     if not folder.path.exists():
         return False
     written = {path.name for path in folder.path.iterdir()} - {LOCK}
     if written and folder.config.name not in written:
         raise ValueError(f"{folder.path} holds files, but no run: give another out=FOLDER")
-    if not folder.result.is_file() or folder.read_result().get("status") != "finished":
+    if not _says_finished(folder):
+        return False
+    longer = config.iterations > load_config(folder.config).iterations
+    if longer and has_trained(folder.checkpoints):  # one without is not thrown away to begin anew
         return False
     _check_same(config, folder, "a finished run", data)
     return True
+
+
+def _says_finished(folder: RunFolder) -> bool:
+    return folder.result.is_file() and folder.read_result().get("status") == "finished"

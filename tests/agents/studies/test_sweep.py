@@ -274,6 +274,37 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert run.evaluations.read_text().startswith(evaluations)
 
 
+def test_a_finished_run_goes_on_for_more_iterations_and_is_not_made_shorter(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "adversary.weight=0" / "seed-0")
+    settings = [*TINY, "checkpoint_every=1", "adversary.weight=0"]
+    assert main(["train", "pendulum-random", *settings, "iterations=2", f"out={run.path}"]) == 0
+    evaluations = run.evaluations.read_text()
+    fitted = (run.world_model / "model.json").stat().st_mtime_ns
+    words = [*settings[:-1], f"out={tmp_path}"]
+    longer = ["sweep", "pendulum-random", *words, "iterations=3", "--grid", "adversary.weight=0"]
+    assert main([*longer, "--seeds", "0"]) == 0
+    assert run.read_result()["iterations"] == 3
+    assert (run.world_model / "model.json").stat().st_mtime_ns == fitted
+    assert run.evaluations.read_text().startswith(evaluations)
+    assert run.evaluations.read_text().count("\n") == 4
+    with pytest.raises(ValueError, match=r"a finished run of other settings \(iterations\)"):
+        plan(tmp_path, *words[:-1], "iterations=2", grid=["adversary.weight=0"])
+
+
+def test_a_finished_run_goes_on_only_with_its_settings_and_from_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path / "pendulum-random" / "seed-0", "iterations=2")
+    longer = "iterations=3"
+    with pytest.raises(ValueError, match=r"a finished run of other settings \(iterations\)"):
+        plan(tmp_path, longer)
+    (run.checkpoints / "iteration-000002").mkdir(parents=True)
+    found = plan(tmp_path, longer)
+    assert (found.finished, found.begun) == (frozenset(), {"pendulum-random/seed-0"})
+    with pytest.raises(ValueError, match=r"a finished run of other settings \(agent\.gamma\)"):
+        plan(tmp_path, longer, "agent.gamma=0.9")
+
+
 def test_a_run_at_work_is_not_taken_from_under_itself(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "pendulum-random" / "seed-0", status="running")
     with run_locked(folder.path), pytest.raises(ValueError, match="a run is at work in"):

@@ -281,7 +281,11 @@ RUNS: list[Case] = [
     (resume(bad.cut("config.yaml")), "config.yaml: "),
     (resume(bad.cut("result.json")), "result.json is not valid JSON"),
     (resume(OTHER_DATA), "its content has changed", "bring the"),
-    (resume(bad.unchanged, "agent.gamma=0.9"), "agent.gamma would change the result", "or resume"),
+    (
+        resume(bad.unchanged, "agent.gamma=0.9"),
+        "agent.gamma cannot change where run goes on",
+        "or resume",
+    ),
     (resume(bad.unchanged, "iterations=1"), "has done 2 iterations already: give iterations=2"),
     (resume(bad.unchanged, "--overwrite"), "--resume goes on with a run", "give one of them"),
     (

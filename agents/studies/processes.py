@@ -201,7 +201,8 @@ def _prepare(config: TrainConfig) -> tuple[Preparation, Resumption | None]:
     """A run that its folder holds already goes on."""
     assert config.out is not None
     if RunFolder(Path(config.out)).config.is_file():
-        now = [f"{key}={setting_text(getattr(config, key))}" for key in FREE if key != "device"]
+        changing = [key for key in FREE if key not in ("device", "name")]
+        now = [f"{key}={setting_text(getattr(config, key))}" for key in changing]
         return prepare_resumption(config.out, now)
     return prepare(config), None
 

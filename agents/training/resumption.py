@@ -18,11 +18,11 @@ from agents.training.run_folder import RunFolder, check_unlocked
 
 __all__ = ["Resumption", "prepare_resumption"]
 
-#: Settings that may differ: how long, how often written. (Another device or number of threads
-#: rounds otherwise.)
-FREE = ("iterations", "checkpoint_every", "on_divergence", "n_threads", "device")
+#: Settings that may differ: how long, how often written, what it is called. (Another device or
+#: number of threads rounds otherwise.)
+FREE = ("name", "iterations", "checkpoint_every", "on_divergence", "n_threads", "device")
 #: Settings that say where things lie: files may have been moved; the data's content is compared.
-ELSEWHERE = ("name", "out", "dataset", "model.cache")
+ELSEWHERE = ("out", "dataset", "model.cache")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def prepare_resumption(
     free = FREE if known is None else (*FREE, "dataset")
     if refused := [key for key in changed if key not in free]:
         raise ValueError(
-            f"{', '.join(refused)} would change the result of {run}: train into another folder, "
+            f"{', '.join(refused)} cannot change where {run} goes on: train into another folder, "
             f"or resume without (what may differ: {', '.join(free)})"
         )
     prepared = prepare(dataclasses.replace(wanted, out=None, seeds=None), resumed=True)

@@ -132,8 +132,14 @@ def test_a_changed_setting_is_named_and_refused(
     before = sorted(path.name for path in half.rglob("*"))
     assert train("--resume", str(half), "agent.gamma=0.9", "iterations=9", "out=x") == 2
     error = capsys.readouterr().err
-    assert "out, agent.gamma would change the result" in error
+    assert f"out, agent.gamma cannot change where {half} goes on" in error
     assert sorted(path.name for path in half.rglob("*")) == before
+
+
+def test_a_run_goes_on_under_another_name(whole: Path, half: Path) -> None:
+    assert train("--resume", str(half), "name=other") == 0
+    assert "name: other\n" in RunFolder(half).config.read_text()
+    assert_equal_runs(whole, half)
 
 
 def moved(folder: Path, *, rewards: float = 0.0) -> Path:
@@ -162,7 +168,7 @@ def test_a_run_does_not_go_on_with_other_data(
     assert f"{file} is not what {half} was trained on" in capsys.readouterr().err
     RunFolder(half).result.unlink()  # what it was trained on is not known any more
     assert train("--resume", str(half), f"dataset={moved(tmp_path)}") == 2
-    assert "dataset would change the result" in capsys.readouterr().err
+    assert "dataset cannot change where" in capsys.readouterr().err
 
 
 def test_the_policy_of_a_run_is_judged_on_equal_data_elsewhere(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import time
@@ -81,7 +82,8 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
     if config.agent.critic_warmup >= config.iterations:
         warnings.warn(
             f"agent.critic_warmup = {config.agent.critic_warmup}: in iterations = "
-            f"{config.iterations} only the critics learn, and the policy stays the clone",
+            f"{config.iterations} only the critics learn, and the policy stays "
+            f"{'the clone' if config.cloning.epochs else 'as it was drawn'}",
             stacklevel=2,
         )
     device = _usable_device(config.device)
@@ -104,6 +106,13 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
         max_steps=model.max_steps,
         seed=config.seed,
     )
+    # last, since of bad input nothing else is said; a run that goes on was warned at its start
+    if config.iterations == 1 and _has_adversary(config) and not resumed:
+        warnings.warn(
+            "iterations = 1: the adversary's updates come before the second rollout, so the model "
+            "stays as it was fitted; give iterations=2 or more, or adversary.weight=0",
+            stacklevel=2,
+        )
     seconds = time.perf_counter() - started
     return Preparation(
         config=config,
@@ -116,6 +125,10 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
         seconds=seconds,
         overwrite=overwrite,
     )
+
+
+def _has_adversary(config: TrainConfig) -> bool:
+    return config.adversary.weight != 0 and config.adversary.updates > 0
 
 
 def load_world_model(
@@ -187,7 +200,8 @@ def _usable_device(name: str) -> torch.device:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a missing backend
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # the first sentence: of a backend that is left out, torch lists all operators in one line
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise ValueError(
             f"device = {name!r} cannot be used here ({reason}): set device=auto or device=cpu"
         ) from error
@@ -237,13 +251,21 @@ def load_termination(name: str) -> str | TerminationFunction:
     return function  # type: ignore[no-any-return]
 
 
+def _with_version(env_id: str) -> str:
+    """The `full_id` of an environment that is known here; no module is imported for it."""
+    if ":" not in env_id:
+        with contextlib.suppress(ValueError):
+            return full_id(env_id)
+    return env_id
+
+
 def _real_env(config: TrainConfig, dataset: OfflineDataset) -> tuple[str | None, str | None]:
     """Where the policy is evaluated, and why there if that needs a word."""
     if config.evaluation.episodes == 0:
         return None, None
     named, of_data = config.evaluation.env_id, dataset.env_id
     if named is not None:
-        differs = of_data is not None and named != of_data
+        differs = of_data is not None and _with_version(named) != _with_version(of_data)
         return named, f"the data come from {of_data}" if differs else None
     of_d4rl, note = None, None
     if config.dataset.startswith("d4rl:"):

@@ -6,8 +6,10 @@ import sys
 import warnings
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from adv_worldmodel import FitSettings
 from agents.training.config import load_config
@@ -80,10 +82,50 @@ def test_an_environment_without_a_version_is_the_latest() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("named", "note"),
+    [
+        ("Pendulum-v1", None),
+        ("Pendulum", None),
+        ("OtherPendulum", "the data come from Pendulum-v1"),
+    ],
+)
+def test_a_note_says_so_only_where_the_data_come_from_another_environment(
+    named: str, note: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = gym.envs.registration.EnvSpec(
+        "OtherPendulum-v0", entry_point=gym.spec("Pendulum-v1").entry_point
+    )
+    monkeypatch.setitem(gym.registry, other.id, other)
+    assert prepare(load_config("pendulum-random", [f"evaluation.env_id={named}"])).env_note == note
+
+
+def test_a_device_that_is_not_there_is_a_short_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own message on a missing backend has thousands of characters in its first line."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("Could not run 'aten::empty'. This could be " + 999 * "because ")
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    with pytest.raises(ValueError, match=r"'mps' cannot be used here \(Could .*::empty'\): set"):
+        prepare(load_config("pendulum-random", ["device=mps"]))
+
+
+@pytest.mark.parametrize("words", [["iterations=2"], ["adversary.weight=0"]])
+def test_a_run_too_short_for_its_adversary_is_warned_of(words: list[str]) -> None:
+    with pytest.warns(UserWarning, match="iterations = 1: the adversary's updates come before"):
+        prepare(load_config("pendulum-random", ["iterations=1"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(load_config("pendulum-random", ["iterations=1", *words]))
+
+
 def test_a_policy_that_stays_the_clone_is_warned_of() -> None:
     words = ["iterations=10", "agent.critic_warmup"]
     with pytest.warns(UserWarning, match="= 10 only the critics learn"):
         prepare(load_config("pendulum-random", [words[0], f"{words[1]}=10"]))
+    with pytest.warns(UserWarning, match="the policy stays as it was drawn"):
+        prepare(load_config("pendulum-random", [words[0], f"{words[1]}=10", "cloning.epochs=0"]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prepare(load_config("pendulum-random", [words[0], f"{words[1]}=9"]))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agents.commands.terminal import PROG, positive, user_input
 from agents.training.signals import terminated_as_interrupted
+
+if TYPE_CHECKING:
+    from agents.studies.run_groups import DamagedRun
 
 # scipy, matplotlib and torch take seconds to import: only the commands do, not --help.
 
@@ -90,7 +95,7 @@ def add_experiment_parsers(
 def _results(args: argparse.Namespace) -> int:
     from agents.studies.aggregate import aggregate, markdown, write_csv
     from agents.studies.planned_runs import find_missing
-    from agents.studies.run_groups import find_runs, group_runs
+    from agents.studies.run_groups import find_readable_runs, group_runs
     from agents.training.atomic_files import write_text
     from agents.training.progress import print_unless_gone
     from agents.training.run_folder import check_file
@@ -99,11 +104,12 @@ def _results(args: argparse.Namespace) -> int:
         check_file(Path(file))
     if args.plot is not None and Path(args.plot).suffix.lower() != ".png":
         raise ValueError(f"--plot {args.plot}: only PNG is drawn, give a name that ends in .png")
-    runs = find_runs(args.runs)
+    runs, damaged = find_readable_runs(args.runs)
     groups = group_runs(runs)
     rows = aggregate(groups)
     left_out = len(runs) - sum(len(group.runs) for group in groups)
-    table = markdown(rows, groups, left_out=left_out, planned=find_missing(args.runs))
+    missing = find_missing(args.runs)
+    table = markdown(rows, groups, left_out=left_out, planned=missing, damaged=damaged)
     if args.plot is not None:  # first, since it reads more files of the runs
         from agents.studies.curves import plot_groups
 
@@ -119,17 +125,25 @@ def _results(args: argparse.Namespace) -> int:
     if args.markdown is not None:
         write_text(Path(args.markdown), table)
     print_unless_gone(table.rstrip("\n"))
+    _say_left_out(damaged)
     return 0
+
+
+def _say_left_out(damaged: Sequence[DamagedRun]) -> None:
+    for run in damaged:
+        print(f"{PROG}: left out: {run.folder}: {run.error}", file=sys.stderr)
 
 
 def _select(args: argparse.Namespace) -> int:
     from agents.studies.planned_runs import find_missing
-    from agents.studies.run_groups import find_runs, group_runs
+    from agents.studies.run_groups import find_readable_runs, group_runs
     from agents.studies.selection import report, select
     from agents.training.progress import print_unless_gone
 
-    selections = select(group_runs(find_runs(args.runs)), find_missing(args.runs))
+    runs, damaged = find_readable_runs(args.runs)
+    selections = select(group_runs(runs), find_missing(args.runs), damaged)
     print_unless_gone("\n\n".join(report(selection) for selection in selections))
+    _say_left_out(damaged)
     without = [s.dataset for s in selections if s.choice is None]
     if without:
         print(f"{PROG}: nothing to choose from on {', '.join(without)}", file=sys.stderr)

@@ -14,7 +14,7 @@ from typing import Any
 from agents.studies.intervals import Summary, summarise
 from agents.studies.planned_runs import PlannedRun
 from agents.studies.provenance import made_from
-from agents.studies.run_groups import Group, Run, known
+from agents.studies.run_groups import DamagedRun, Group, Run, known
 from agents.training.atomic_files import write_text
 
 __all__ = ["Row", "aggregate", "markdown", "markdown_table", "number", "write_csv"]
@@ -62,6 +62,7 @@ def markdown(
     *,
     left_out: int = 0,
     planned: Sequence[PlannedRun] = (),
+    damaged: Sequence[DamagedRun] = (),
 ) -> str:
     """The table, what its columns mean, why runs are missing in it, and what it was made from.
 
@@ -69,6 +70,7 @@ def markdown(
     :param groups: the runs.
     :param left_out: how many runs were left out for newer ones of the same settings and seed.
     :param planned: runs without a result, of which no group knows.
+    :param damaged: runs that cannot be read, of which no group knows either.
     """
     scored = any(row.scores is not None for row in rows)
     header = ["data set", "configuration", "seeds", *_headers("return")]
@@ -94,6 +96,7 @@ def markdown(
         parts = ["Not in it", str(run.folder.path), run.status, why]
         lines.append(": ".join(filter(None, parts)))
     lines += [f"Not in it: {run.folder}: planned, without a result" for run in planned]
+    lines += [f"Not in it: {run.folder}: cannot be read" for run in damaged]
     gone_on = [run for group in groups for run in group.runs if run.diverged_and_went_on]
     lines += [f"Diverged, and went on: {run.folder.path}" for run in gone_on]
     if left_out:

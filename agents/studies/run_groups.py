@@ -18,9 +18,11 @@ from agents.training.run_folder import RunFolder
 
 __all__ = [
     "BESIDE",
+    "DamagedRun",
     "Group",
     "Run",
     "compared_settings",
+    "find_readable_runs",
     "find_runs",
     "group_runs",
     "known",
@@ -76,6 +78,14 @@ class Run:
 
 
 @dataclass(frozen=True)
+class DamagedRun:
+    """A run folder that cannot be read."""
+
+    folder: Path
+    error: str  #: why, in one line
+
+
+@dataclass(frozen=True)
 class Group:
     """Runs that differ in their seeds only, one of each seed, in the seeds' order."""
 
@@ -113,7 +123,20 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     :raises FileNotFoundError: a path is no folder, or holds no run.
     :raises ValueError: a run's `result.json` or `config.yaml` cannot be read.
     """
-    found: dict[Path, Run] = {}
+    runs, damaged = find_readable_runs(paths)
+    if damaged:
+        raise ValueError(damaged[0].error)
+    return runs
+
+
+def find_readable_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[DamagedRun]]:
+    """The same, with the runs that cannot be read beside the others.
+
+    :param paths: see `find_runs`.
+    :raises FileNotFoundError: see `find_runs`.
+    :raises ValueError: none can be read.
+    """
+    found: dict[Path, Run | DamagedRun] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             raise FileNotFoundError(
@@ -126,8 +149,20 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
                 "'adv-worldmodel train' or 'sweep' printed"
             )
         for folder in folders:
-            found.setdefault(folder.resolve(), _read(RunFolder(folder)))
-    return list(found.values())
+            if folder.resolve() not in found:
+                found[folder.resolve()] = _read_or_say(folder)
+    runs = [run for run in found.values() if isinstance(run, Run)]
+    damaged = [run for run in found.values() if isinstance(run, DamagedRun)]
+    if damaged and not runs:
+        raise ValueError(damaged[0].error)
+    return runs, damaged
+
+
+def _read_or_say(folder: Path) -> Run | DamagedRun:
+    try:
+        return _read(RunFolder(folder))
+    except (ValueError, OSError) as error:
+        return DamagedRun(folder, " ".join(str(error).split()))
 
 
 def _read(folder: RunFolder) -> Run:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from agents.studies.aggregate import markdown_table, number
 from agents.studies.planned_runs import PlannedRun
-from agents.studies.run_groups import Group, Run, known
+from agents.studies.run_groups import DamagedRun, Group, Run, known
 from agents.training.results import Q_VAR_ITERATIONS
 
 __all__ = ["Candidate", "Selection", "report", "select"]
@@ -61,27 +61,40 @@ class Selection:
         return _difference(self.best.mean_score, self.choice.mean_score)
 
 
-def select(groups: Sequence[Group], missing: Iterable[PlannedRun] = ()) -> list[Selection]:
+def select(
+    groups: Sequence[Group],
+    missing: Iterable[PlannedRun] = (),
+    damaged: Sequence[DamagedRun] = (),
+) -> list[Selection]:
     """Choose a configuration on each data set by the least mean Q_avg + Q_var (P B.5).
 
     Only runs that finished count: what a run that ran away says of its values is worth nothing.
-    Planned runs that are missing are a reason for doubt.
+    Planned runs that are missing are a reason for doubt; so are, on each data set, runs that cannot
+    be read, since nobody knows what they were trained on.
     """
     names = {run.settings["dataset"]: group.dataset for group in groups for run in group.runs}
     absent: dict[str, list[PlannedRun]] = {group.dataset: [] for group in groups}
     for run in missing:
         absent.setdefault(names.get(run.dataset, run.dataset), []).append(run)
     return [
-        _select(name, [g for g in groups if g.dataset == name], absent[name]) for name in absent
+        _select(name, [g for g in groups if g.dataset == name], absent[name], damaged)
+        for name in absent
     ]
 
 
-def _select(dataset: str, groups: Sequence[Group], missing: Sequence[PlannedRun]) -> Selection:
+def _select(
+    dataset: str,
+    groups: Sequence[Group],
+    missing: Sequence[PlannedRun],
+    damaged: Sequence[DamagedRun],
+) -> Selection:
     candidates = tuple(map(_candidate, groups))
     choice = _least([(c.heuristic, c) for c in candidates])
     best = _least([(None if c.mean_return is None else -c.mean_return, c) for c in candidates])
-    doubts = (*_doubts(groups), *(f"{run.folder}: planned, without a result" for run in missing))
-    return Selection(dataset, candidates, choice, best, doubts)
+    doubts = _doubts(groups)
+    doubts += [f"{run.folder}: planned, without a result" for run in missing]
+    doubts += [f"{run.folder}: cannot be read, and may be one of these" for run in damaged]
+    return Selection(dataset, candidates, choice, best, tuple(doubts))
 
 
 def _least(rated: Sequence[tuple[float | None, Candidate]]) -> Candidate | None:

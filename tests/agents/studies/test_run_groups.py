@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from agents.cli import main
 from agents.studies.run_groups import compared_settings, find_runs, group_runs, setting_text
 from agents.training.config import load_config
 from tests.agents.made_up_runs import make_run
@@ -28,6 +30,42 @@ def test_what_holds_no_run_is_an_error(tmp_path: Path) -> None:
         find_runs([tmp_path])
     (tmp_path / "result.json").write_text('{"status": "finished"}')
     with pytest.raises(ValueError, match=r"no config\.yaml"):
+        find_runs([tmp_path])
+
+
+DAMAGE = [
+    ("result.json", "{", "is not valid JSON"),
+    ("result.json", "{}", "no key 'status'"),
+    ("config.yaml", "{", "config.yaml: line 1"),
+    ("config.yaml", "dataset: d\nagent: {gamma: 3}\n", "agent.gamma = 3.0: must be at most 1"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "why"), DAMAGE)
+def test_a_damaged_run_is_left_out_and_named(
+    tmp_path: Path, name: str, text: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, setting in (("a", "rollout.horizon=2"), ("b", "rollout.horizon=5")):
+        make_run(tmp_path / folder, setting, q_avg=1.0, q_var=1.0, return_mean=1.0)
+    damaged = make_run(tmp_path / "c", "seed=1").path
+    (damaged / name).write_text(text)
+    assert main(["results", str(tmp_path)]) == 0
+    table, said = capsys.readouterr()
+    assert f"Not in it: {damaged}: cannot be read\n" in table
+    assert said.startswith(f"adv-worldmodel: left out: {damaged}: ")
+    assert why in said
+    assert said.count("\n") == 1
+    assert main(["select", str(tmp_path)]) == 0
+    chosen, said = capsys.readouterr()
+    assert chosen.splitlines()[-2:] == [
+        "The choice cannot be trusted:",
+        f"  {damaged}: cannot be read, and may be one of these",
+    ]
+    assert said.count("\n") == 1
+    for command in ("results", "select"):
+        assert main([command, str(damaged)]) == 2  # nothing is left
+        assert why in capsys.readouterr().err
+    with pytest.raises(ValueError, match=re.escape(why)):
         find_runs([tmp_path])
 
 

@@ -119,8 +119,8 @@ class RamboCallback(BaseCallback):
         self._refuse_another_game(dataset)
         self._foes = policy_and_value(self.model)
         gamma = float(self.model.gamma)  # type: ignore[attr-defined]
-        old = self.adversary
-        if old is None or (old.model, old.horizon, old.gamma) != (models[0], horizon, gamma):
+        game, old = (models[0], horizon, gamma, dataset.content_hash), self.adversary
+        if old is None or (old.model, old.horizon, old.gamma, old.content_hash) != game:
             self.adversary = Adversary(
                 models[0],
                 dataset,

@@ -231,7 +231,11 @@ class RAMBO(SAC):
         )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Go on in another world model of the same spaces; synthetic rows are dropped."""
+        """Go on in another world model of the same spaces; synthetic rows are dropped.
+
+        The data are the new environment's. The policy goes on standardising states by those that
+        it was built with: its weights are for such inputs.
+        """
         super().set_env(_as_world(env), force_reset)
         self._attach_data()
 

@@ -68,6 +68,8 @@ class Adversary:
     ) -> None:
         self.model, self.settings = model, settings
         self.horizon, self.gamma, self.graphs = horizon, gamma, graphs
+        #: of the data that the model keeps fitting
+        self.content_hash = dataset.content_hash
         device = model.device
         self.generator = make_generator(seed, "adversary", device)
         self.optimizer = make_optimizer(model.ensemble, settings.learning_rate)

@@ -424,6 +424,26 @@ def test_the_adversary_plays_the_agent_s_game(
     assert callback.adversary.gamma == 0.8
 
 
+def test_other_data_make_another_adversary(
+    pendulum: OfflineDataset, ending_model: WorldModel, build: Make
+) -> None:
+    """After ``set_env`` it keeps the model near the new data, not those of the first call."""
+    columns = ("observations", "actions", "rewards", "next_observations", "terminations")
+    half = OfflineDataset.from_arrays(
+        *(getattr(pendulum, column)[:500] for column in columns),
+        observation_space=pendulum.observation_space,
+        action_space=pendulum.action_space,
+    )
+    callback, model = adversary(), build("RAMBO")
+    model.learn(total_timesteps=2 * ITERATION, callback=callback)
+    first = callback.adversary
+    model.set_env(make_sb3_env(half, 16, 5, world_model=ending_model, device="cpu", seed=0))
+    model.learn(total_timesteps=2 * ITERATION, callback=callback)
+    assert callback.adversary is not first
+    assert callback.adversary is not None
+    assert torch.equal(callback.adversary.start_states, torch.as_tensor(half.observations))
+
+
 def test_sb3_s_callbacks_count_episodes_in_rambo_s_rollouts(build: Make) -> None:
     """Two iterations of 16 rows that end after five steps; the third is not begun."""
     model = build("RAMBO")

@@ -27,6 +27,10 @@ class Ensemble(nn.Module):
     variance finite away from the data.
     """
 
+    #: outputs ``(D,)`` whose lower limit does not learn; ``None``: all learn. A constant target has
+    #: no best variance: its limit would sink, and its likelihood rise, for ever.
+    held: Tensor | None
+
     def __init__(
         self,
         n_members: int,
@@ -50,6 +54,15 @@ class Ensemble(nn.Module):
             self.biases.append(nn.Parameter(torch.zeros(n_members, 1, fan_out)))
         self.max_logvar = nn.Parameter(torch.full((output_dim,), INITIAL_MAX_LOGVAR))
         self.min_logvar = nn.Parameter(torch.full((output_dim,), INITIAL_MIN_LOGVAR))
+        # follows from the model's scales, so no file holds it
+        self.register_buffer("held", None, persistent=False)
+
+    @property
+    def lower_limit(self) -> Tensor:
+        """``min_logvar``, through which no gradient reaches what is held."""
+        if self.held is None:
+            return self.min_logvar
+        return torch.where(self.held, self.min_logvar.detach(), self.min_logvar)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, ``(E, B, D)`` each; x is ``(E, B, in)`` or ``(B, in)`` for all."""
@@ -62,7 +75,8 @@ class Ensemble(nn.Module):
                 h = F.silu(h, inplace=inplace)
         mean, logvar = h.chunk(2, dim=-1)
         logvar = self.max_logvar - F.softplus(self.max_logvar - logvar)
-        logvar = self.min_logvar + F.softplus(logvar - self.min_logvar)
+        low = self.lower_limit
+        logvar = low + F.softplus(logvar - low)
         return mean, logvar
 
     def select(self, members: Sequence[int]) -> Ensemble:
@@ -75,6 +89,7 @@ class Ensemble(nn.Module):
                 for name, value in self.state_dict().items()
             }
         )
+        chosen.held = self.held
         return chosen
 
 

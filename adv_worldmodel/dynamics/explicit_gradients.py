@@ -73,6 +73,8 @@ class ExplicitEnsemble:
         high, low = self.ensemble.max_logvar, self.ensemble.min_logvar
         torch.sum(capped - raw, (0, 1), out=self.grads[high]).add_(LOGVAR_LIMIT_WEIGHT)
         torch.sum(logvar_grad - capped, (0, 1), out=self.grads[low]).sub_(LOGVAR_LIMIT_WEIGHT)
+        if self.ensemble.held is not None:
+            self.grads[low].masked_fill_(self.ensemble.held, 0.0)
         delta = torch.cat([mean_grad, raw], dim=-1)
         for i in reversed(range(len(self.weights))):
             weight, bias = self.weights[i], self.biases[i]

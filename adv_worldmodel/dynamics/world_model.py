@@ -151,6 +151,12 @@ class WorldModel(nn.Module):
             deviation, centre = torch.std_mean(rows.double(), dim=0, correction=0)
             mean.copy_(centre)
             std.copy_(torch.where(deviation < SMALLEST_STD, unit, deviation))
+        self._hold_constants()
+
+    def _hold_constants(self) -> None:
+        """The lower log-variance limit of a constant target stays where it is."""
+        constant = self.target_std <= SMALLEST_STD
+        self.ensemble.held = constant if bool(constant.any()) else None
 
     def outcome(self, obs: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Raw next state ``(B, S)`` and reward ``(B,)`` of standardised targets ``(B, D)``."""
@@ -289,6 +295,7 @@ class WorldModel(nn.Module):
         model.holdout_rows = holdout_rows
         with _fitting(folder):
             model.load_state_dict(tensors)
+        model._hold_constants()
         model.fit_info = description["fit_info"]
         return model.to(resolve_device(device))
 

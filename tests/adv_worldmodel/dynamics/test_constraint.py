@@ -13,7 +13,11 @@ from torch import Tensor
 from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
 from adv_worldmodel.dynamics.constraint import LEAST, RATE, START, DualWeight
-from adv_worldmodel.dynamics.ensemble import Ensemble, gaussian_log_density
+from adv_worldmodel.dynamics.ensemble import (
+    INITIAL_MIN_LOGVAR,
+    Ensemble,
+    gaussian_log_density,
+)
 from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model
 from adv_worldmodel.dynamics.likelihood import mean_nll, supervised_loss
 
@@ -146,6 +150,30 @@ def test_the_likelihood_stays_within_the_bound(dataset: OfflineDataset) -> None:
     assert metrics["excess_nll"] == pytest.approx(xi, abs=0.5 * xi)
     assert metrics["weight"] == pytest.approx(float(bound.dual.weight))
     assert 1.0 < metrics["weight"] < 50.0
+
+
+def constant_beside(data: OfflineDataset) -> OfflineDataset:
+    """The same data with a second dimension of the state, always 0.37."""
+    states, successors = (
+        np.concatenate([rows, np.full_like(rows, 0.37)], axis=1)
+        for rows in (data.observations, data.next_observations)
+    )
+    return OfflineDataset.from_arrays(
+        states, data.actions, data.rewards, successors, data.terminations,
+        action_space=data.action_space,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("score", ["member", "pathwise"])
+def test_what_is_constant_gains_no_likelihood_for_ever(dataset: OfflineDataset, score: str) -> None:
+    """Else its gain, without a bound, would outweigh whatever the other dimensions lose."""
+    adversary = adversary_of(constant_beside(dataset), weight="auto", score=score)
+    limits = adversary.model.ensemble.min_logvar.detach()
+    assert float(limits[1]) == INITIAL_MIN_LOGVAR  # nor had it in the fit
+    before = float(limits[0])
+    adversary.run(100, Greedy(), Greedy())
+    assert float(limits[1]) == INITIAL_MIN_LOGVAR
+    assert float(limits[0]) != before
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings, WorldModel, make_termination
-from adv_worldmodel.dynamics.ensemble import Ensemble, MemberDraw
+from adv_worldmodel.dynamics.ensemble import INITIAL_MIN_LOGVAR, Ensemble, MemberDraw
 from adv_worldmodel.dynamics.explicit_gradients import ExplicitEnsemble, ExplicitModelGradient
 from adv_worldmodel.dynamics.likelihood import logvar_limits_loss
 from adv_worldmodel.dynamics.model_gradient import Score, model_gradient
@@ -66,8 +66,12 @@ def assert_same(ours: list[Tensor], theirs: list[Tensor], **tolerance: float) ->
 
 @pytest.mark.parametrize("hidden", [(), (7,), (8, 5, 6)])
 @pytest.mark.parametrize("spread", [1.0, 30.0])  # far beyond the limits of the log-variance
-def test_ensemble_forward_and_back(hidden: tuple[int, ...], spread: float) -> None:
+@pytest.mark.parametrize("held", [None, torch.tensor([False, True, False])])
+def test_ensemble_forward_and_back(
+    hidden: tuple[int, ...], spread: float, held: Tensor | None
+) -> None:
     ensemble = make_model(hidden).double().ensemble
+    ensemble.held = held
     with torch.no_grad():
         ensemble.biases[-1].copy_(spread * normal(*ensemble.biases[-1].shape))
     x = normal(3, 11, S + A, seed=2)
@@ -76,6 +80,9 @@ def test_ensemble_forward_and_back(hidden: tuple[int, ...], spread: float) -> No
     loss = (weights[0] * mean + weights[1] * logvar).sum() + logvar_limits_loss(ensemble)
     loss.backward()
     expected = gradients(ensemble)
+    assert ensemble.min_logvar.grad is not None
+    at_rest = torch.zeros(S + 1, dtype=torch.bool) if held is None else held
+    assert torch.equal(ensemble.min_logvar.grad == 0.0, at_rest)
 
     explicit = ExplicitEnsemble(ensemble, 11)
     for _ in range(2):  # kept memory does not add up
@@ -116,7 +123,9 @@ def test_one_update_s_gradients(
 
 @pytest.mark.parametrize("score", ["mixture", "member"])
 @pytest.mark.parametrize("weight", [0.3, "auto"])
-def test_hundred_updates(score: Score, weight: Any) -> None:
+@pytest.mark.parametrize("constant", [False, True])
+def test_hundred_updates(score: Score, weight: Any, constant: bool) -> None:
+    """With a constant dimension too, whose log-variance has a fixed lower limit."""
     rng = np.random.default_rng(0)
     states, actions = rng.normal(size=(300, S)), rng.uniform(-1, 1, (300, A))
     dataset = OfflineDataset.from_arrays(
@@ -128,6 +137,8 @@ def test_hundred_updates(score: Score, weight: Any) -> None:
         action_space=Box(-1.0, 1.0, (A,), np.float32),
     )
     model = make_model()
+    if constant:
+        model.ensemble.held = torch.tensor([False, False, True])
     settings = AdversarySettings(weight=weight, score=score, batch_size=BATCH, learning_rate=1e-3)
     fast, plain = (Adversary(copy.deepcopy(model), dataset, settings, seed=0) for _ in range(2))
     assert fast.explicit is not None
@@ -139,6 +150,9 @@ def test_hundred_updates(score: Score, weight: Any) -> None:
     ):
         torch.testing.assert_close(mine, other, rtol=0, atol=2e-4)
         assert float((mine - start).detach().abs().max()) > 0.01  # it went somewhere
+    if constant:
+        limits = (a.model.ensemble.min_logvar[-1] for a in (fast, plain))
+        assert [float(x) for x in limits] == [INITIAL_MIN_LOGVAR] * 2
     torch.testing.assert_close(fast.obs, plain.obs, rtol=0, atol=1e-3)
 
 

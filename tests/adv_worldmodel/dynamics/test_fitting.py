@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -243,7 +244,7 @@ def test_holdout_is_at_most_a_tenth(n: int, expected: int) -> None:
     assert sorted(train.tolist() + holdout.tolist()) == list(range(n))
 
 
-def test_constant_dimensions_stay_constant() -> None:
+def test_constant_dimensions_stay_constant(tmp_path: Path) -> None:
     data = linear_system()
     wide = np.concatenate([data.observations, np.full((400, 1), 3.0, np.float32)], axis=1)
     then = np.concatenate([data.next_observations, np.full((400, 1), 3.0, np.float32)], axis=1)
@@ -256,6 +257,12 @@ def test_constant_dimensions_stay_constant() -> None:
     torch.testing.assert_close(next_obs[:, 1], torch.full((400,), 3.0), atol=1e-4, rtol=0.0)
     torch.testing.assert_close(reward, torch.full((400,), 0.1), atol=1e-4, rtol=0.0)
     assert float(next_obs[:, 0].std()) > 0.1
+    # also in a model that has been saved, the limits of their noise are fixed
+    model.save(tmp_path)
+    for known in (model, WorldModel.load(tmp_path, device="cpu")):
+        assert known.ensemble.held is not None
+        assert known.ensemble.held.tolist() == [True, False, True]
+    assert fit(data).ensemble.held is None
 
 
 def test_known_reward_takes_the_place_of_the_learned_one() -> None:

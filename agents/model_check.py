@@ -42,8 +42,8 @@ def check_in_model(
     dataset: OfflineDataset,
     *,
     episodes: int = 100,
-    gamma: float = 0.99,
-    alpha: float = 0.0,
+    gamma: float | None = None,
+    alpha: float | None = None,
     seed: int = 0,
 ) -> ModelCheck:
     """Run whole episodes in the model, from states in which the data's episodes start.
@@ -52,12 +52,21 @@ def check_in_model(
     :param model: the fit, or what the adversary has made of it; with its noise, its members drawn
         anew each step.
     :param dataset: gives the starts and the longest episode.
-    :param gamma: discount of what is compared with the critics.
-    :param alpha: entropy coefficient of the soft values that the critics learnt; 0: plain ones. The
-        policy's entropy is that of one draw per state of the episode.
+    :param gamma: discount of what is compared with the critics; default the agent's.
+    :param alpha: entropy coefficient of the soft values that the critics learnt; 0: plain ones. By
+        default what the agent's is at present, 0 without ``entropy_in_target``. The policy's
+        entropy is that of one draw per state of the episode.
     :param seed: of starts, members and noise.
-    :raises ValueError: the model's observations or actions are not the agent's or the data's.
+    :raises ValueError: the model's observations or actions are not the agent's or the data's; the
+        agent is from ``load_weights``, which knows neither gamma nor alpha, and they are not given.
     """
+    if agent.weights_only and (gamma is None or alpha is None):
+        raise ValueError(
+            f"gamma = {gamma}, alpha = {alpha}, and an agent from load_weights knows neither: give "
+            "both as in its training (alpha=0.0 where the critics learnt no entropy)"
+        )
+    gamma = float(agent.gamma) if gamma is None else gamma
+    alpha = agent.alpha_in_target if alpha is None else alpha
     width = dataset.observations.shape[1]
     sizes = {
         "agent": (agent.observation_space.shape, agent.action_space.shape),

@@ -133,6 +133,8 @@ class RAMBO(SAC):
         self.graphs = True
         self._step: AgentStep | None = None
         self._acting: SquashedPolicy | None = None
+        #: from :meth:`load_weights`: gamma and the entropy coefficient are not those of training
+        self.weights_only = False
         #: finished iterations (rollout and updates)
         self.iteration = 0
         policy_kwargs = dict(policy_kwargs or {})
@@ -178,6 +180,18 @@ class RAMBO(SAC):
         """Synthetic transitions of one iteration: ``n_envs`` times the horizon."""
         env = _as_world(self.env)
         return env.num_envs * env.horizon
+
+    @property
+    def alpha_in_target(self) -> float:
+        """The entropy coefficient, as it is now, in the critics' targets; 0 where they have none.
+
+        Waits for the device.
+        """
+        if not self.entropy_in_target:
+            return 0.0
+        if self.log_ent_coef is None:
+            return float(self.ent_coef_tensor)
+        return float(self.log_ent_coef.detach().exp())
 
     def _setup_model(self) -> None:
         if callable(self.learning_rate):  # SB3's load may bring one too

@@ -47,6 +47,7 @@ def load_weights(
     folder = Path(folder)
     description, tensors = FORMAT.read(folder)
     agent = cls("MlpPolicy", device=device, _init_setup_model=False)
+    agent.weights_only = True
     agent.n_envs = 1
     agent.observation_space = _box(description["observation_space"])
     agent.action_space = _box(description["action_space"])

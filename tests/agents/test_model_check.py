@@ -66,7 +66,7 @@ def test_an_episode_is_as_long_as_the_data_s_longest(
 ) -> None:
     model = two_a_step("never")
     agent = agent_in(walk, model)
-    found = check_in_model(agent, model, walk, episodes=3, gamma=0.5)
+    found = check_in_model(agent, model, walk, episodes=3, gamma=0.5, alpha=0.0)
     assert found.max_steps == 5
     assert found.lengths.tolist() == [5, 5, 5]
     # the model's reward is what was trained on, 10 more than the environment's own
@@ -79,7 +79,7 @@ def test_a_termination_ends_it(
     walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
 ) -> None:
     model = two_a_step(lambda obs, action, next_obs: next_obs[:, 0] > 5.0)  # 2, 4, 6
-    found = check_in_model(agent_in(walk, model), model, walk, episodes=2, gamma=0.5)
+    found = check_in_model(agent_in(walk, model), model, walk, episodes=2, gamma=0.5, alpha=0.0)
     assert found.lengths.tolist() == [3, 3]
     np.testing.assert_allclose(found.discounted, 1.75, rtol=1e-5)
 
@@ -116,7 +116,7 @@ def test_episodes_that_ended_are_not_gone_on_with(
     ).with_reward_offset(10.0)  # fmt: skip
     model = two_a_step(lambda obs, action, next_obs: next_obs[:, 0] > 5.0)
     agent = agent_in(data, model)
-    found = check_in_model(agent, model, data, episodes=40, gamma=0.5)
+    found = check_in_model(agent, model, data, episodes=40, gamma=0.5, alpha=0.0)
     assert set(found.lengths) == {2, 3}  # both starts are drawn
     np.testing.assert_allclose(found.returns, -9.0 * found.lengths, rtol=1e-5)
     np.testing.assert_allclose(found.discounted, 2.0 - 0.5 ** (found.lengths - 1), rtol=1e-5)
@@ -133,6 +133,43 @@ def test_the_values_are_the_critics_at_the_starts(
     q = value_at(agent, 0.0)
     found = check_in_model(agent, model, walk, episodes=2)
     np.testing.assert_allclose(found.values, q, rtol=1e-5)
+
+
+def test_discount_and_entropy_are_the_agent_s(
+    walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel], tmp_path: Path
+) -> None:
+    model = two_a_step("never")
+    env = make_sb3_env(walk, 4, 2, world_model=model, device="cpu", seed=0)
+    small: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu"}
+    settings: list[tuple[dict[str, Any], float]] = [
+        ({"ent_coef": "auto_0.3"}, 0.3),
+        ({"ent_coef": 0.2}, 0.2),
+        ({"ent_coef": 0.2, "entropy_in_target": False}, 0.0),
+    ]
+    for given, alpha in settings:
+        agent = RAMBO(env=env, gamma=0.7, **given, **small)
+        found = check_in_model(agent, model, walk, episodes=5)
+        expected = check_in_model(agent, model, walk, episodes=5, gamma=0.7, alpha=alpha)
+        np.testing.assert_allclose(found.discounted, expected.discounted, rtol=1e-6)
+        agent.save(tmp_path / "agent")
+        loaded = RAMBO.load(tmp_path / "agent", device="cpu")
+        again = check_in_model(loaded, model, walk, episodes=5)
+        np.testing.assert_allclose(again.discounted, expected.discounted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("given", [{}, {"gamma": 0.9}, {"alpha": 0.1}])
+def test_weights_alone_know_neither_discount_nor_entropy(
+    walk: OfflineDataset,
+    two_a_step: Callable[[Any], WorldModel],
+    tmp_path: Path,
+    given: dict[str, float],
+) -> None:
+    model = two_a_step("never")
+    agent_in(walk, model).save_weights(tmp_path)
+    loaded = RAMBO.load_weights(tmp_path, device="cpu")
+    with pytest.raises(ValueError, match=r"load_weights knows neither: give both"):
+        check_in_model(loaded, model, walk, episodes=2, **given)
+    check_in_model(loaded, model, walk, episodes=2, gamma=0.9, alpha=0.1)
 
 
 def test_another_task_s_model_is_refused(

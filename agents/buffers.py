@@ -113,6 +113,30 @@ class MixedReplayBuffer(ReplayBuffer):
         if self.pos >= self.buffer_size:
             self.full, self.pos = True, 0
 
+    def take_rollouts(self, other: MixedReplayBuffer) -> None:
+        """Hold the model transitions of another buffer, the newest that fit, in place of one's own.
+
+        :raises ValueError: its transitions are of other sizes.
+        """
+        if (other.obs_dim, other.action_dim) != (self.obs_dim, self.action_dim):
+            raise ValueError(
+                f"the buffer holds {other.obs_dim} numbers per state and {other.action_dim} per "
+                f"action, the agent takes {self.obs_dim} and {self.action_dim}: load another"
+            )
+        rows = other.synthetic
+        if rows is None:
+            self.synthetic, self.pos, self.full = None, 0, False
+            return
+        rows, pos = rows[: other.size()], other.pos
+        if (other.buffer_size, other.n_envs) != (self.buffer_size, self.n_envs):
+            rows = rows.roll(-pos, 0) if other.full else rows  # the oldest first
+            rows = rows[max(len(rows) - self.buffer_size, 0) :]
+            rows = rows[len(rows) % self.n_envs :]  # whole steps of this agent's
+            pos = len(rows) % self.buffer_size
+        self.synthetic = torch.zeros((self.buffer_size, self.width), device=self.device)
+        self.synthetic[: len(rows)] = rows
+        self.pos, self.full = pos, len(rows) == self.buffer_size
+
     def add(
         self,
         obs: NDArray[Any],

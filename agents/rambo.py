@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,6 +13,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -252,6 +254,23 @@ class RAMBO(SAC):
         """
         super().set_env(_as_world(env), force_reset)
         self._attach_data()
+
+    def load_replay_buffer(
+        self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True
+    ) -> None:
+        """Take the synthetic rows from what ``save_replay_buffer`` wrote.
+
+        The data and their share stay those of this agent. A pickle runs code: load your own only.
+
+        :raises ValueError: it is no RAMBO's buffer, or one for other spaces.
+        """
+        found = load_from_pkl(path, self.verbose)
+        if not isinstance(found, MixedReplayBuffer):
+            raise ValueError(
+                f"{path} holds a {type(found).__name__}: give what RAMBO.save_replay_buffer wrote"
+            )
+        self.replay_buffer.take_rollouts(found)
+        self._step = None  # its graph reads the rows where they were
 
     def clone(
         self,

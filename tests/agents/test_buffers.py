@@ -92,6 +92,27 @@ def test_only_the_last_steps_are_kept(data: OfflineDataset) -> None:
     assert sorted({int(r) // 10 for r in seen.tolist()}) == [3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.parametrize(
+    ("size", "steps"), [(6, [3, 4, 5, 6, 7, 8]), (4, [5, 6, 7, 8]), (9, [3, 4, 5, 6, 7, 8])]
+)
+def test_another_buffer_s_rollouts_are_taken_the_newest_that_fit(
+    data: OfflineDataset, size: int, steps: list[int]
+) -> None:
+    source, buffer = make(data, 0.0, size=6 * N_ENVS), make(data, 0.0, size=size * N_ENVS)
+    for step in range(1, 9):
+        source.extend(*step_of(step))
+    buffer.extend(*step_of(1))
+    buffer.take_rollouts(source)
+
+    def held() -> list[int]:
+        seen = torch.cat([b.reward for b in buffer.batches(100, 32)])
+        return sorted({int(r) // 10 for r in seen.tolist()})
+
+    assert held() == steps
+    buffer.extend(*step_of(9))  # the oldest leaves first, where there is no room
+    assert held() == [*steps, 9][-size:]
+
+
 def test_rows_come_back_as_they_went_in(data: OfflineDataset) -> None:
     buffer = make(data, 0.0)
     buffer.extend(*step_of(5))

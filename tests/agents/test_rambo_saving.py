@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from stable_baselines3.common.save_util import save_to_pkl
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO
@@ -91,3 +94,41 @@ def test_the_zip_s_size_does_not_depend_on_the_data_s(
     small, large = ((tmp_path / f"{name}.zip").stat().st_size for name in ("small", "large"))
     assert abs(large - small) < 300
     assert large < 60_000
+
+
+def test_a_loaded_buffer_s_rollouts_come_without_its_data(
+    make_agent: MakeAgent, pendulum: OfflineDataset, tmp_path: Path
+) -> None:
+    """The agent goes on with data and ratio of its own."""
+    run(first := make_agent(real_ratio=0.75), 2).save_replay_buffer(tmp_path / "rows")
+    fewer = OfflineDataset.from_arrays(
+        pendulum.observations[:100], pendulum.actions[:100], pendulum.rewards[:100],
+        pendulum.next_observations[:100], pendulum.terminations[:100],
+        observation_space=pendulum.observation_space, action_space=pendulum.action_space,
+    )  # fmt: skip
+    second = make_agent(dataset=fewer, real_ratio=0.25)
+    second.load_replay_buffer(tmp_path / "rows.pkl")
+    buffer = second.replay_buffer
+    assert buffer.real_ratio == 0.25
+    assert buffer.real is not None
+    np.testing.assert_array_equal(buffer.unpack(buffer.real).obs, fewer.observations)
+    assert (buffer.pos, buffer.full) == (first.replay_buffer.pos, first.replay_buffer.full)
+    assert buffer.synthetic is not None
+    assert first.replay_buffer.synthetic is not None
+    assert torch.equal(buffer.synthetic, first.replay_buffer.synthetic)
+    run(second, 1, reset_num_timesteps=False)
+    assert buffer.size() == 3 * second.timesteps_per_iteration
+
+
+def test_what_is_no_buffer_of_the_agent_s_is_refused(
+    make_agent: MakeAgent, line: OfflineDataset, line_model: Callable[..., WorldModel],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    agent = run(make_agent(), 1)
+    save_to_pkl(tmp_path / "other.pkl", [1, 2])
+    with pytest.raises(ValueError, match=r"holds a list: give what RAMBO\.save_replay_buffer"):
+        agent.load_replay_buffer(tmp_path / "other.pkl")
+    make_agent(dataset=line, world_model=line_model()).save_replay_buffer(tmp_path / "line.pkl")
+    with pytest.raises(ValueError, match="1 numbers per state and 1 per action, the agent takes 3"):
+        agent.load_replay_buffer(tmp_path / "line.pkl")
+    assert agent.replay_buffer.size() == agent.timesteps_per_iteration  # as it was

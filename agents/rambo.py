@@ -339,9 +339,10 @@ class RAMBO(SAC):
             self.logger.record(f"train/{name}", mean)
         self.logger.record("train/n_updates", self._n_updates)
         self.logger.record("time/iteration", self.iteration)
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.record("time/updates_s", seconds)
         self.logger.record("time/updates_per_second", gradient_steps / seconds)
-        self.logger.dump(step=self.iteration)
+        self.logger.dump(step=self.num_timesteps)  # SB3's axis, on which its callbacks write too
 
     def _make_update(self, parts: SACParts, batch_size: int) -> Update:
         """The update of a batch and noise ``(noises_per_update, B, A)``, which gives ``metrics``.

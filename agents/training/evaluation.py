@@ -258,12 +258,12 @@ class EvaluationCallback(BaseCallback):
 
     def _to_tensorboard(self, row: EvaluationRow) -> None:
         """At once, at the step evaluated: the last evaluation has no next iteration, and the step
-        of the next dump would be late by one.
+        of the next dump would be late by an iteration.
         """
         values = _values(row)
         for output in self.logger.output_formats:
             if isinstance(output, TensorBoardOutputFormat):
-                output.write(dict(values), dict.fromkeys(values, ()), row["iteration"])
+                output.write(dict(values), dict.fromkeys(values, ()), self.num_timesteps)
 
     def _append(self, row: EvaluationRow) -> None:
         """Opened and closed for each row: an interrupted run leaves whole rows.

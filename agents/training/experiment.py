@@ -250,7 +250,8 @@ class _Experiment:
         if self.snapshot is not None:
             restore_counters(agent, self.snapshot)
         agent.learn(total - agent.num_timesteps, callback=callbacks, reset_num_timesteps=False)
-        self.logger.dump(step=agent.iteration)  # the last evaluation, which no iteration follows
+        # the last evaluation, which no iteration follows
+        self.logger.dump(step=agent.num_timesteps)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the state of the training."""

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
 
@@ -63,7 +65,8 @@ def test_one_row_of_metrics_per_iteration(make_agent: MakeAgent) -> None:
     model, rows = make_agent(), Rows()
     model.set_logger(Logger(None, [rows]))
     run(model, 3)
-    assert [step for step, _ in rows.rows] == [1, 2, 3]
+    size = model.timesteps_per_iteration
+    assert [step for step, _ in rows.rows] == [size, 2 * size, 3 * size]
     expected = {
         "train/q_mean", "train/alpha", "train/actor_loss", "train/critic_loss",
         "train/ent_coef_loss", "train/entropy", "train/n_updates", "model/reward_mean",
@@ -73,8 +76,21 @@ def test_one_row_of_metrics_per_iteration(make_agent: MakeAgent) -> None:
         assert expected <= set(row)
         assert all(math.isfinite(row[key]) for key in expected)
         assert (row["time/iteration"], row["train/n_updates"]) == (i, i * UPDATES)
+        assert row["time/total_timesteps"] == i * size
         assert row["model/rollout_length"] == HORIZON  # this model never terminates
         assert row["time/updates_per_second"] > 0
+
+
+def test_sb3_s_evaluation_writes_on_the_same_axis(make_agent: MakeAgent) -> None:
+    model, rows = make_agent(), Rows()
+    model.set_logger(Logger(None, [rows]))
+    real = Monitor(gym.make("Pendulum-v1", max_episode_steps=3))
+    run(model, 2, callback=EvalCallback(real, n_eval_episodes=1, eval_freq=HORIZON, warn=False))
+    steps = [step for step, _ in rows.rows]
+    assert steps == sorted(steps)
+    for step, row in rows.rows:
+        assert row["time/total_timesteps"] == step
+    assert sum("eval/mean_reward" in row for _, row in rows.rows) == 2
 
 
 def test_terminations_shorten_the_rollouts(make_agent: MakeAgent, ending_model: WorldModel) -> None:

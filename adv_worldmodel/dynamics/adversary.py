@@ -145,12 +145,12 @@ class Adversary:
         :return: means over the updates of ``objective`` (the normalised L_adv), ``advantage_mean``
             and ``advantage_std`` (before normalisation, in units of reward), ``supervised_loss``;
             after them ``holdout_nll``, the mixture's on held-out data (nats per transition).
-            With weight 0 there is no adversary and none of its first three. With weight
-            ``"auto"`` also lambda as it is in the end, ``weight``, and ``excess_nll``, what the
+            With weight 0 there is no adversary and none of its first three, without an update none
+            of the first four. With weight ``"auto"`` also lambda as it is in the end, ``weight``, and ``excess_nll``, what the
             constraint bounds by xi.
         """
         sums = torch.zeros(4, device=self.model.device)
-        left = n_updates if self.active else 0
+        left = n_updates = n_updates if self.active else 0
         while left > 0:
             n = min(left, DRAWN_TOGETHER)
             for draws in zip(*self.draw(n), strict=True):
@@ -162,7 +162,7 @@ class Adversary:
             names += ["weight", "excess_nll"]
             found += [self.dual.weight, self.dual.excess]
         means = torch.stack(found).tolist()  # the one wait for the device
-        unknown = names[:4] if not self.active else names[:3] if self.settings.weight == 0 else ()
+        unknown = names[:4] if n_updates == 0 else names[:3] if self.settings.weight == 0 else ()
         return {n: mean for n, mean in zip(names, means, strict=True) if n not in unknown}
 
     def update(self, draws: Draws, policy: Policy, value: ValueFunction) -> Tensor:

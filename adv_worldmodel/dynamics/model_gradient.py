@@ -66,6 +66,11 @@ class AdversarySettings:
             raise ValueError(f"xi = {self.xi}, max_weight = {self.max_weight} must be positive")
         if self.batch_size < 1:
             raise ValueError(f"batch_size = {self.batch_size} must be at least 1")
+        if self.normalise and self.batch_size < 2:  # one row's advantage would always be 0
+            raise ValueError(
+                "batch_size = 1: expected at least 2 rows, over which the advantage is normalised; "
+                "give more, or normalise=False"
+            )
 
 
 class ModelGradient(NamedTuple):

@@ -137,6 +137,14 @@ def test_weight_zero_changes_nothing() -> None:
     assert not adversary.active
 
 
+@pytest.mark.parametrize("weight", [1.0, "auto"])
+def test_no_updates_have_no_metrics_of_updates(weight: Any) -> None:
+    metrics = make(weight=weight).run(0, Uniform(), Worth())
+    assert metrics["holdout_nll"] != 0.0
+    assert not metrics.keys() & (ADVERSARIAL | {"supervised_loss"})
+    assert ("weight" in metrics) == (weight == "auto")
+
+
 def test_continued_fit_is_a_fit_without_an_adversary() -> None:
     adversary = make(weight=0.0, continue_fit=True, learning_rate=1e-3)
     before, nll = parameters(adversary.model), float(adversary.holdout_nll())
@@ -216,11 +224,17 @@ def test_scales_of_the_model_stay_those_of_the_data() -> None:
         ({"score": "mixed"}, "score = 'mixed' is not one of mixture, member, pathwise"),
         ({"weight": -1.0}, "weight = -1.0 must not be negative"),
         ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+        ({"batch_size": 1}, "batch_size = 1: expected at least 2 rows, over which the advantage"),
     ],
 )
 def test_impossible_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdversarySettings(**settings)
+
+
+def test_one_row_is_a_batch_where_nothing_is_normalised() -> None:
+    metrics = make(batch_size=1, normalise=False).run(3, Uniform(), Worth())
+    assert metrics["objective"] != 0.0
 
 
 # ------------------------------------------------------------------------------- rollouts

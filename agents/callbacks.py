@@ -105,7 +105,7 @@ class RamboCallback(BaseCallback):
         try:
             models = cast("list[WorldModel]", env.get_attr("world_model"))
             dataset = cast(OfflineDataset, env.get_attr("dataset", 0)[0])
-            horizon = int(env.get_attr("horizon", 0)[0])
+            horizon = min([int(env.get_attr("horizon", 0)[0]), *_time_limits(env)])
         except AttributeError as e:
             raise ValueError(
                 "RamboCallback needs a world model to change: train in "
@@ -176,6 +176,13 @@ class RamboCallback(BaseCallback):
                 f"RamboCallback inside {type(parent).__name__} would never run: pass it to learn() "
                 "itself, alone or in a list"
             )
+
+
+def _time_limits(env: VecEnv) -> Iterator[int]:
+    """Steps after which a wrapper ends the agent's episodes."""
+    for wrapper in _wrappers(env):
+        if isinstance(wrapper, wrappers.TimeLimit):
+            yield int(wrapper._max_episode_steps)
 
 
 def _wrappers(env: VecEnv) -> Iterator[VecEnvWrapper | gym.Wrapper[Any, Any, Any, Any]]:

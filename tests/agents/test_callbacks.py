@@ -424,6 +424,27 @@ def test_the_adversary_plays_the_agent_s_game(
     assert callback.adversary.gamma == 0.8
 
 
+@pytest.mark.parametrize(("limits", "expected"), [((4, 3), 3), ((9, 9), 5)])
+def test_the_adversary_s_rollouts_end_with_the_agent_s(
+    pendulum: OfflineDataset,
+    ending_model: WorldModel,
+    make_algorithm: Make,
+    limits: tuple[int, int],
+    expected: int,
+) -> None:
+    """At the world's own horizon, which is 5, or at a shorter limit of ``gym.make``."""
+
+    def make_one(limit: int) -> gym.Env[Any, Any]:
+        settings = {"dataset": pendulum, "world_model": ending_model, "device": "cpu"}
+        return gym.make("AdvWorldModel-v0", limit, **settings)  # type: ignore[arg-type]
+
+    callback = adversary()
+    env = DummyVecEnv([partial(make_one, limit) for limit in limits])
+    make_algorithm("SAC", env).learn(total_timesteps=10, callback=callback)
+    assert callback.adversary is not None
+    assert callback.adversary.horizon == expected
+
+
 def test_other_data_make_another_adversary(
     pendulum: OfflineDataset, ending_model: WorldModel, build: Make
 ) -> None:

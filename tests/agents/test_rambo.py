@@ -81,11 +81,12 @@ def test_one_row_of_metrics_per_iteration(make_agent: MakeAgent) -> None:
         assert row["time/updates_per_second"] > 0
 
 
+@pytest.mark.filterwarnings("ignore:Training and eval env")
 def test_sb3_s_evaluation_writes_on_the_same_axis(make_agent: MakeAgent) -> None:
     model, rows = make_agent(), Rows()
     model.set_logger(Logger(None, [rows]))
     real = Monitor(gym.make("Pendulum-v1", max_episode_steps=3))
-    run(model, 2, callback=EvalCallback(real, n_eval_episodes=1, eval_freq=HORIZON, warn=False))
+    run(model, 2, callback=EvalCallback(real, n_eval_episodes=1, eval_freq=HORIZON))
     steps = [step for step, _ in rows.rows]
     assert steps == sorted(steps)
     for step, row in rows.rows:

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import (
     VecMonitor,
 )
 
+from adv_worldmodel.checks import check_whole
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings, WorldModel
 from adv_worldmodel.dynamics.model_gradient import Score
@@ -77,6 +78,7 @@ class RamboCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
+        check_whole(adversary_updates=adversary_updates)
         if adversary_updates < 0:
             raise ValueError(f"adversary_updates = {adversary_updates} must not be negative")
         self.settings = AdversarySettings(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from adv_worldmodel.checks import check_whole
 from adv_worldmodel.dynamics.world_model import SMALLEST_STD
 
 LAYER_NORM_EPS = 1e-5
@@ -70,6 +71,9 @@ class StackedCritic(BaseModel):
             features_extractor=features_extractor,
             normalize_images=normalize_images,
         )
+        check_whole(n_critics=n_critics)
+        if n_critics < 1:
+            raise ValueError(f"n_critics = {n_critics} must be at least 1")
         self.n_critics, self.layer_norm = n_critics, layer_norm
         self.share_features_extractor = share_features_extractor
         sizes = [features_dim + get_action_dim(action_space), *net_arch, 1]

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from adv_worldmodel.checks import check_whole
 from adv_worldmodel.dynamics.ensemble import (
     MemberDraw,
     gaussian_log_density,
@@ -64,6 +65,7 @@ class AdversarySettings:
             raise ValueError(f"weight = {self.weight} must not be negative")
         if not (0 < self.xi < math.inf and 0 < self.max_weight < math.inf):
             raise ValueError(f"xi = {self.xi}, max_weight = {self.max_weight} must be positive")
+        check_whole(batch_size=self.batch_size)
         if self.batch_size < 1:
             raise ValueError(f"batch_size = {self.batch_size} must be at least 1")
         if self.normalise and self.batch_size < 2:  # one row's advantage would always be 0

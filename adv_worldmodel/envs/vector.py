@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adv_worldmodel.checks import check_whole
 from adv_worldmodel.data import OfflineDataset, load_dataset
 from adv_worldmodel.data.validation import ACTION_TOLERANCE
 from adv_worldmodel.device import resolve_device, shared_tensor
@@ -92,6 +93,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         render_mode: str | None = None,
     ) -> None:
         horizon = max_episode_steps if max_episode_steps is not None else horizon
+        check_whole(num_envs=num_envs, horizon=horizon)
         if num_envs < 1 or horizon < 1:
             raise ValueError(f"num_envs = {num_envs} and horizon = {horizon} must be at least 1")
         if member_per not in MEMBER_PER:

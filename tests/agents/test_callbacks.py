@@ -362,6 +362,9 @@ def test_algorithms_without_a_value_of_a_state_are_refused(
         ({"adversary_weight": -1.0}, "weight = -1.0 must not be negative"),
         ({"score": "elite"}, "'elite' is not one of mixture, member, pathwise"),
         ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+        ({"batch_size": 1}, "batch_size = 1: expected at least 2 rows"),
+        ({"batch_size": 2.5}, "batch_size = 2.5: expected a whole number"),
+        ({"adversary_updates": 2.5}, "adversary_updates = 2.5: expected a whole number"),
     ],
 )
 def test_wrong_settings_are_explained(wrong: dict[str, Any], message: str) -> None:

@@ -351,6 +351,18 @@ def test_another_horizon_is_taken_over_whole(make_agent: MakeAgent) -> None:
         ({"cloning_weight": 0.1, "real_ratio": 0.0}, "needs rows of data: real_ratio = 0.0"),
         ({"retain_iterations": 0}, "retain_iterations = 0 must be at least 1"),
         ({"device": "cuda"}, "asked for on cuda, its world model is on cpu"),
+        ({"gradient_steps": 3.5}, "gradient_steps = 3.5: expected a whole number"),
+        ({"critic_warmup": 0.5}, "critic_warmup = 0.5: expected a whole number"),
+        ({"gamma": 2.0}, "gamma = 2.0 must lie between 0 and 1"),
+        ({"tau": -1}, "tau = -1 must lie between 0 and 1"),
+        ({"real_ratio": math.nan}, "real_ratio = nan must lie between 0 and 1"),
+        ({"cloning_weight": math.nan}, "cloning_weight = nan must be a finite number of at least"),
+        ({"learning_rate": -1e-3}, "learning_rate = -0.001 must be a finite number of at least"),
+        ({"actor_learning_rate": math.nan}, "actor_learning_rate = nan must be a finite number"),
+        ({"entropy_learning_rate": math.inf}, "entropy_learning_rate = inf must be a finite"),
+        ({"ent_coef": -1.0}, "ent_coef = -1.0 must be a finite number of at least 0"),
+        ({"networks": {"n_critics": 0}}, "n_critics = 0 must be at least 1"),
+        ({"networks": {"n_critics": 2.5}}, "n_critics = 2.5: expected a whole number"),
     ],
 )
 def test_wrong_settings_are_explained(
@@ -358,6 +370,21 @@ def test_wrong_settings_are_explained(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_agent(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 0}, "batch_size = 0: expected at least 0 and 1"),
+        ({"epochs": -1}, "epochs = -1, batch_size = 256: expected at least 0 and 1"),
+        ({"epochs": 1.5}, "epochs = 1.5: expected a whole number"),
+    ],
+)
+def test_wrong_settings_of_the_clone_are_explained(
+    make_agent: MakeAgent, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_agent().clone(**wrong)
 
 
 def test_agent_and_world_have_to_share_a_device(make_agent: MakeAgent) -> None:

@@ -29,6 +29,8 @@ Build = Callable[..., WorldModel]
     [
         ({"num_envs": 0}, "num_envs = 0 and horizon = 5 must be at least 1"),
         ({"horizon": 0}, "horizon = 0 must be at least 1"),
+        ({"horizon": 2.5}, "horizon = 2.5: expected a whole number"),
+        ({"num_envs": 2.5}, "num_envs = 2.5: expected a whole number"),
         ({"member_per": "episode"}, "'episode' is neither 'step' nor 'rollout'"),
     ],
 )

@@ -165,6 +165,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     @world_model.setter
     def world_model(self, model: WorldModel) -> None:
         self._world_model = model
+        self._members: MemberDraw | None = None  # another model's are no members of this one
         self._transition = GraphedStep(self._transition_of, model.device)
 
     # --- tensors: what RAMBO and the other faces use -------------------------------------------
@@ -182,7 +183,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         """Put every row into a data-set state; returns the states ``(B, S)``."""
         self.obs = self._draw_starts()
         self.elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
-        self._members: MemberDraw | None = None
+        self._members = None
         return self.obs
 
     def advance(self, action: Tensor) -> Transition:

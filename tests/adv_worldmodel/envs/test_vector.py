@@ -163,6 +163,19 @@ def test_one_member_per_rollout_of_a_single_row(line: OfflineDataset, line_model
     assert set(rollouts[:, 0]) == {0.0, 1.0, 2.0}
 
 
+def test_another_model_s_members_are_drawn_anew(line: OfflineDataset, line_model: Build) -> None:
+    """Amid the rollouts, which their three members, unlike the five now, did not share evenly."""
+    model = line_model()
+    envs = envs_on(line, model, num_envs=10, horizon=50, member_per="rollout")
+    envs.reset(seed=0)
+    envs.step(np.zeros((10, 1), np.float32))
+    spaces = (model.observation_space, model.action_space)
+    five = model.ensemble.select([0, 0, 1, 2, 2])
+    envs.world_model = WorldModel(five, model.termination, *spaces)
+    rewards = envs.step(np.zeros((10, 1), np.float32))[1].round()
+    assert sorted(rewards) == [0.0] * 4 + [1.0] * 2 + [2.0] * 4
+
+
 def test_a_member_per_step_is_the_default(line: OfflineDataset, line_model: Build) -> None:
     envs = envs_on(line, line_model(), num_envs=30, horizon=50)
     envs.reset(seed=0)

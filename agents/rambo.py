@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -136,6 +137,13 @@ class RAMBO(SAC):
         if cloning_weight > 0.0 and round(real_ratio * batch_size) < 1:
             raise ValueError(
                 f"cloning_weight = {cloning_weight} needs rows of data: real_ratio = {real_ratio}"
+            )
+        if critic_warmup > 0 and ent_coef == "auto" and entropy_in_target:
+            warnings.warn(
+                "critic_warmup evaluates the cloned policy with the entropy coefficient at its "
+                "start, 1, whose bonus may outweigh all rewards: give ent_coef='auto_0.05', or "
+                "entropy_in_target=False",
+                stacklevel=2,
             )
         self.actor_learning_rate = actor_learning_rate
         self.entropy_learning_rate = entropy_learning_rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -76,6 +77,20 @@ def test_the_targets_follow_faster_while_the_policy_stands_still(
         moved = [(float((q - b).norm()), float((t - b).norm())) for q, t, b in pairs]
         shares.append(sum(t for _, t in moved) / sum(q for q, _ in moved))
     assert shares == pytest.approx([WARMUP_TAU, 0.005], rel=1e-2)
+
+
+def test_a_warm_up_at_an_entropy_coefficient_of_one_is_warned_of(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    """The clone's values would be those of its entropy, not of its rewards."""
+    with pytest.warns(UserWarning, match="give ent_coef='auto_0.05', or entropy_in_target=False"):
+        build(pendulum, pendulum_model, critic_warmup=1)
+    remedies = {"ent_coef": "auto_0.05"}, {"ent_coef": 0.1}, {"entropy_in_target": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(pendulum, pendulum_model)
+        for remedy in remedies:
+            build(pendulum, pendulum_model, critic_warmup=1, **remedy)
 
 
 def test_a_negative_warm_up_is_refused(

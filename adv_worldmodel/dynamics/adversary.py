@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +16,11 @@ from adv_worldmodel.dynamics.constraint import DualWeight
 from adv_worldmodel.dynamics.ensemble import MemberDraw, gaussian_log_density, n_slots
 from adv_worldmodel.dynamics.explicit_gradients import ExplicitModelGradient
 from adv_worldmodel.dynamics.likelihood import likelihood_step, make_optimizer, mean_nll
-from adv_worldmodel.dynamics.model_gradient import AdversarySettings, model_gradient
+from adv_worldmodel.dynamics.model_gradient import (
+    STD_FLOOR,
+    AdversarySettings,
+    model_gradient,
+)
 from adv_worldmodel.dynamics.world_model import WorldModel
 from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.protocols import Policy, ValueFunction
@@ -24,6 +30,8 @@ from adv_worldmodel.seeding import make_generator
 ROWS_TOGETHER = 10_000
 #: Updates whose random numbers are drawn together; bounds memory, and calls to the generator.
 DRAWN_TOGETHER = 250
+#: Below this, a hundred times the floor of the advantages' standard deviation, lambda may weaken.
+SMALLEST_REWARD_STD = 100 * STD_FLOOR
 
 
 class Draws(NamedTuple):
@@ -35,6 +43,20 @@ class Draws(NamedTuple):
     outcome: Tensor  #: (n, B, D), standard normals of the model
     starts: Tensor  #: (n, B), data-set rows where rollouts start again
     restart: Tensor  #: (n, 1), bool: the rollouts' horizon is reached
+
+
+def _warn_of_tiny_rewards(dataset: OfflineDataset) -> None:
+    """Warn where advantages may be as small as what keeps their normalisation from dividing by 0.
+
+    Rewards that are all the same say nothing of their unit.
+    """
+    spread = float(dataset.rewards.std(dtype=np.float64))
+    if np.ptp(dataset.rewards) > 0 and spread < SMALLEST_REWARD_STD:
+        warnings.warn(
+            f"{dataset.name}: the rewards' standard deviation is {spread:.2g}, below "
+            f"{SMALLEST_REWARD_STD:g}, which weakens the adversary: rescale the rewards",
+            stacklevel=3,
+        )
 
 
 class Adversary:
@@ -66,6 +88,8 @@ class Adversary:
         seed: int | None = None,
         graphs: bool = True,
     ) -> None:
+        if settings.weight != 0 and settings.normalise:
+            _warn_of_tiny_rewards(dataset)
         self.model, self.settings = model, settings
         self.horizon, self.gamma, self.graphs = horizon, gamma, graphs
         #: of the data that the model keeps fitting
@@ -146,8 +170,8 @@ class Adversary:
             and ``advantage_std`` (before normalisation, in units of reward), ``supervised_loss``;
             after them ``holdout_nll``, the mixture's on held-out data (nats per transition).
             With weight 0 there is no adversary and none of its first three, without an update none
-            of the first four. With weight ``"auto"`` also lambda as it is in the end, ``weight``, and ``excess_nll``, what the
-            constraint bounds by xi.
+            of the first four. With weight ``"auto"`` also lambda as it is in the end, ``weight``,
+            and ``excess_nll``, what the constraint bounds by xi.
         """
         sums = torch.zeros(4, device=self.model.device)
         left = n_updates = n_updates if self.active else 0

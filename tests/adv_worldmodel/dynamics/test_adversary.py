@@ -4,7 +4,9 @@ import copy
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -235,6 +237,24 @@ def test_impossible_settings_are_named(settings: dict[str, Any], message: str) -
 def test_one_row_is_a_batch_where_nothing_is_normalised() -> None:
     metrics = make(batch_size=1, normalise=False).run(3, Uniform(), Worth())
     assert metrics["objective"] != 0.0
+
+
+def test_rewards_too_small_to_normalise_are_warned_of() -> None:
+    data = narrow_data()
+
+    def warned(rewards: np.ndarray, **settings: Any) -> list[str]:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            Adversary(fitted(), replace(data, rewards=rewards), AdversarySettings(**settings))
+        return [str(warning.message) for warning in found]
+
+    tiny = 1e-6 * data.rewards
+    (message,) = warned(tiny)
+    assert "the rewards' standard deviation is 2.9e-07, below 0.0001" in message
+    assert message.endswith("rescale the rewards")
+    for rewards in (data.rewards, 1e-3 * data.rewards, 0.0 * data.rewards):
+        assert warned(rewards) == []
+    assert warned(tiny, weight=0.0) == warned(tiny, normalise=False) == []
 
 
 # ------------------------------------------------------------------------------- rollouts

@@ -122,7 +122,7 @@ class OfflineDataset:
         :param next_observations: (N, S), true successors.
         :param terminations: (N,), the task ended.
         :param truncations: (N,), the episode was cut; None: inferred (`infer_truncations`).
-        :param observation_space: None: unbounded.
+        :param observation_space: None: that of `env_id` where it can be built here, else unbounded.
         :param action_space: None: that of `env_id` where it can be built here, else guessed:
             [-1, 1] if all actions fit, or the range that they span, which a warning says.
         :param name: how messages and results call the data.
@@ -150,11 +150,13 @@ class OfflineDataset:
         validation.warn_of_rounding(observations, next_observations, name)
         if truncations is None:
             truncations = infer_truncations(states, successors, ends)
-        if observation_space is None:
-            observation_space = Box(-np.inf, np.inf, (width,), np.float32)
+        stated = None
+        if action_space is not None:
+            stated = validation.flat_box(action_space, "action", name)
         guessed = False
-        if action_space is None:
-            _, action_space, guessed = spaces_for(states, action_rows, env_id, name)
+        if observation_space is None or stated is None:
+            found, action_space, guessed = spaces_for(states, action_rows, env_id, name, stated)
+            observation_space = found if observation_space is None else observation_space
         return cls(
             observations=states,
             actions=action_rows,
@@ -183,8 +185,24 @@ class OfflineDataset:
         return replace(self, rewards=rewards, reward_offset=self.reward_offset + offset)
 
     def with_env_id(self, env_id: str) -> OfflineDataset:
-        """The same data, to be evaluated in the environment `env_id`."""
-        return self if env_id == self.env_id else replace(self, env_id=env_id)
+        """The same data, to be evaluated in the environment `env_id`.
+
+        Where action bounds were guessed and it can be built here, its spaces are taken, but for
+        observation bounds that were given.
+
+        :raises ValueError: if the data do not fit these spaces.
+        """
+        spaces: dict[str, Any] = {}
+        if self.action_bounds_guessed and buildable(env_id):
+            observation_space, action_space, _ = spaces_for(
+                self.observations, self.actions, env_id, self.name
+            )
+            spaces = {"action_space": action_space, "action_bounds_guessed": False}
+            if not np.isfinite([self.observation_space.low, self.observation_space.high]).any():
+                spaces["observation_space"] = observation_space
+        if env_id == self.env_id and not spaces:
+            return self
+        return replace(self, env_id=env_id, **spaces)
 
     def __len__(self) -> int:
         return len(self.observations)

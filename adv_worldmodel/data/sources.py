@@ -33,8 +33,8 @@ def load_dataset(
         "minari:ID" or a plain Minari id ("mujoco/hopper/medium-v0").
     :param reward_offset: added to every reward (AntMaze: -1).
     :param env_id: Gymnasium id ("Hopper-v5", "module:Name-v0") of the environment to evaluate in,
-        in place of the one the source names; a file's action bounds are taken from it unless the
-        file states them.
+        in place of the one the source names; action bounds are taken from it unless the source
+        states them.
     :raises FileNotFoundError: no such file or id; lists the near ones.
     :raises ValueError: unfit content (names key and row), or an environment that does not fit.
     """

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, Space
 
-from adv_worldmodel.data import OfflineDataset
+from adv_worldmodel.data import OfflineDataset, load_dataset
 
 
 def arrays(**changes: Any) -> dict[str, Any]:
@@ -151,9 +151,41 @@ def test_bounds_are_those_of_an_environment_that_can_be_built() -> None:
     own = Box(-4.0, 4.0, (1,), np.float32)
     stated = OfflineDataset.from_arrays(**columns, action_space=own, env_id="Pendulum-v1")
     assert stated.action_space == own
-    assert not dataset.observation_space.is_bounded()
+    # as in a file that names it: (cos, sin, velocity)
+    for each in (dataset, stated):
+        assert each.observation_space.high.tolist() == [1.0, 1.0, 8.0]
+    wide = Box(-9.0, 9.0, (3,), np.float32)
+    for space in (None, own):
+        both = OfflineDataset.from_arrays(
+            **columns, observation_space=wide, action_space=space, env_id="Pendulum-v1"
+        )
+        assert both.observation_space == wide
     with pytest.raises(ValueError, match="'observations' has 1 dimensions per row, but Pendulum"):
         OfflineDataset.from_arrays(**arrays(), env_id="Pendulum-v1")
+
+
+@pytest.mark.filterwarnings("ignore:mine. no action bounds are known")
+def test_guessed_bounds_give_way_to_those_of_an_environment_that_is_named_later() -> None:
+    states = {key: np.zeros((3, 3)) for key in ("observations", "next_observations")}
+    columns = arrays(actions=[[-1.9], [0.0], [1.5]], **states)
+    guessed = OfflineDataset.from_arrays(**columns, name="mine")
+    named = load_dataset(guessed, env_id="Pendulum-v1")
+    whole = OfflineDataset.from_arrays(**columns, env_id="Pendulum-v1")
+    assert named.content_hash == whole.content_hash  # of the spaces as well
+    assert not named.action_bounds_guessed
+    wide = Box(-9.0, 9.0, (3,), np.float32)
+    own = OfflineDataset.from_arrays(**columns, name="mine", observation_space=wide)
+    assert load_dataset(own, env_id="Pendulum-v1").observation_space == wide
+    # bounds that were stated stay, and so does a guess where nothing better is known
+    box = Box(-4.0, 4.0, (1,), np.float32)
+    stated = OfflineDataset.from_arrays(**columns, action_space=box)
+    assert load_dataset(stated, env_id="Pendulum-v1").action_space == box
+    elsewhere = guessed.with_env_id("Elsewhere-v0")
+    assert elsewhere.action_space == guessed.action_space
+    assert elsewhere.action_bounds_guessed
+    outside = arrays(actions=[[-3.0], [0.0], [1.5]], **states)
+    with pytest.raises(ValueError, match=r"'actions' row 0 .* is -3, outside the bounds \[-2, 2\]"):
+        load_dataset(OfflineDataset.from_arrays(**outside, name="mine"), env_id="Pendulum-v1")
 
 
 def test_float_error_at_a_bound_is_clipped() -> None:

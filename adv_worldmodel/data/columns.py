@@ -69,7 +69,8 @@ def from_columns(
     row (by terminal flag, time-out or end of the file) has none and is dropped, even if terminal:
     D4RL's `qlearning_dataset` pairs it with the next episode's first state (D4RL issue 145). The
     row before it then ends the episode as a truncation, and a warning counts the terminal rows that
-    are lost. Without `timeouts` see `infer_truncations`; without both, episodes are cut at the time
+    are lost. With `next_observations` gaps count as time-outs (`infer_truncations`), whatever
+    `timeouts` say; without both, episodes are cut at the time
     limit of the environment (as D4RL does), and where none is known a warning says what that means.
     The last row always closes its episode. `action_low` and `action_high`, (A,) each, state the
     bounds of the actions.
@@ -115,13 +116,12 @@ def from_columns(
         observations, actions, env_id, where, stated
     )
     actions = validation.actions_in_bounds(actions, action_space, "actions", where)
-    if truncations is None:
-        truncations = np.zeros(len(terminations), dtype=np.bool_)
-        if successors is not None:
-            truncations = infer_truncations(observations, successors, terminations)
-        else:
-            ends = np.zeros_like(terminations) if goal_terminals else terminations
-            truncations = _time_limits(ends, env_id, where)
+    if successors is not None:
+        gaps = infer_truncations(observations, successors, terminations)
+        truncations = gaps if truncations is None else truncations | gaps
+    elif truncations is None:
+        ends = np.zeros_like(terminations) if goal_terminals else terminations
+        truncations = _time_limits(ends, env_id, where)
     if not terminations[-1]:
         truncations = truncations.copy()
         truncations[-1] = True

@@ -20,7 +20,7 @@ def infer_truncations(
     next_observations: NDArray[np.float32],
     terminations: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
-    """Where episodes end without a termination, for data that do not say (shapes (N, S) and (N,)).
+    """Where episodes end without a termination, as the rows tell (shapes (N, S) and (N,)).
 
     A row whose successor is not the next row's observation ends its episode, and so does the last.
     """
@@ -121,7 +121,8 @@ class OfflineDataset:
         :param rewards: (N,).
         :param next_observations: (N, S), true successors.
         :param terminations: (N,), the task ended.
-        :param truncations: (N,), the episode was cut; None: inferred (`infer_truncations`).
+        :param truncations: (N,), the episode was cut; it counts as cut at gaps too
+            (`infer_truncations`), which alone tell where this is None.
         :param observation_space: None: that of `env_id` where it can be built here, else unbounded.
         :param action_space: None: that of `env_id` where it can be built here, else guessed:
             [-1, 1] if all actions fit, or the range that they span, which a warning says.
@@ -138,18 +139,23 @@ class OfflineDataset:
             validation.continuous(actions, name)
         action_rows = validation.float_matrix(actions, "actions", name)
         ends = validation.flag_vector(terminations, "terminations", name)
+        flags = None
+        if truncations is not None:
+            flags = validation.flag_vector(truncations, "truncations", name)
         validation.same_length(
             name,
             observations=len(states),
             next_observations=len(successors),
             actions=len(action_rows),
             terminations=len(ends),
+            truncations=len(ends if flags is None else flags),
         )
         width = states.shape[1]
         validation.same_width(name, "next_observations", successors.shape[1], "observations", width)
         validation.warn_of_rounding(observations, next_observations, name)
-        if truncations is None:
-            truncations = infer_truncations(states, successors, ends)
+        cuts = infer_truncations(states, successors, ends)
+        if flags is not None:  # flags of time limits alone leave out where a recording broke off
+            cuts |= flags
         stated = None
         if action_space is not None:
             stated = validation.flat_box(action_space, "action", name)
@@ -163,7 +169,7 @@ class OfflineDataset:
             rewards=validation.float_vector(rewards, "rewards", name),
             next_observations=successors,
             terminations=ends,
-            truncations=validation.flag_vector(truncations, "truncations", name),
+            truncations=cuts,
             observation_space=validation.flat_box(observation_space, "observation", name),
             action_space=validation.flat_box(action_space, "action", name),
             name=name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,14 +70,14 @@ def test_a_small_set_is_remade_equal() -> None:
 
 def test_pack_refuses_what_it_cannot_hold() -> None:
     states = np.array([[0.0], [1.0]])
-    gap = OfflineDataset.from_arrays(
+    cut = OfflineDataset.from_arrays(
         observations=states,
         actions=np.zeros((2, 1)),
         rewards=np.zeros(2),
         next_observations=states + 5,
         terminations=np.zeros(2),
-        truncations=[False, True],
     )
+    gap = replace(cut, truncations=np.array([False, True]))
     with pytest.raises(ValueError, match="a successor is not the next row"):
         builtin.pack(gap)
 

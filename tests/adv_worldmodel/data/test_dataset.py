@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,10 +79,10 @@ def test_a_last_episode_that_the_recording_cut_is_not_in_the_behaviour_s_return(
 
 
 def test_unclosed_last_episode_counts_only_if_it_is_the_only_one() -> None:
-    open_end = OfflineDataset.from_arrays(**arrays(truncations=np.zeros(3, bool)))
-    np.testing.assert_array_equal(open_end.episode_returns(), [3.0])
-    never = arrays(truncations=np.zeros(3, bool), terminations=np.zeros(3, bool))
-    np.testing.assert_array_equal(OfflineDataset.from_arrays(**never).episode_returns(), [7.0])
+    closed, none = OfflineDataset.from_arrays(**arrays()), np.zeros(3, bool)
+    np.testing.assert_array_equal(replace(closed, truncations=none).episode_returns(), [3.0])
+    never = replace(closed, truncations=none, terminations=none)
+    np.testing.assert_array_equal(never.episode_returns(), [7.0])
 
 
 def test_time_outs_are_inferred_where_a_successor_is_not_the_next_row() -> None:
@@ -90,6 +91,37 @@ def test_time_outs_are_inferred_where_a_successor_is_not_the_next_row() -> None:
     dataset = OfflineDataset.from_arrays(**columns)
     np.testing.assert_array_equal(dataset.truncations, [False, True, True])
     assert not dataset.terminations.any()
+
+
+def chains(**changes: Any) -> dict[str, Any]:
+    """Five chains of 20 rows on a line, of which no flag says where they end."""
+    states = (100.0 * np.arange(5)[:, None] + np.arange(20)).reshape(-1, 1)
+    columns = {
+        "observations": states,
+        "actions": np.linspace(-1, 1, 100)[:, None],
+        "rewards": np.ones(100),
+        "next_observations": states + 1,
+        "terminations": np.zeros(100, bool),
+        "truncations": np.zeros(100, bool),
+    }
+    return columns | changes
+
+
+def test_flags_that_miss_the_gaps_do_not_run_episodes_together() -> None:
+    dataset = OfflineDataset.from_arrays(**chains())
+    assert dataset.episode_lengths().tolist() == [20] * 5
+    # a flag between gaps, at a time limit that no reset follows, still counts
+    halfway = OfflineDataset.from_arrays(**chains(truncations=np.arange(100) == 9))
+    assert halfway.episode_lengths().tolist() == [10, 10, 20, 20, 20, 20]
+    # a terminal row is not cut as well
+    ended = OfflineDataset.from_arrays(**chains(terminations=np.arange(100) == 39))
+    assert ended.episode_lengths().tolist() == [20] * 5
+    assert np.flatnonzero(ended.truncations).tolist() == [19, 59, 79, 99]
+    # in no order (here the first of each chain, the second of each, ...) a row is an episode
+    mixed = {
+        key: column[np.arange(100).reshape(5, 20).T.ravel()] for key, column in chains().items()
+    }
+    assert OfflineDataset.from_arrays(**mixed).episode_lengths().tolist() == [1] * 100
 
 
 def test_reward_offset_moves_rewards_but_not_returns() -> None:
@@ -201,6 +233,7 @@ def test_float_error_at_a_bound_is_clipped() -> None:
         ({"rewards": [1.0, 2.0, np.inf]}, "'rewards' row 2 is inf"),
         ({"rewards": [1.0, 1e300, 2.0]}, "'rewards' row 1 is 1e.300"),
         ({"rewards": [1.0, 2.0]}, "'rewards' has 2 rows but 'observations' has 3"),
+        ({"truncations": [True]}, "'truncations' has 1 rows but 'observations' has 3"),
         ({"next_observations": [[1.0, 2.0]] * 3}, "has 2 dimensions per row but 'observations'"),
         ({"observations": [0.0, 1.0, 5.0]}, r"'observations' has shape \(3,\).*reshape\(-1, 1\)"),
         ({"actions": np.zeros((3, 2, 2))}, r"'actions' has shape \(3, 2, 2\).*Flatten"),

@@ -81,6 +81,15 @@ def test_time_outs_are_inferred_from_gaps(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.flatnonzero(dataset.terminations), [2])
 
 
+@pytest.mark.parametrize("name", ["set.hdf5", "set.npz"])
+def test_time_outs_that_miss_the_gaps_do_not_run_episodes_together(
+    tmp_path: Path, name: str
+) -> None:
+    dataset = load_dataset(write(tmp_path / name, timeouts=np.zeros(8, bool)))
+    assert dataset.episode_lengths().tolist() == [3, 3, 2]
+    np.testing.assert_array_equal(np.flatnonzero(dataset.truncations), [5, 7])
+
+
 def test_no_successor_is_taken_from_the_next_episode(tmp_path: Path) -> None:
     """D4RL issue 145: without next_observations the last row of each episode has none."""
     with pytest.warns(UserWarning, match=r"a terminal row is not known: all \(1\)"):

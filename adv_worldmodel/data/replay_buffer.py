@@ -41,7 +41,7 @@ def from_replay_buffer(
     :param buffer: with flat Box observations and actions; n_envs >= 1.
     :param actions: SB3's off-policy algorithms store actions scaled to [-1, 1] ("scaled"), who
         fills a buffer by hand mostly stores the environment's own ("raw"). "auto" takes the one
-        that the data fit, and if both fit the one with the narrower bounds.
+        that the data fit, and if both fit "scaled", of which a warning tells.
     :param name: how messages and results call the data.
     :param env_id: environment to evaluate in.
     :raises ValueError: an empty buffer, other spaces, or as `OfflineDataset`.
@@ -101,7 +101,7 @@ def from_replay_buffer(
     action_rows = validation.float_matrix(column(buffer.actions), "actions", name)
     return OfflineDataset(
         observations=observations[kept],
-        actions=_raw_actions(action_rows, action_space, actions)[kept],
+        actions=_raw_actions(action_rows, action_space, actions, name)[kept],
         rewards=column(buffer.rewards)[kept],
         next_observations=next_observations[kept],
         terminations=terminations[kept],
@@ -114,16 +114,27 @@ def from_replay_buffer(
 
 
 def _raw_actions(
-    actions: NDArray[np.float32], space: Box, stored: Literal["auto", "scaled", "raw"]
+    actions: NDArray[np.float32],
+    space: Box,
+    stored: Literal["auto", "scaled", "raw"],
+    name: str,
 ) -> NDArray[np.float32]:
     span = space.high - space.low
     if stored == "auto":
         slack = validation.ACTION_TOLERANCE * np.maximum(span, 2.0)
         fits_raw = bool(((actions >= space.low - slack) & (actions <= space.high + slack)).all())
         fits_scaled = bool((np.abs(actions) <= 1.0 + slack).all())
-        # Volume of the bounds against that of [-1, 1]^A; neither fitting is reported as raw.
-        narrower = float(np.log(span / 2.0).sum()) <= 0.0
-        stored = "raw" if (fits_raw and narrower) or not fits_scaled else "scaled"
+        unit = bool(((space.low == -1.0) & (space.high == 1.0)).all())  # both are the same
+        if fits_raw and fits_scaled and not unit:
+            warnings.warn(
+                f"{name}: the actions fit the action space's bounds as well as [-1, 1], to which "
+                "SB3's agents scale what they store; taken as scaled. Say which they are: "
+                "from_replay_buffer(..., actions='scaled'), or actions='raw' if they are the "
+                "environment's own.",
+                stacklevel=3,
+            )
+        # Neither fitting is reported as raw.
+        stored = "scaled" if fits_scaled and not unit else "raw"
     if stored == "raw":
         return actions
     middle = (space.high + space.low) / 2.0

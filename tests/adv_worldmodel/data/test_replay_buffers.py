@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -92,7 +93,8 @@ def test_actions_of_an_sb3_agent_are_scaled_back() -> None:
     model = SAC("MlpPolicy", gym.make("Pendulum-v1"), learning_starts=300, seed=0)
     model.learn(250)
     assert isinstance(model.replay_buffer, ReplayBuffer)
-    dataset = load_dataset(model.replay_buffer, env_id="Pendulum-v1")
+    with pytest.warns(UserWarning, match="taken as scaled"):
+        dataset = load_dataset(model.replay_buffer, env_id="Pendulum-v1")
     assert len(dataset) == 250
     assert dataset.env_id == "Pendulum-v1"
     sine, velocity = dataset.observations[:, 1], dataset.observations[:, 2]
@@ -113,11 +115,11 @@ def hand_filled(bounds: tuple[float, float], actions: list[float]) -> ReplayBuff
     ("bounds", "stored", "raw"),
     [
         ((-2.0, 2.0), [0.5, -1.9], [0.5, -1.9]),  # leaves [-1, 1]: raw
-        ((-2.0, 2.0), [0.5, -0.9], [1.0, -1.8]),  # both fit, [-1, 1] is narrower: scaled
-        ((0.0, 0.5), [0.4, 0.1], [0.4, 0.1]),  # both fit, the bounds are narrower: raw
         ((0.0, 0.5), [0.4, -1.0], [0.35, 0.0]),  # leaves the bounds: scaled
+        ((-1.0, 1.0), [0.4, -1.0], [0.4, -1.0]),  # the same
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_raw_or_scaled_is_what_the_data_fit(
     bounds: tuple[float, float], stored: list[float], raw: list[float]
 ) -> None:
@@ -125,11 +127,23 @@ def test_raw_or_scaled_is_what_the_data_fit(
     np.testing.assert_allclose(dataset.actions[:, 0], raw, rtol=1e-6)
 
 
-def test_the_caller_may_know_better() -> None:
-    buffer = hand_filled((-2.0, 2.0), [0.5, -0.9])
-    np.testing.assert_allclose(
-        from_replay_buffer(buffer, actions="raw").actions[:, 0], [0.5, -0.9], rtol=1e-6
-    )
+@pytest.mark.parametrize(
+    ("bounds", "stored", "scaled_back"),
+    [((-2.0, 2.0), [0.5, -0.9], [1.0, -1.8]), ((0.0, 0.5), [0.4, 0.2], [0.35, 0.3])],
+)
+def test_actions_that_fit_both_are_taken_as_sb3_s_agents_store_them_with_a_warning(
+    bounds: tuple[float, float], stored: list[float], scaled_back: list[float]
+) -> None:
+    buffer = hand_filled(bounds, stored)
+    with pytest.warns(UserWarning, match=r"from_replay_buffer\(..., actions='scaled'\)") as caught:
+        dataset = load_dataset(buffer)
+    assert "\n" not in str(caught[0].message)
+    np.testing.assert_allclose(dataset.actions[:, 0], scaled_back, rtol=1e-6)
+    with warnings.catch_warnings():  # who says it, means it
+        warnings.simplefilter("error")
+        for reading, expected in (("scaled", scaled_back), ("raw", stored)):
+            said = from_replay_buffer(buffer, actions=reading)
+            np.testing.assert_allclose(said.actions[:, 0], expected, rtol=1e-6)
 
 
 def test_actions_outside_both_are_refused() -> None:

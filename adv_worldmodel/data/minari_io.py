@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
+import logging
 import os
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -285,6 +288,12 @@ def _usable(env_id: str, observation_dim: int, action_dim: int) -> str | None:
 def _download(dataset_id: str) -> None:
     import minari
 
+    with suppress(ImportError):  # when it is first imported, it sets the level of its logger
+        importlib.import_module("huggingface_hub.utils.logging")
+    # Its remarks on each retry would bury the one line that says what to do.
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         minari.download_dataset(dataset_id)
     except Exception as error:  # whatever the network, the hub or a missing package raises
@@ -293,6 +302,8 @@ def _download(dataset_id: str) -> None:
             f"({_first_line(error)}).{_near(dataset_id)} Fetch it where there is a network "
             f"(minari download {dataset_id}) or set MINARI_DATASETS_PATH to the folder that has it."
         ) from None
+    finally:
+        logger.setLevel(level)
 
 
 def _near(dataset_id: str) -> str:

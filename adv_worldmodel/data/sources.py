@@ -70,6 +70,12 @@ def _load(source: object, env_id: str | None) -> OfflineDataset:
     path = Path(source).expanduser()
     if path.suffix in SUFFIXES or path.is_file():
         return load_file(path, name=source, env_id=env_id)
+    if source in URLS and source not in minari_io.local_ids():
+        # Minari would look for it on the network, where its ids are others.
+        raise FileNotFoundError(
+            f"'{source}' is a D4RL data set: name it d4rl:{source}, or minari:{source} if a Minari "
+            "set of that id is meant."
+        )
     near = get_close_matches(source, [*builtin.NAMES, *(f"d4rl:{set_}" for set_ in URLS)], n=3)
     try:
         return minari_io.load_minari(source, env_id=env_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -184,6 +185,34 @@ def test_ids_that_are_not_there_list_near_ones(folder: Path) -> None:
 def test_misspelt_names_meet_the_built_in_ones() -> None:
     with pytest.raises(FileNotFoundError, match=r"Did you mean pendulum-random\?"):
         load_dataset("pendulum-randon")
+
+
+def test_a_d4rl_name_without_its_prefix_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(minari, "download_dataset", asked.append)
+    with pytest.raises(FileNotFoundError, match=r"'hopper-medium-v2' .* name it d4rl:hopper-med"):
+        load_dataset("hopper-medium-v2")
+    assert asked == []
+    to_minari(line(), "hopper-medium-v2")  # a set of one's own may have that id
+    assert load_dataset("hopper-medium-v2").name == "minari:hopper-medium-v2"
+
+
+def test_a_download_that_fails_says_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(hub, "propagate", True)
+    monkeypatch.setattr(hub, "level", logging.WARNING)
+
+    def no_network(dataset_id: str) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("no network")
+
+    monkeypatch.setattr(minari, "download_dataset", no_network)
+    with pytest.raises(FileNotFoundError, match="no network"):
+        load_dataset("mine/line-v0")
+    assert caplog.records == []
+    assert hub.level == logging.WARNING
 
 
 def test_a_truncated_set_is_told(folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from adv_worldmodel.data import OfflineDataset
+from adv_worldmodel.device import resolve_device
 from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model
 from adv_worldmodel.dynamics.termination import (
     TerminationFunction,
@@ -42,8 +43,8 @@ def cached_world_model(
 ) -> WorldModel:
     """:func:`fit_world_model`, kept on disk by the data's content hash and the fit's settings.
 
-    Fits with a user's reward or termination function are not kept: nothing tells two functions
-    apart.
+    A fit by another version of this package, or on another kind of device, is not taken. Fits with
+    a user's reward or termination function are not kept: nothing tells two functions apart.
 
     :param cache_dir: by default that of :func:`default_cache_dir`. The others, and what is raised:
         see :func:`fit_world_model`.
@@ -53,12 +54,17 @@ def cached_world_model(
             dataset, settings, termination=termination, reward_function=reward_function,
             device=device, progress=progress,
         )  # fmt: skip
+    from adv_worldmodel import __version__  # the package is whole only now
+
     rule = make_termination(termination, dataset.env_id)
     key = {
         "content_hash": dataset.content_hash,
         "settings": asdict(settings),
         "termination": dict(rule.spec),
         "format_version": FORMAT_VERSION,
+        # other code, or another kind of device, fits another model
+        "version": __version__,
+        "device": resolve_device(device).type,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()

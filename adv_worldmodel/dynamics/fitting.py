@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -69,8 +71,15 @@ class FitSettings:
             except TypeError:
                 raise ValueError(f"{name} = {value!r}: expected whole numbers") from None
             object.__setattr__(self, name, value)
-        if not self.learning_rate >= 0:
-            raise ValueError(f"learning_rate = {self.learning_rate} must not be negative")
+        for name in ("learning_rate", "improvement"):
+            number = getattr(self, name)
+            if not isinstance(number, Real) or not math.isfinite(number):
+                raise ValueError(f"{name} = {number!r}: expected a finite number")
+            object.__setattr__(self, name, float(number))
+        for name in ("learning_rate", "seed"):
+            number = getattr(self, name)
+            if number is not None and number < 0:
+                raise ValueError(f"{name} = {number} must not be negative")
         if not 1 <= self.n_elites <= self.n_networks:
             raise ValueError(
                 f"n_elites = {self.n_elites} must lie between 1 and n_networks = {self.n_networks}"

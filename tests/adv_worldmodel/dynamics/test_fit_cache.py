@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import adv_worldmodel
 from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics import fit_cache
 from adv_worldmodel.dynamics.fit_cache import cached_world_model, default_cache_dir
@@ -192,6 +193,24 @@ def test_a_fit_that_may_not_be_read_is_made_anew(
 
 
 def test_numbers_of_numpy_are_settings_too(tmp_path: Path, pendulum: OfflineDataset) -> None:
-    settings = replace(SMALL, seed=np.int64(3), max_steps=np.int64(2), hidden_sizes=[np.int32(8)])
+    settings = replace(
+        SMALL, seed=np.int64(3), max_steps=np.int64(2), hidden_sizes=[np.int32(8)],
+        learning_rate=np.float32(1e-3), improvement=np.float32(0.01),
+    )  # fmt: skip
     cached(pendulum, tmp_path, settings)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_fit_by_another_version_or_on_another_kind_of_device_is_not_this_one(
+    tmp_path: Path, fits: list[int], pendulum: OfflineDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached(pendulum, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(adv_worldmodel, "__version__", "0.0.1")
+        cached(pendulum, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_cache, "resolve_device", lambda device: torch.device("cuda", 1))
+        cached(pendulum, tmp_path)
+    assert len(fits) == 3
+    cached(pendulum, tmp_path)
+    assert len(fits) == 3

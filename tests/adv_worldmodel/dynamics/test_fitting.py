@@ -288,9 +288,15 @@ def test_one_transition_cannot_be_fitted() -> None:
         ({"n_elites": 0}, "n_elites = 0"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"max_steps": 0}, "max_steps = 0"),
+        ({"seed": -1}, "seed = -1 must not be negative"),
+        ({"learning_rate": -1e-3}, "learning_rate = -0.001 must not be negative"),
+        ({"learning_rate": np.inf}, "learning_rate = inf: expected a finite number"),
+        ({"learning_rate": np.nan}, "learning_rate = nan: expected a finite number"),
+        ({"learning_rate": "1e-3"}, "learning_rate = '1e-3': expected a finite number"),
+        ({"improvement": np.nan}, "improvement = nan: expected a finite number"),
     ],
 )
-def test_impossible_settings_are_named(changes: dict[str, int], message: str) -> None:
+def test_impossible_settings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **changes)
 

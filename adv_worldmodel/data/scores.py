@@ -57,14 +57,14 @@ class Score:
 def normalised_score(env_id: str | None, ret: float) -> Score | None:
     """Score of the mean return `ret` in the environment `env_id`; None where no reference is known.
 
-    :param env_id: a Gymnasium id with its version ("Hopper-v4", "module:AntMaze_UMaze-v5"), matched
-        exactly; only those of D4RL's tasks have a score.
+    :param env_id: a Gymnasium id ("Hopper-v4", "module:AntMaze_UMaze-v5"), matched exactly; without
+        a version ("Hopper") the latest one. Only those of D4RL's tasks have a score.
     :param ret: mean undiscounted return.
     """
-    match = re.fullmatch(r"(?:[\w.]+:)?(\w+)-v(\d+)", env_id or "")
+    match = re.fullmatch(r"(?:[\w.]+:)?(\w+)(?:-v(\d+))?", env_id or "")
     if match is None:
         return None
-    base, version = match[1], int(match[2])
+    base, version = match[1], int(match[2]) if match[2] else None  # None: later than -v4
     task = _MUJOCO.get(base) or _ROBOTICS.get(base)
     if task is None:
         return None

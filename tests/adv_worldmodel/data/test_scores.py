@@ -43,7 +43,9 @@ def test_only_older_versions_compare_with_the_published_tables() -> None:
     assert "not comparable" not in old.reference
 
 
-@pytest.mark.parametrize("env_id", [None, "Pendulum-v1", "Ant", "MyAnt-v4", "HopperHard-v4"])
+@pytest.mark.parametrize(
+    "env_id", [None, "", "Pendulum-v1", "Ant-v", "MyAnt-v4", "HopperHard-v4", "HopperHard"]
+)
 def test_unknown_environments_have_no_score(env_id: str | None) -> None:
     assert normalised_score(env_id, 1.0) is None
 
@@ -61,6 +63,14 @@ def test_which_versions_compare() -> None:
         score = normalised_score(env_id, 0.0)
         assert score is not None
         assert score.comparable == (env_id in comparable), env_id
+
+
+@pytest.mark.parametrize("base", ["Hopper", "Ant", "AdroitHandPen", "module:Hopper"])
+def test_without_a_version_the_latest_is_meant(base: str) -> None:
+    bare, latest = normalised_score(base, 1000.0), normalised_score(f"{base}-v5", 1000.0)
+    assert bare is not None
+    assert latest is not None
+    assert (bare.value, bare.comparable) == (latest.value, False)
 
 
 def test_a_module_in_front_changes_nothing() -> None:

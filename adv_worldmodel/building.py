@@ -1,4 +1,4 @@
-"""`gym.make` without the notices that are not for the user of a data set."""
+"""`gym.make` without the notices that are not for the user of a data set, by id alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
+
+
+def check_id(env_id: object) -> None:
+    """ValueError unless `env_id` is a string; given by mistake is mostly an environment itself."""
+    if not isinstance(env_id, str):
+        raise ValueError(
+            f"Expected a Gymnasium id such as 'Pendulum-v1', got {type(env_id).__name__}; name the "
+            "environment by its id (env.spec.id)."
+        )
 
 
 def make_quietly(env_id: str | EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box, Space
 from numpy.typing import ArrayLike, NDArray
 
+from adv_worldmodel.building import check_id
 from adv_worldmodel.data import validation
 from adv_worldmodel.data.environments import buildable, spaces_for
 
@@ -131,6 +132,8 @@ class OfflineDataset:
         :param goal_terminals: see the class.
         :raises ValueError: as for the class.
         """
+        if env_id is not None:
+            check_id(env_id)
         observations = validation.numeric(observations, "observations", name)
         next_observations = validation.numeric(next_observations, "next_observations", name)
         states = validation.float_matrix(observations, "observations", name)

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from adv_worldmodel.building import check_id
 from adv_worldmodel.data import builtin, minari_io
 from adv_worldmodel.data.d4rl import URLS, load_d4rl
 from adv_worldmodel.data.dataset import OfflineDataset
@@ -38,6 +39,8 @@ def load_dataset(
     :raises FileNotFoundError: no such file or id; lists the near ones.
     :raises ValueError: unfit content (names key and row), or an environment that does not fit.
     """
+    if env_id is not None:
+        check_id(env_id)
     dataset = _load(source, env_id)
     if env_id is not None:
         check_fit(env_id, dataset.observations.shape[1], dataset.actions.shape[1], dataset.name)

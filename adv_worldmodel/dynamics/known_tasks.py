@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from adv_worldmodel.building import make_quietly
+from adv_worldmodel.building import check_id, make_quietly
 
 
 def bound(
@@ -165,8 +165,11 @@ def _untouched(env: Any, wrapped: Any) -> bool:
 
 
 def read_environment(env_id: str) -> tuple[dict[str, Any] | None, str]:
-    """The rule of the environment itself, or None and the reason why it cannot be read."""
+    """The rule of the environment itself, or None and the reason why it cannot be read.
 
+    :raises ValueError: `env_id` is no string.
+    """
+    check_id(env_id)
     try:
         wrapped = make_quietly(env_id)
     except Exception as error:  # an environment's own constructor may raise anything

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Space
 
-from adv_worldmodel.building import make_quietly
+from adv_worldmodel.building import check_id, make_quietly
 
 
 def resolve_env(env_id: str) -> EnvSpec:
@@ -24,9 +24,10 @@ def resolve_env(env_id: str) -> EnvSpec:
 
     :param env_id: a Gymnasium id, or `module:ID`, where importing `module` registers `ID`. Without
         a version (`Hopper`) the latest one is meant.
-    :raises ValueError: the module cannot be imported, or the id is not registered (names near
-        ones).
+    :raises ValueError: no id, the module cannot be imported, or the id is not registered (names
+        near ones).
     """
+    check_id(env_id)
     module, _, name = env_id.rpartition(":")
     if module:
         try:

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -288,6 +289,15 @@ def test_whole_numbers_are_continuous_actions_where_the_space_says_so() -> None:
     states = {key: np.zeros((3, 3)) for key in ("observations", "next_observations")}
     pendulum = OfflineDataset.from_arrays(**whole | states, env_id="Pendulum-v1")
     assert pendulum.actions.tolist() == [[0.0], [1.0], [-1.0]]
+
+
+def test_an_environment_in_place_of_its_id_is_told() -> None:
+    columns, env = arrays(), gym.make("Pendulum-v1")
+    message = "^Expected a Gymnasium id .*, got TimeLimit; .*env.spec.id.*$"
+    with pytest.raises(ValueError, match=message):
+        OfflineDataset.from_arrays(**columns, env_id=env)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        load_dataset("pendulum-random", env_id=env)  # type: ignore[arg-type]
 
 
 def test_an_empty_data_set_is_refused() -> None:

@@ -126,6 +126,8 @@ def test_an_unknown_environment_or_none_names_the_remedy() -> None:
         make_termination("auto", "CartPole-v1")
     with pytest.raises(ValueError, match=r"names no environment.*termination='never'"):
         make_termination(None, None)
+    with pytest.raises(ValueError, match=r"^Expected a Gymnasium id .*, got TimeLimit; "):
+        make_termination(None, gym.make("Pendulum-v1"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"'hoper'; known: .*hopper"):
         make_termination("hoper", None)
 

@@ -79,6 +79,12 @@ def test_other_spaces_are_refused(countdown: str) -> None:
         evaluate(model, countdown)
 
 
+def test_an_environment_in_place_of_its_id_is_told() -> None:
+    env = gym.make("Pendulum-v1")
+    with pytest.raises(ValueError, match=r"^Expected a Gymnasium id .*, got TimeLimit; "):
+        evaluate(ConstantPolicy(0.0), env)  # type: ignore[arg-type]
+
+
 def test_environments_by_id_and_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_env("Hopper").id == "Hopper-v5"
     with pytest.raises(ValueError, match=r"'Penduluum-v1' is not registered.*Pendulum-v1"):

@@ -32,16 +32,16 @@ BOUNDS = ("action_low", "action_high")
 OPTIONAL = ("truncations", "next_observations", *BOUNDS)
 
 
-def wanted_keys(present: list[str], where: str) -> dict[str, str]:
-    """Column -> its key in the file.
+def wanted_keys(present: list[str], where: str) -> dict[str, list[str]]:
+    """Column -> its key in the file, or its keys where it is there under both names.
 
     :raises ValueError: if a key that is needed is missing; lists the keys that are there.
     """
     found = {}
     for column, names in ALIASES.items():
-        key = next((name for name in names if name in present), None)
-        if key is not None:
-            found[column] = key
+        keys = [name for name in names if name in present]
+        if keys:
+            found[column] = keys
         elif column not in OPTIONAL:
             close = get_close_matches(names[0], present, n=1)
             hint = f" Rename '{close[0]}'?" if close else ""
@@ -84,7 +84,10 @@ def from_columns(
         (AntMaze's files), so that only time-outs end it.
     :raises ValueError: a missing key or a wrong array; names key and row.
     """
-    keys = wanted_keys(list(arrays), where)
+    keys = {
+        column: _agreed_key(arrays, names, where)
+        for column, names in wanted_keys(list(arrays), where).items()
+    }
     observations = validation.float_matrix(arrays["observations"], "observations", where)
     if not any(bound in arrays for bound in BOUNDS) and not buildable(env_id):
         validation.continuous(arrays["actions"], where)
@@ -149,6 +152,25 @@ def from_columns(
         goal_terminals=goal_terminals,
         action_bounds_guessed=guessed,
     )
+
+
+def _agreed_key(arrays: Mapping[str, NDArray[Any]], keys: list[str], where: str) -> str:
+    """The first of the `keys` of a column; ValueError where it is there twice (flags) and differs.
+
+    Which of the two was meant nobody can tell, and an episode would end elsewhere.
+    """
+    if len(keys) == 1:
+        return keys[0]
+    first, second = (validation.flag_vector(arrays[key], key, where) for key in keys)
+    if len(first) != len(second) or (first != second).any():
+        rows = f"{len(first):,} and {len(second):,} rows"
+        if len(first) == len(second):
+            rows = f"first in row {int(np.argmax(first != second))}"
+        raise ValueError(
+            f"{where}: '{keys[0]}' and '{keys[1]}' are two names of one column, but differ "
+            f"({rows}). Delete the one that is wrong."
+        )
+    return keys[0]
 
 
 def _stated_bounds(arrays: Mapping[str, NDArray[Any]], width: int, where: str) -> Box | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def _read_hdf5(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
             f"{path}: holds one group per episode, Minari's own storage. Load it by its "
             "Minari id (minari:ID, with MINARI_DATASETS_PATH set to the ids' folder)."
         )
-    keys = wanted_keys(present, str(path)).values()
+    keys = chain.from_iterable(wanted_keys(present, str(path)).values())
     with _reading(path), h5py.File(path, "r") as file:
         arrays = {key: np.asarray(file[key][()]) for key in keys}
     return arrays, stated if isinstance(stated, str) and stated else None
@@ -114,7 +115,7 @@ def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
     with _reading(path), np.load(path, allow_pickle=False) as file:
         present = list(file.files)
         stated = str(file["env_id"]) if "env_id" in present else None
-    keys = wanted_keys(present, str(path)).values()
+    keys = chain.from_iterable(wanted_keys(present, str(path)).values())
     with _reading(path), np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in keys}
     return arrays, stated

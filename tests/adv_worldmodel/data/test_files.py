@@ -75,6 +75,15 @@ def test_minaris_names_and_float64_and_column_vectors_are_read(tmp_path: Path) -
     )
 
 
+def test_a_column_under_both_names_is_read_where_they_agree(tmp_path: Path) -> None:
+    twice = {"truncations": COLUMNS["timeouts"], "terminations": COLUMNS["terminals"][:, None]}
+    hashes = {
+        load_dataset(write(tmp_path / f"{name}.npz", **more)).content_hash
+        for name, more in {"once": {}, "twice": twice}.items()
+    }
+    assert len(hashes) == 1
+
+
 def test_time_outs_are_inferred_from_gaps(tmp_path: Path) -> None:
     dataset = load_dataset(write(tmp_path / "set.hdf5", timeouts=None))
     np.testing.assert_array_equal(np.flatnonzero(dataset.truncations), [5, 7])
@@ -215,6 +224,12 @@ def test_env_id_and_reward_offset_of_the_caller(tmp_path: Path) -> None:
         ({"rewards": np.zeros(7)}, "'rewards' has 7 rows but 'observations' has 8"),
         ({"timeouts": np.zeros(9)}, "'timeouts' has 9 rows"),
         ({"timeouts": np.full(8, 3)}, "'timeouts' row 0 is 3"),
+        (
+            {"truncations": np.arange(8) == 3},
+            r"'timeouts' and 'truncations' are two names of one column, .* \(first in row 3\)",
+        ),
+        ({"truncations": np.zeros(7)}, r"differ \(8 and 7 rows\). Delete"),
+        ({"terminations": np.zeros(8)}, r"'terminals' and 'terminations' .* \(first in row 2\)"),
         ({"observations": np.zeros((8, 2, 2))}, r"'observations' has shape \(8, 2, 2\)"),
         ({"next_observations": np.zeros((8, 2))}, "'next_observations' has 2 dimensions"),
         ({"actions": np.eye(8)[:, :1] * np.nan}, "'actions' row 0 dimension 0 is nan"),

@@ -159,12 +159,12 @@ class OfflineDataset:
         cuts = infer_truncations(states, successors, ends)
         if flags is not None:  # flags of time limits alone leave out where a recording broke off
             cuts |= flags
-        stated = None
+        bounds = None
         if action_space is not None:
-            stated = validation.flat_box(action_space, "action", name)
+            bounds = validation.flat_box(action_space, "action", name)
         guessed = False
-        if observation_space is None or stated is None:
-            found, action_space, guessed = spaces_for(states, action_rows, env_id, name, stated)
+        if observation_space is None or bounds is None:
+            found, bounds, guessed = spaces_for(states, action_rows, env_id, name, bounds)
             observation_space = found if observation_space is None else observation_space
         return cls(
             observations=states,
@@ -174,7 +174,7 @@ class OfflineDataset:
             terminations=ends,
             truncations=cuts,
             observation_space=validation.flat_box(observation_space, "observation", name),
-            action_space=validation.flat_box(action_space, "action", name),
+            action_space=bounds,
             name=name,
             env_id=env_id,
             goal_terminals=goal_terminals,

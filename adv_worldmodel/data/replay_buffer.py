@@ -113,6 +113,11 @@ def from_replay_buffer(
     )
 
 
+#: Stored actions that come so near to 1 and never pass it are taken as scaled without a word: an
+#: SB3 agent's first, uniform ones do.
+LIKELY_SCALED = 0.95
+
+
 def _raw_actions(
     actions: NDArray[np.float32],
     space: Box,
@@ -125,7 +130,8 @@ def _raw_actions(
         fits_raw = bool(((actions >= space.low - slack) & (actions <= space.high + slack)).all())
         fits_scaled = bool((np.abs(actions) <= 1.0 + slack).all())
         unit = bool(((space.low == -1.0) & (space.high == 1.0)).all())  # both are the same
-        if fits_raw and fits_scaled and not unit:
+        reaches = float(np.abs(actions).max()) >= LIKELY_SCALED
+        if fits_raw and fits_scaled and not unit and not reaches:
             warnings.warn(
                 f"{name}: the actions fit the action space's bounds as well as [-1, 1], to which "
                 "SB3's agents scale what they store; taken as scaled. Say which they are: "

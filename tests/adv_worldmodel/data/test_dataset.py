@@ -396,6 +396,21 @@ def test_an_offset_that_float32_is_too_coarse_for_is_warned_of() -> None:
         OfflineDataset.from_arrays(**walk(5.4e6, np.float32))  # came as it is
 
 
+def test_another_rounding_of_the_same_state_is_no_gap() -> None:
+    """A recorder may take the successor from float64, and the next observation from float32."""
+    states = np.linspace(1.0, 2.0, 7)[:, None] ** 0.5
+    rounded = np.nextafter(states[1:].astype(np.float32), np.float32(2.0))  # one step of float32
+    data = OfflineDataset.from_arrays(
+        states[:-1], np.full((6, 1), 0.9), np.zeros(6), rounded, np.zeros(6, bool)
+    )
+    assert np.flatnonzero(data.truncations).tolist() == [5]
+    rounded[2] += 1e-4
+    data = OfflineDataset.from_arrays(
+        states[:-1], np.full((6, 1), 0.9), np.zeros(6), rounded, np.zeros(6, bool)
+    )
+    assert np.flatnonzero(data.truncations).tolist() == [2, 5]
+
+
 def test_a_goal_on_the_way_ends_no_episode() -> None:
     """AntMaze: terminations mark the rows at the goal, and the ant walks on."""
     states = np.array([0, 1, 2, 3, 10, 11, 12], np.float32)[:, None]

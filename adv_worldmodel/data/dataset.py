@@ -32,8 +32,9 @@ def infer_truncations(
     truncations = np.ones(len(observations), dtype=np.bool_)
     gaps = truncations[:-1]
     gaps[:] = False
-    for successor, state in zip(next_observations[:-1].T, observations[1:].T, strict=True):
-        gaps |= np.abs(successor - state) > ROUNDING * (state.std() + np.abs(state))
+    if len(gaps):
+        for successor, state in zip(next_observations[:-1].T, observations[1:].T, strict=True):
+            gaps |= np.abs(successor - state) > ROUNDING * (state.std() + np.abs(state))
     return truncations & ~terminations
 
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
+from adv_worldmodel.checks import check_shares
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.device import shared_tensor
 from adv_worldmodel.seeding import make_generator
@@ -59,8 +60,7 @@ class MixedReplayBuffer(ReplayBuffer):
         BaseBuffer.__init__(
             self, buffer_size, observation_space, action_space, device, n_envs=n_envs
         )
-        if not 0.0 <= real_ratio <= 1.0:
-            raise ValueError(f"real_ratio = {real_ratio} must lie between 0 and 1")
+        check_shares(real_ratio=real_ratio)
         self.real_ratio = real_ratio
         self.optimize_memory_usage = False
         self.handle_timeout_termination = True

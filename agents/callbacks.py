@@ -78,9 +78,7 @@ class RamboCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        check_whole(adversary_updates=adversary_updates)
-        if adversary_updates < 0:
-            raise ValueError(f"adversary_updates = {adversary_updates} must not be negative")
+        check_whole(at_least=0, adversary_updates=adversary_updates)
         self.settings = AdversarySettings(
             weight=adversary_weight,
             score=score,

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from adv_worldmodel.checks import check_finite
 from agents.agent_step import Update
 from agents.buffers import Batch
 from agents.rambo import RAMBO
@@ -36,8 +37,7 @@ class COMBO(RAMBO):
     noises_per_update: ClassVar[int] = 2 + 2 * N_ACTIONS
 
     def __init__(self, *args: Any, beta: float = 0.5, **kwargs: Any) -> None:
-        if not (math.isfinite(beta) and beta >= 0.0):
-            raise ValueError(f"beta = {beta} must be a finite number of at least 0")
+        check_finite(beta=beta)
         self.beta = beta
         super().__init__(*args, **kwargs)
 

@@ -71,9 +71,7 @@ class StackedCritic(BaseModel):
             features_extractor=features_extractor,
             normalize_images=normalize_images,
         )
-        check_whole(n_critics=n_critics)
-        if n_critics < 1:
-            raise ValueError(f"n_critics = {n_critics} must be at least 1")
+        check_whole(at_least=1, n_critics=n_critics)
         self.n_critics, self.layer_norm = n_critics, layer_norm
         self.share_features_extractor = share_features_extractor
         sizes = [features_dim + get_action_dim(action_space), *net_arch, 1]

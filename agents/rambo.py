@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import time
 import warnings
 from pathlib import Path
@@ -19,7 +18,7 @@ from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
-from adv_worldmodel.checks import check_whole
+from adv_worldmodel.checks import check_finite, check_shares, check_whole
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
 from adv_worldmodel.seeding import make_generator
 from agents.agent_step import AgentStep, Update
@@ -111,29 +110,21 @@ class RAMBO(SAC):
             )
         if rollout_policy not in ROLLOUT_POLICIES:
             raise ValueError(f"rollout_policy = {rollout_policy!r} is not 'current' or 'random'")
-        counts = {
-            "retain_iterations": retain_iterations,
-            "gradient_steps": gradient_steps,
-            "batch_size": batch_size,
-        }
-        check_whole(**counts, critic_warmup=critic_warmup)
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} = {value} must be at least 1")
-        if critic_warmup < 0:
-            raise ValueError(f"critic_warmup = {critic_warmup} must not be negative")
-        for name, share in {"real_ratio": real_ratio, "gamma": gamma, "tau": tau}.items():
-            if not 0.0 <= share <= 1.0:  # so is NaN refused
-                raise ValueError(f"{name} = {share} must lie between 0 and 1")
-        for name, number in {
-            "learning_rate": 0.0 if callable(learning_rate) else learning_rate,  # see _setup_model
-            "actor_learning_rate": actor_learning_rate,
-            "entropy_learning_rate": entropy_learning_rate,
-            "cloning_weight": cloning_weight,
-            "ent_coef": 0.0 if isinstance(ent_coef, str) else ent_coef,  # SB3 reads it
-        }.items():
-            if not 0.0 <= number < math.inf:
-                raise ValueError(f"{name} = {number} must be a finite number of at least 0")
+        check_whole(
+            at_least=1,
+            retain_iterations=retain_iterations,
+            gradient_steps=gradient_steps,
+            batch_size=batch_size,
+        )
+        check_whole(at_least=0, critic_warmup=critic_warmup)
+        check_shares(real_ratio=real_ratio, gamma=gamma, tau=tau)
+        check_finite(
+            learning_rate=0.0 if callable(learning_rate) else learning_rate,  # see _setup_model
+            actor_learning_rate=actor_learning_rate,
+            entropy_learning_rate=entropy_learning_rate,
+            cloning_weight=cloning_weight,
+            ent_coef=0.0 if isinstance(ent_coef, str) else ent_coef,  # SB3 reads it
+        )
         if cloning_weight > 0.0 and round(real_ratio * batch_size) < 1:
             raise ValueError(
                 f"cloning_weight = {cloning_weight} needs rows of data: real_ratio = {real_ratio}"
@@ -310,11 +301,8 @@ class RAMBO(SAC):
         :raises ValueError: there are no data: the agent was loaded without an environment; or
             ``epochs`` or ``batch_size`` is no count.
         """
-        check_whole(epochs=epochs, batch_size=batch_size)
-        if epochs < 0 or batch_size < 1:
-            raise ValueError(
-                f"epochs = {epochs}, batch_size = {batch_size}: expected at least 0 and 1"
-            )
+        check_whole(at_least=0, epochs=epochs)
+        check_whole(at_least=1, batch_size=batch_size)
         buffer = self.replay_buffer
         if buffer.real is None:
             raise ValueError("cloning needs the data: give env=make_sb3_env(dataset, ...)")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 from tqdm import tqdm
 
+from adv_worldmodel.checks import check_finite, check_whole
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.data.environments import buildable, check_fit
 from adv_worldmodel.device import resolve_device, shared_tensor
@@ -60,37 +59,26 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = ("n_networks", "n_elites", "batch_size", "holdout", "patience", "seed", "max_steps")
-        for name in (*whole, "hidden_sizes"):
-            value = getattr(self, name)
-            try:  # Python's own, which JSON knows, also of NumPy's
-                if name == "hidden_sizes":
-                    value = tuple(map(operator.index, value))
-                elif value is not None:
-                    value = operator.index(value)
-            except TypeError:
-                raise ValueError(f"{name} = {value!r}: expected whole numbers") from None
-            object.__setattr__(self, name, value)
+        counts = ["n_networks", "n_elites", "batch_size", "holdout", "patience"]
+        if self.max_steps is not None:
+            counts.append("max_steps")
+        check_whole(at_least=1, **{name: getattr(self, name) for name in counts})
+        check_whole(at_least=0, seed=self.seed)
+        check_finite(learning_rate=self.learning_rate, improvement=self.improvement)
+        if self.n_elites > self.n_networks:
+            raise ValueError(f"n_elites = {self.n_elites} exceeds n_networks = {self.n_networks}")
+        try:
+            widths = tuple(map(operator.index, self.hidden_sizes))
+        except TypeError:
+            widths = (0,)
+        if any(width < 1 for width in widths):
+            raise ValueError(f"hidden_sizes = {self.hidden_sizes!r}: expected widths of at least 1")
+        # Python's own types, which JSON knows, also of NumPy's
+        object.__setattr__(self, "hidden_sizes", widths)
+        for name in (*counts, "seed"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
         for name in ("learning_rate", "improvement"):
-            number = getattr(self, name)
-            if not isinstance(number, Real) or not math.isfinite(number):
-                raise ValueError(f"{name} = {number!r}: expected a finite number")
-            object.__setattr__(self, name, float(number))
-        for name in ("learning_rate", "seed"):
-            number = getattr(self, name)
-            if number is not None and number < 0:
-                raise ValueError(f"{name} = {number} must not be negative")
-        if not 1 <= self.n_elites <= self.n_networks:
-            raise ValueError(
-                f"n_elites = {self.n_elites} must lie between 1 and n_networks = {self.n_networks}"
-            )
-        for name in ("batch_size", "holdout", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
-        if any(width < 1 for width in self.hidden_sizes):
-            raise ValueError(f"hidden_sizes = {self.hidden_sizes}: expected widths of at least 1")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps = {self.max_steps} must be at least 1, or None")
+            object.__setattr__(self, name, float(getattr(self, name)))
 
 
 class FitDivergedError(FloatingPointError):

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from adv_worldmodel.checks import check_whole
+from adv_worldmodel.checks import check_finite, check_whole
 from adv_worldmodel.dynamics.ensemble import (
     MemberDraw,
     gaussian_log_density,
@@ -59,15 +59,12 @@ class AdversarySettings:
         if isinstance(self.weight, str):
             if self.weight != "auto":
                 raise ValueError(f"weight = {self.weight!r} is neither a number nor 'auto'")
-        elif not math.isfinite(self.weight):
-            raise ValueError(f"weight = {self.weight} must be finite")
-        elif self.weight < 0:
-            raise ValueError(f"weight = {self.weight} must not be negative")
+        else:
+            check_finite(weight=self.weight)
         if not (0 < self.xi < math.inf and 0 < self.max_weight < math.inf):
             raise ValueError(f"xi = {self.xi}, max_weight = {self.max_weight} must be positive")
-        check_whole(batch_size=self.batch_size)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size = {self.batch_size} must be at least 1")
+        check_whole(at_least=1, batch_size=self.batch_size)
+        check_finite(learning_rate=self.learning_rate)
         if self.normalise and self.batch_size < 2:  # one row's advantage would always be 0
             raise ValueError(
                 "batch_size = 1: expected at least 2 rows, over which the advantage is normalised; "

@@ -93,9 +93,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         render_mode: str | None = None,
     ) -> None:
         horizon = max_episode_steps if max_episode_steps is not None else horizon
-        check_whole(num_envs=num_envs, horizon=horizon)
-        if num_envs < 1 or horizon < 1:
-            raise ValueError(f"num_envs = {num_envs} and horizon = {horizon} must be at least 1")
+        check_whole(at_least=1, num_envs=num_envs, horizon=horizon)
         if member_per not in MEMBER_PER:
             raise ValueError(f"member_per = {member_per!r} is neither 'step' nor 'rollout'")
         if render_mode is not None:

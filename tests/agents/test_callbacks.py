@@ -358,8 +358,8 @@ def test_algorithms_without_a_value_of_a_state_are_refused(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"adversary_updates": -1}, "adversary_updates = -1 must not be negative"),
-        ({"adversary_weight": -1.0}, "weight = -1.0 must not be negative"),
+        ({"adversary_updates": -1}, "adversary_updates = -1 must be at least 0"),
+        ({"adversary_weight": -1.0}, "weight = -1.0 must be a finite number of at least 0"),
         ({"score": "elite"}, "'elite' is not one of mixture, member, pathwise"),
         ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
         ({"batch_size": 1}, "batch_size = 1: expected at least 2 rows"),

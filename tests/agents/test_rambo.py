@@ -375,8 +375,8 @@ def test_wrong_settings_are_explained(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"batch_size": 0}, "batch_size = 0: expected at least 0 and 1"),
-        ({"epochs": -1}, "epochs = -1, batch_size = 256: expected at least 0 and 1"),
+        ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+        ({"epochs": -1}, "epochs = -1 must be at least 0"),
         ({"epochs": 1.5}, "epochs = 1.5: expected a whole number"),
     ],
 )

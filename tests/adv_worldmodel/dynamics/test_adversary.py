@@ -224,8 +224,9 @@ def test_scales_of_the_model_stay_those_of_the_data() -> None:
     ("settings", "message"),
     [
         ({"score": "mixed"}, "score = 'mixed' is not one of mixture, member, pathwise"),
-        ({"weight": -1.0}, "weight = -1.0 must not be negative"),
+        ({"weight": -1.0}, "weight = -1.0 must be a finite number of at least 0"),
         ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+        ({"learning_rate": math.nan}, "learning_rate = nan must be a finite number"),
         ({"batch_size": 1}, "batch_size = 1: expected at least 2 rows, over which the advantage"),
     ],
 )

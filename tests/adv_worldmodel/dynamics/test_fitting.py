@@ -284,16 +284,17 @@ def test_one_transition_cannot_be_fitted() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_elites": 4}, "n_elites = 4 must lie between 1 and n_networks = 3"),
+        ({"n_elites": 4}, "n_elites = 4 exceeds n_networks = 3"),
         ({"n_elites": 0}, "n_elites = 0"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"max_steps": 0}, "max_steps = 0"),
-        ({"seed": -1}, "seed = -1 must not be negative"),
-        ({"learning_rate": -1e-3}, "learning_rate = -0.001 must not be negative"),
-        ({"learning_rate": np.inf}, "learning_rate = inf: expected a finite number"),
-        ({"learning_rate": np.nan}, "learning_rate = nan: expected a finite number"),
-        ({"learning_rate": "1e-3"}, "learning_rate = '1e-3': expected a finite number"),
-        ({"improvement": np.nan}, "improvement = nan: expected a finite number"),
+        ({"hidden_sizes": 64}, "hidden_sizes = 64: expected widths of at least 1"),
+        ({"seed": -1}, "seed = -1 must be at least 0"),
+        ({"learning_rate": -1e-3}, "learning_rate = -0.001 must be a finite number of at least 0"),
+        ({"learning_rate": np.inf}, "learning_rate = inf must be a finite number"),
+        ({"learning_rate": np.nan}, "learning_rate = nan must be a finite number"),
+        ({"learning_rate": "1e-3"}, "learning_rate = '1e-3' must be a finite number"),
+        ({"improvement": np.nan}, "improvement = nan must be a finite number"),
     ],
 )
 def test_impossible_settings_are_named(changes: dict[str, Any], message: str) -> None:
@@ -369,7 +370,7 @@ def test_bounds_are_as_wide_as_the_data() -> None:
 def test_layers_without_width_are_refused() -> None:
     with pytest.raises(ValueError, match="widths of at least 1"):
         FitSettings(hidden_sizes=(8, 0))
-    with pytest.raises(ValueError, match=r"max_steps = 10000\.0: expected whole numbers"):
+    with pytest.raises(ValueError, match=r"max_steps = 10000\.0: expected a whole number"):
         FitSettings(max_steps=1e4)  # type: ignore[arg-type]
 
 

@@ -115,6 +115,15 @@ def returns_of(folders):
     return [folder.read_result()["return_mean"] for folder in finished(folders)]
 
 
+def clones_of(runs):
+    """The returns of the clones, equal in all variants that clone; none where no run does."""
+    for folders in runs.values():
+        clones = [folder.read_result().get("cloning_return") for folder in finished(folders)]
+        if clones and None not in clones:
+            return clones
+    return []
+
+
 def as_expected(label, folders):
     """Whether the variant's mean return lies within its bounds."""
     low, high = EXPECTED[label]
@@ -125,11 +134,8 @@ def as_expected(label, folders):
 def table(runs):
     """Markdown lines: returns over the seeds of each variant, and of the clones they start from."""
     lines = ["| | mean return | std | by seed | failed |", "|---|---|---|---|---|"]
-    for folders in runs.values():
-        clones = [folder.read_result().get("cloning_return") for folder in finished(folders)]
-        if clones and None not in clones:  # equal in all variants that clone
-            lines.append(f"| the clone, before training | {_statistics(clones)} | 0 |")
-            break
+    if clones := clones_of(runs):
+        lines.append(f"| the clone, before training | {_statistics(clones)} | 0 |")
     for label, folders in runs.items():
         returns = returns_of(folders)
         lines.append(f"| {label} | {_statistics(returns)} | {len(folders) - len(returns)} |")
@@ -201,8 +207,13 @@ def main():
     curves = {label: paths for label, paths in evaluated.items() if paths}
     picture = args.out / "careful-driver.png"
     if curves:
-        title = "the log of a careful driver"
-        compare_curves(curves, picture, behaviour_return=behaviour, title=title)
+        compare_curves(
+            curves,
+            picture,
+            behaviour_return=behaviour,
+            cloning_return=float(np.mean(clones)) if (clones := clones_of(runs)) else None,
+            title="the log of a careful driver",
+        )
     return int(failed or bool(wrong))
 
 

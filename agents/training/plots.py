@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,9 +91,23 @@ def reference_lines(axes: Axes, behaviour: float | None, clone: float | None) ->
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
-    for axes in figure.axes:
-        axes.legend(frameon=False)
+    rows = [_legend_below(axes) for axes in figure.axes]
+    figure.set_figheight(figure.get_figheight() + 0.22 * max(rows, default=0))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the version that matplotlib writes into the file, equal runs give equal files.
     figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
     return path
+
+
+def _legend_below(axes: Axes) -> int:
+    """A legend that hides no curve; the rows it has."""
+    labels = axes.get_legend_handles_labels()[1]
+    if not labels:
+        return 0
+    longest = max(map(len, labels))
+    columns = 2 if longest <= 46 else 1
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False,
+        fontsize=min(8.0, 680.0 / longest),
+    )  # fmt: skip
+    return math.ceil(len(labels) / columns)

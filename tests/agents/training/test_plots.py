@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from agents.training import plots
-from agents.training.plots import plot_learning_curve
+from agents.training.plots import panels_of, plot_learning_curve, save_figure
 from tests.agents.made_up_runs import evaluation_rows as rows
 
 
@@ -17,7 +17,7 @@ def test_a_learning_curve_is_a_png_that_depends_on_the_data_only(tmp_path: Path)
     )
     again = plot_learning_curve(rows(1, 2, 3), tmp_path / "b.png", behaviour_return=2.5, title="a")
     other = plot_learning_curve(rows(1, 2, 4), tmp_path / "c.png", behaviour_return=2.5, title="a")
-    assert imageio.imread(first).shape[:2] == (600, 960)
+    assert imageio.imread(first).shape[1] == 960
     assert first.read_bytes() == again.read_bytes() != other.read_bytes()
 
 
@@ -41,3 +41,21 @@ def test_curve_band_and_lines_are_where_their_numbers_are(
     assert {tuple(point) for point in band.get_paths()[0].vertices} == {
         (1.0, 0.0), (2.0, 2.0), (2.0, 4.0), (1.0, 2.0),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("label", ["short", "a=1, " * 17])
+def test_the_legend_hides_nothing(tmp_path: Path, label: str) -> None:
+    """It lies below its axes, and within the picture."""
+    figure, panels = panels_of(["one", "two"])
+    for axes in panels:
+        for number in range(9):
+            axes.plot([1, 2], [number, number], label=f"{label}{number}")
+    save_figure(figure, tmp_path / "curves.png")
+    for axes in panels:
+        legend = axes.get_legend()
+        assert legend is not None
+        assert legend.get_window_extent().y1 < axes.bbox.y0
+        assert legend.get_window_extent().x0 >= 0
+        boxes = [text.get_window_extent() for text in legend.get_texts()]
+        assert min(box.y0 for box in boxes) >= 0
+        assert max(box.x1 for box in boxes) <= figure.bbox.x1

@@ -51,6 +51,7 @@ def test_the_legend_hides_nothing(tmp_path: Path, label: str) -> None:
         for number in range(9):
             axes.plot([1, 2], [number, number], label=f"{label}{number}")
     save_figure(figure, tmp_path / "curves.png")
+    figure.draw_without_rendering()  # at its own resolution, for the extents
     for axes in panels:
         legend = axes.get_legend()
         assert legend is not None

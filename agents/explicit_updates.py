@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,19 +21,22 @@ from agents.updates import LOG_2, LOG_2PI, SACParts, unsquashed
 
 def is_explicit(parts: SACParts) -> bool:
     """Whether the gradients below are those of these networks; others take autograd's."""
-    actor, critic = parts.actor, parts.critic
+    actor, critics = parts.actor, (parts.critic, parts.critic_target)
     layers = list(actor.latent_pi)
+    # subclasses may compute something else
     plain_actor = (
-        len(layers) >= 2
-        and all(isinstance(layer, nn.Linear) for layer in layers[::2])
-        and all(isinstance(layer, nn.ReLU) for layer in layers[1::2])
+        type(actor) is Actor
+        and len(layers) >= 2
+        and all(type(layer) is nn.Linear for layer in (*layers[::2], actor.mu, actor.log_std))
+        and all(type(layer) is nn.ReLU for layer in layers[1::2])
         and len(layers) % 2 == 0
-        and isinstance(actor.log_std, nn.Linear)
         and not actor.use_sde
     )
-    extractors = (actor.features_extractor, critic.features_extractor)
+    plain_critics = all(type(critic) is StackedCritic for critic in critics)
+    extractors = [network.features_extractor for network in (actor, *critics)]
     fixed = all(type(extractor) is Standardise for extractor in extractors)
-    return plain_actor and fixed and len(critic.weights) >= 2
+    trained = all(p.requires_grad for p in (*actor.parameters(), *parts.critic.parameters()))
+    return plain_actor and plain_critics and fixed and trained and len(parts.critic.weights) >= 2
 
 
 def _weights_and_biases(layers: Iterable[nn.Module | Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -79,13 +79,13 @@ class StackedCritic(BaseModel):
         self.biases = nn.ParameterList()
         self.gains = nn.ParameterList()
         self.shifts = nn.ParameterList()
-        for fan_in, fan_out in itertools.pairwise(sizes):
+        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             bound = 1.0 / math.sqrt(fan_in)  # nn.Linear's initialisation, as in SB3
             weight = torch.empty(n_critics, fan_in, fan_out).uniform_(-bound, bound)
             bias = torch.empty(n_critics, 1, fan_out).uniform_(-bound, bound)
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(bias))
-            if layer_norm and fan_out > 1:
+            if layer_norm and layer < len(net_arch):
                 self.gains.append(nn.Parameter(torch.ones(n_critics, 1, fan_out)))
                 self.shifts.append(nn.Parameter(torch.zeros(n_critics, 1, fan_out)))
 

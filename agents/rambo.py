@@ -65,7 +65,8 @@ class RAMBO(SAC):
 
     The other arguments are SAC's. ``learn`` counts synthetic transitions, as SB3 does:
     ``total_timesteps = iterations * model.timesteps_per_iteration``. Its ``log_interval`` has no
-    effect: metrics are written once per iteration.
+    effect: metrics are written once per iteration. After :meth:`load` the random numbers of the
+    seed begin anew, as SB3's do; ``adv-worldmodel train --resume`` goes on with them.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": RAMBOPolicy}
@@ -153,11 +154,11 @@ class RAMBO(SAC):
         policy_kwargs = dict(policy_kwargs or {})
         if policy_kwargs.get("optimizer_class") in (None, torch.optim.Adam, torch.optim.AdamW):
             policy_kwargs.setdefault("optimizer_kwargs", {"fused": True})
+        if device == "auto" and isinstance(env, AdvWorldModelVecEnv):
+            device = env.world.device
         if _init_setup_model:
             env = _as_world(env)
-            if device == "auto":
-                device = env.world.device
-            elif torch.device(device).type != env.world.device.type:
+            if torch.device(device).type != env.world.device.type:
                 raise ValueError(
                     f"the agent is asked for on {device}, its world model is on "
                     f"{env.world.device}: give both the same device"
@@ -165,10 +166,9 @@ class RAMBO(SAC):
             if "features_extractor_class" not in policy_kwargs:
                 states = env.dataset.observations.astype("float64")
                 policy_kwargs["features_extractor_class"] = Standardise
-                policy_kwargs["features_extractor_kwargs"] = {
-                    "mean": states.mean(0).tolist(),
-                    "std": states.std(0).tolist(),
-                }
+                statistics = {"mean": states.mean(0).tolist(), "std": states.std(0).tolist()}
+                given = policy_kwargs.get("features_extractor_kwargs") or {}
+                policy_kwargs["features_extractor_kwargs"] = {**statistics, **given}
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]  # None while loading for prediction

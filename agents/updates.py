@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from stable_baselines3.common.utils import get_parameters_by_name
 from stable_baselines3.sac.policies import Actor
 from torch import Tensor
 from torch.nn import functional as F
@@ -75,6 +76,9 @@ class SACParts:
         self.online: list[Tensor] = list(self.critic.parameters())
         self.target: list[Tensor] = list(self.critic_target.parameters())
         self.actor_parameters = list(self.actor.parameters())
+        #: of batch normalisation in a features extractor: the targets take them as they are
+        self.statistics = get_parameters_by_name(self.critic, ["running_"])
+        self.target_statistics = get_parameters_by_name(self.critic_target, ["running_"])
 
 
 def sac_update(
@@ -130,6 +134,8 @@ def sac_update(
 
     with torch.no_grad():
         torch._foreach_lerp_(parts.target, parts.online, parts.tau)
+        if parts.statistics:
+            torch._foreach_copy_(parts.target_statistics, parts.statistics)
     return torch.stack(
         [
             actor_loss.detach(),

@@ -13,7 +13,7 @@ from stable_baselines3.common.distributions import (
     DiagGaussianDistribution,
     StateDependentNoiseDistribution,
 )
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from torch import Tensor
 
 from adv_worldmodel.protocols import Policy, ValueFunction
@@ -75,8 +75,11 @@ class OnPolicyPolicy:
 
     def _moments(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         policy = self.policy
-        sb3_s = ActorCriticPolicy._get_action_dist_from_latent
-        if policy.use_sde or type(policy)._get_action_dist_from_latent is not sb3_s:
+        own = any(
+            getattr(type(policy), name) is not getattr(ActorCriticPolicy, name)
+            for name in ("get_distribution", "_get_action_dist_from_latent")
+        )
+        if policy.use_sde or own:
             found = policy.get_distribution(obs)
             if type(found) not in (DiagGaussianDistribution, StateDependentNoiseDistribution):
                 raise ValueError(
@@ -85,7 +88,8 @@ class OnPolicyPolicy:
                 )
             return found.distribution.mean, found.distribution.stddev
         # not by SB3's distribution, which checks its arguments and so waits for a GPU
-        features = policy.extract_features(obs, policy.pi_features_extractor)
+        # as get_distribution does; ActorCriticPolicy's gives two where they are not shared
+        features = BaseModel.extract_features(policy, obs, policy.pi_features_extractor)
         latent = policy.mlp_extractor.forward_actor(features)
         return policy.action_net(latent), policy.log_std.exp()
 
@@ -110,11 +114,22 @@ class CriticValue:
     def _lowest(self, obs: Tensor, scaled: Tensor) -> Tensor:
         if isinstance(self.critic, StackedCritic):
             return self.critic.q_values(obs, scaled).amin(0)
-        q = self.critic(obs, scaled)
+        q = self._with_gradient(obs, scaled)
         if isinstance(q, tuple):
             return torch.cat(q, dim=1).amin(1)
         quantiles: Tensor = q.flatten(1).sort(dim=1).values
         return quantiles[:, : quantiles.shape[1] - self.dropped * q.shape[1]].mean(1)
+
+    def _with_gradient(self, obs: Tensor, scaled: Tensor) -> Any:
+        """The critics' output; SB3's pass no gradient through an extractor that is shared."""
+        shared = getattr(self.critic, "share_features_extractor", False)
+        if not shared or not torch.is_grad_enabled():
+            return self.critic(obs, scaled)
+        self.critic.share_features_extractor = False
+        try:
+            return self.critic(obs, scaled)
+        finally:
+            self.critic.share_features_extractor = shared
 
     def v(self, obs: Tensor) -> Tensor:
         """min_j Q_j(s, mean action), ``(B,)``."""

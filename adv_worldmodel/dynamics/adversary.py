@@ -98,13 +98,19 @@ class Adversary:
         self.generator = make_generator(seed, "adversary", device)
         self.optimizer = make_optimizer(model.ensemble, settings.learning_rate)
         make_capturable(self.optimizer, device)
-        self.parameters = list(model.ensemble.parameters())
+        parameters = list(model.ensemble.parameters())
+        self.parameters = [p for p in parameters if p.requires_grad]
         #: the faster way to the gradients of the score functions; ``None`` takes autograd's
         self.explicit: ExplicitModelGradient | None = None
-        if settings.score != "pathwise":
+        if settings.score != "pathwise" and len(self.parameters) == len(parameters):
             self.explicit = ExplicitModelGradient(model, settings, gamma)
         self.inputs, self.targets = model.encode(dataset)
         self.train_rows, self.holdout_rows = model.split(dataset)
+        if self.active and not len(self.train_rows):
+            raise ValueError(
+                "the data have one transition, which is held out: the adversary needs at least 2 "
+                "to keep the model near the data"
+            )
         self.start_states = shared_tensor(dataset.observations, device)
         #: present states of the rollouts, ``(B, S)``
         self.obs = self.start_states[self._rows(len(self.start_states), 1)[0]]

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from gymnasium.spaces import Box
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.sac.policies import Actor
 from torch import Tensor, nn
 
 from agents.buffers import Batch
 from agents.explicit_updates import ExplicitSACUpdate, is_explicit
-from agents.policies import RAMBOPolicy, Standardise
+from agents.policies import RAMBOPolicy, StackedCritic, Standardise
 from agents.updates import METRICS, SACParts, sac_update
 
 S, A, BATCH, UPDATES = 5, 2, 64, 100
@@ -197,3 +199,40 @@ def test_the_metrics_have_their_names() -> None:
 def test_other_networks_are_left_to_autograd(settings: dict[str, Any]) -> None:
     assert is_explicit(make_parts())
     assert not is_explicit(make_parts(**settings))
+
+
+class OtherActor(Actor):
+    """May compute anything."""
+
+
+class OtherCritic(StackedCritic):
+    """Likewise."""
+
+
+class OtherLinear(nn.Linear):
+    """Likewise."""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda parts: setattr(parts.actor, "__class__", OtherActor),
+        lambda parts: setattr(parts.critic, "__class__", OtherCritic),
+        lambda parts: setattr(parts.critic_target, "__class__", OtherCritic),
+        lambda parts: setattr(parts.actor.latent_pi[0], "__class__", OtherLinear),
+        lambda parts: setattr(parts.actor.mu, "__class__", OtherLinear),
+        lambda parts: nn.utils.parametrizations.spectral_norm(parts.actor.latent_pi[0]),
+        lambda parts: parts.actor.latent_pi.requires_grad_(False),
+        lambda parts: parts.critic.weights[0].requires_grad_(False),
+    ],
+    ids=[
+        "actor", "critic", "target", "layer", "last-layer", "parametrised", "frozen-actor",
+        "frozen-critic",
+    ],
+)  # fmt: skip
+def test_subclasses_and_frozen_parameters_are_left_to_autograd(
+    change: Callable[[SACParts], Any],
+) -> None:
+    parts = make_parts()
+    change(parts)
+    assert not is_explicit(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,12 @@ def extractor() -> Standardise:
     return Standardise(OBS_SPACE, [1.0, 2.0, 3.0], [2.0, 0.0, 0.5])
 
 
-def make_critic(layer_norm: bool = False, n_critics: int = 2) -> StackedCritic:
+def make_critic(
+    layer_norm: bool = False, n_critics: int = 2, net_arch: Sequence[int] = (8, 6)
+) -> StackedCritic:
     torch.manual_seed(0)
-    return StackedCritic(
-        OBS_SPACE, ACTION_SPACE, [8, 6], extractor(), 3, n_critics=n_critics, layer_norm=layer_norm
-    )
+    networks = {"n_critics": n_critics, "layer_norm": layer_norm}
+    return StackedCritic(OBS_SPACE, ACTION_SPACE, list(net_arch), extractor(), 3, **networks)
 
 
 def batch(n: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,8 +62,9 @@ def test_standardisation_by_hand() -> None:
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
-def test_stacked_critics_are_as_many_single_ones(layer_norm: bool) -> None:
-    critic = make_critic(layer_norm, n_critics=3)
+@pytest.mark.parametrize("net_arch", [[8, 6], [8, 1, 8], [1]])
+def test_stacked_critics_are_as_many_single_ones(layer_norm: bool, net_arch: list[int]) -> None:
+    critic = make_critic(layer_norm, n_critics=3, net_arch=net_arch)
     if layer_norm:
         with torch.no_grad():  # away from ones and zeros
             for parameter in (*critic.gains, *critic.shifts):

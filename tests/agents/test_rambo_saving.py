@@ -51,6 +51,24 @@ def test_a_loaded_agent_goes_on_training(
     assert loaded.replay_buffer.size() == 60
 
 
+def test_an_agent_is_loaded_to_where_its_world_model_is(
+    make_agent: MakeAgent,
+    pendulum: OfflineDataset,
+    pendulum_model: WorldModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also on a machine whose automatic choice is another device."""
+
+    def elsewhere(device: torch.device | str = "auto") -> torch.device:
+        return torch.device("meta" if device == "auto" else device)
+
+    make_agent().save(tmp_path / "policy")
+    monkeypatch.setattr("stable_baselines3.common.base_class.get_device", elsewhere)
+    env = make_sb3_env(pendulum, 30, 2, world_model=pendulum_model, device="cpu")
+    assert RAMBO.load(tmp_path / "policy", env=env).device == torch.device("cpu")
+
+
 def test_weights_alone_can_be_taken_over(make_agent: MakeAgent, pendulum: OfflineDataset) -> None:
     model, other = run(make_agent(), 1), make_agent(seed=1)
     other.set_parameters(model.get_parameters())

@@ -15,7 +15,8 @@ import torch
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import Tensor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adv_worldmodel import AdvWorldModelVecEnv, OfflineDataset, WorldModel, make_sb3_env
@@ -96,6 +97,36 @@ def test_values_are_differentiable_in_the_state(build: Make, obs: Tensor, name: 
     torch.testing.assert_close(rise / step, grad.square().sum(1), rtol=0.1, atol=1e-3)
 
 
+class Doubled(BaseFeaturesExtractor):
+    """Features that are not the states themselves."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, 3)
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        found: Tensor = self.layer(obs)
+        return found
+
+
+@pytest.mark.parametrize("name", ["SAC", "TD3", "TQC"])
+def test_shared_features_pass_the_gradient_in_the_state(
+    build: Make, obs: Tensor, name: str
+) -> None:
+    """V rises along its gradient; SB3's critics themselves cut it there."""
+    networks = {"net_arch": [16], "features_extractor_class": Doubled}
+    model = build(name, policy_kwargs={**networks, "share_features_extractor": True})
+    _, value = policy_and_value(model)
+    raw = torch.zeros(6, 1)  # Q alone: V has the policy's share of the gradient beside
+    leaf = obs.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(value.q(leaf, raw).sum(), leaf)
+    step = 1e-3
+    with torch.no_grad():
+        rise = value.q(obs + step * grad, raw) - value.q(obs - step * grad, raw)
+    torch.testing.assert_close(rise / (2 * step), grad.square().sum(1), rtol=0.05, atol=1e-3)
+    assert model.critic.share_features_extractor
+
+
 @pytest.mark.parametrize("name", ["SAC", "TQC", "CrossQ", "RAMBO"])
 def test_samples_of_squashed_gaussians(build: Make, obs: Tensor, name: str) -> None:
     model = build(name)
@@ -165,6 +196,14 @@ class Narrow(ActorCriticPolicy):
         return self.action_dist.proba_distribution(mean, log_std)
 
 
+class Shifted(ActorCriticPolicy):
+    """Another distribution than its own methods give."""
+
+    def get_distribution(self, obs: Any) -> Any:
+        found = super().get_distribution(obs)
+        return found.proba_distribution(found.distribution.mean + 0.7, self.log_std - 2.0)
+
+
 class Squashed(ActorCriticPolicy):
     """No Gaussian, although one lies underneath."""
 
@@ -173,13 +212,26 @@ class Squashed(ActorCriticPolicy):
         return SquashedDiagGaussianDistribution(1).proba_distribution(mean, self.log_std)
 
 
-def test_a_policy_class_s_own_gaussian_is_sampled(env: Any, obs: Tensor) -> None:
-    model = PPO(Narrow, env, n_steps=5, batch_size=80, seed=0, device="cpu")
+@pytest.mark.parametrize(("policy_class", "std"), [(Narrow, 0.1), (Shifted, math.exp(-2.0))])
+def test_a_policy_class_s_own_gaussian_is_sampled(
+    env: Any, obs: Tensor, policy_class: type[ActorCriticPolicy], std: float
+) -> None:
+    model = PPO(policy_class, env, n_steps=5, batch_size=80, seed=0, device="cpu")
     policy, _ = policy_and_value(model)
     with torch.no_grad():
         mean = model.policy.get_distribution(obs).distribution.mean
     found = policy.sample(obs, normals(len(obs)))
-    torch.testing.assert_close(found, mean + 0.1 * normals(len(obs)))
+    torch.testing.assert_close(found, mean + std * normals(len(obs)))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_ppo_with_an_extractor_of_its_own(build: Make, obs: Tensor, shared: bool) -> None:
+    networks = {"net_arch": [16], "features_extractor_class": Doubled}
+    model = build("PPO", policy_kwargs={**networks, "share_features_extractor": shared})
+    policy, _ = policy_and_value(model)
+    with torch.no_grad():
+        mean = model.policy.get_distribution(obs).distribution.mean
+    torch.testing.assert_close(policy.sample(obs, torch.zeros(len(obs), 1)), mean)
 
 
 def test_a_policy_class_s_own_distribution_is_refused(env: Any, obs: Tensor) -> None:

@@ -235,6 +235,31 @@ def test_impossible_settings_are_named(settings: dict[str, Any], message: str) -
         AdversarySettings(**settings)
 
 
+def test_one_transition_keeps_no_model_near_the_data() -> None:
+    columns = ("observations", "actions", "rewards", "next_observations", "terminations")
+    data = narrow_data()
+    one = OfflineDataset.from_arrays(
+        *(getattr(data, column)[:1] for column in columns), action_space=data.action_space
+    )
+    with pytest.raises(ValueError, match="the data have one transition, which is held out"):
+        Adversary(fitted(), one)
+    Adversary(fitted(), one, AdversarySettings(weight=0.0))
+
+
+@pytest.mark.parametrize("score", ["mixture", "member", "pathwise"])
+def test_frozen_parameters_stay(score: Score) -> None:
+    foe = make(score=score, weight=1.0)
+    limits = (foe.model.ensemble.max_logvar, foe.model.ensemble.min_logvar)
+    before = [limit.detach().clone() for limit in limits]
+    for limit in limits:
+        limit.requires_grad_(False)
+    frozen = Adversary(foe.model, narrow_data(), foe.settings, seed=0)
+    weights = foe.model.ensemble.weights[0].detach().clone()
+    frozen.run(3, Uniform(), Worth())
+    assert all(map(torch.equal, limits, before))
+    assert not torch.equal(foe.model.ensemble.weights[0], weights)
+
+
 def test_one_row_is_a_batch_where_nothing_is_normalised() -> None:
     metrics = make(batch_size=1, normalise=False).run(3, Uniform(), Worth())
     assert metrics["objective"] != 0.0

@@ -14,7 +14,7 @@ from typing import Any
 from agents.studies.intervals import Summary, summarise
 from agents.studies.planned_runs import PlannedRun
 from agents.studies.provenance import made_from
-from agents.studies.run_groups import DamagedRun, Group, Run, known
+from agents.studies.run_groups import DamagedRun, Group, Run, known, usual_settings
 from agents.training.atomic_files import write_text
 
 __all__ = ["Row", "aggregate", "markdown", "markdown_table", "number", "write_csv"]
@@ -25,7 +25,7 @@ class Row:
     """One data set and configuration; the statistics are over the runs with a return."""
 
     dataset: str
-    configuration: str
+    configuration: str  #: all settings in which the data set's groups differ, as overrides
     seeds: int  #: runs that finished and have a return
     returns: Summary | None  #: of `return_mean`, in the environment's reward
     scores: Summary | None  #: of `score`; None where no reference returns are known
@@ -39,7 +39,7 @@ def aggregate(groups: Sequence[Group]) -> list[Row]:
     return [
         Row(
             dataset=group.dataset,
-            configuration=group.label,
+            configuration=group.overrides,
             seeds=len(known(group.finished, "return_mean")),
             returns=summarise(known(group.finished, "return_mean")),
             scores=summarise(known(group.finished, "score")),
@@ -77,8 +77,8 @@ def markdown(
     header += _headers("score") if scored else []
     header += ["failed", "unfinished", "minutes"]
     cells = []
-    for row in rows:
-        line = [row.dataset, row.configuration, str(row.seeds)]
+    for row, group in zip(rows, groups, strict=True):
+        line = [row.dataset, group.label, str(row.seeds)]
         line += _cells(row.returns) + (_cells(row.scores) if scored else [])
         cells.append([*line, str(row.failed), str(row.unfinished), number(row.minutes)])
     lines = [markdown_table(header, cells), ""]
@@ -86,6 +86,7 @@ def markdown(
         "Over the seeds that finished and have a return. IQM: mean without the least and the "
         "largest quarter; in brackets, 95 % bootstrap intervals; minutes: of one run."
     )
+    lines += usual_settings(groups)
     references = {run.result.get("score_reference") for group in groups for run in group.finished}
     lines += [f"Score: {reference}." for reference in sorted(filter(None, references))]
     for run in (run for group in groups for run in group.runs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import reprlib
@@ -27,6 +28,7 @@ __all__ = [
     "group_runs",
     "known",
     "setting_text",
+    "usual_settings",
 ]
 
 #: Settings that say where, how and how often a run computes, not what; the seed is not one either.
@@ -34,6 +36,8 @@ BESIDE = (
     "name", "seed", "seeds", "checkpoint_every", "on_divergence", "out", "device", "n_threads",
     "model.cache",
 )  # fmt: skip
+#: From so many groups of a data set on, labels leave out what most of them have.
+MANY_GROUPS = 4
 #: Settings that change what is read of a file.
 READ_WITH = ("data.reward_offset", "data.env_id", "evaluation.env_id")
 
@@ -92,12 +96,19 @@ class Group:
     dataset: str
     settings: Mapping[str, Any]  #: by dotted key, those in which the data set's groups differ
     runs: tuple[Run, ...]
+    #: what most of the data set's groups have at these keys, where they are many
+    usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def overrides(self) -> str:
+        """The configuration as overrides, such as `adversary.weight=0`; its name where alone."""
+        return _overrides(self.settings) or self.runs[0].config.name
 
     @property
     def label(self) -> str:
-        """The configuration as overrides, such as `adversary.weight=0`; its name where alone."""
-        differing = (f"{key}={setting_text(value)}" for key, value in self.settings.items())
-        return ", ".join(differing) or self.runs[0].config.name
+        """The same without what is usual: no two groups of a data set have one label."""
+        own = {k: v for k, v in self.settings.items() if k not in self.usual or v != self.usual[k]}
+        return _overrides(own) or ("unchanged" if self.usual else self.overrides)
 
     def of_status(self, *statuses: str) -> list[Run]:
         return [run for run in self.runs if run.status in statuses]
@@ -265,12 +276,34 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         ]
         settings = [dict(items) for items in by_dataset[dataset]]
         differing = [key for key in settings[0] if len({of[key] for of in settings}) > 1]
+        usual = _usual(settings, differing) if len(settings) >= MANY_GROUPS else {}
         of_dataset = [
-            Group(names[dataset], {key: of[key] for key in differing}, of_seeds)
+            Group(names[dataset], {key: of[key] for key in differing}, of_seeds, usual)
             for of, of_seeds in zip(settings, members, strict=True)
         ]
         groups += sorted(of_dataset, key=lambda group: [_rank(v) for v in group.settings.values()])
     return groups
+
+
+def _usual(settings: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> dict[str, Any]:
+    """Values that more than half of `settings` have at `keys`."""
+    found = {}
+    for key in keys:
+        values = [of[key] for of in settings]
+        most = max(values, key=values.count)
+        if 2 * values.count(most) > len(values):
+            found[key] = most
+    return found
+
+
+def usual_settings(groups: Iterable[Group]) -> list[str]:
+    """A line for each data set whose groups' labels leave out what is usual."""
+    usual = {group.dataset: _overrides(group.usual) for group in groups if group.usual}
+    return [f"Where it is not named, on {name}: {text}." for name, text in usual.items()]
+
+
+def _overrides(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={setting_text(value)}" for key, value in settings.items())
 
 
 def _datasets(runs: Sequence[Run]) -> list[tuple[str, str | None]]:

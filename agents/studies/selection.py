@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from agents.studies.aggregate import markdown_table, number
 from agents.studies.planned_runs import PlannedRun
-from agents.studies.run_groups import DamagedRun, Group, Run, known
+from agents.studies.run_groups import DamagedRun, Group, Run, known, usual_settings
 from agents.training.results import Q_VAR_ITERATIONS
 
 __all__ = ["Candidate", "Selection", "report", "select"]
@@ -176,6 +176,7 @@ def report(selection: Selection) -> str:
         seeds = str(len(candidate.group.finished))
         rows.append([candidate.label, seeds, *map(number, numbers)])
     lines = [f"data set  {selection.dataset}", markdown_table(header, rows)]
+    lines += usual_settings(candidate.group for candidate in selection.candidates)
     if selection.choice is None:
         lines.append("choice    none: no run finished with a mean Q")
     else:

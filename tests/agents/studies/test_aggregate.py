@@ -129,7 +129,7 @@ def test_the_picture_has_a_panel_for_each_data_set(runs: Path, tmp_path: Path) -
         (folder / "evaluations.csv").write_text(header + rows)
     picture = tmp_path / "curves.png"
     assert main(["results", str(runs), "--plot", str(picture)]) == 0
-    assert imageio.imread(picture).shape[:2] == (600, 2 * 960)
+    assert imageio.imread(picture).shape[1] == 2 * 960
 
 
 def test_groups_without_evaluations_are_not_drawn(
@@ -146,7 +146,7 @@ def test_groups_without_evaluations_are_not_drawn(
     assert captured.err == (
         "adv-worldmodel: not drawn: another, pendulum-random: evaluation.episodes=0\n"
     )
-    assert imageio.imread(picture).shape[:2] == (600, 960)
+    assert imageio.imread(picture).shape[1] == 960
     assert main(["results", str(blind), "--plot", str(picture)]) == 2
     assert "None of the runs that finished has evaluations" in capsys.readouterr().err
 

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from agents.cli import main
-from agents.studies.run_groups import compared_settings, find_runs, group_runs, setting_text
+from agents.studies.aggregate import aggregate, markdown
+from agents.studies.run_groups import (
+    compared_settings,
+    find_runs,
+    group_runs,
+    setting_text,
+    usual_settings,
+)
 from agents.training.config import load_config
 from tests.agents.made_up_runs import make_run
 
@@ -91,6 +98,33 @@ def test_groups_are_labelled_by_the_settings_in_which_they_differ(tmp_path: Path
         ("pendulum-random", "rollout.horizon=2, adversary.weight=0.0003"),
         ("pendulum-random", "rollout.horizon=10, adversary.weight=0.0003"),
     ]
+
+
+def test_labels_of_many_groups_leave_out_what_is_usual(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", "rollout.horizon=2", return_mean=1.0)
+    make_run(tmp_path / "b", "rollout.horizon=2", "adversary.weight=0", return_mean=2.0)
+    make_run(tmp_path / "c", "rollout.horizon=2", "adversary.weight=3e-2", return_mean=3.0)
+    make_run(tmp_path / "d", "rollout.horizon=10", return_mean=4.0)
+    groups = group_runs(find_runs([tmp_path]))
+    # half of the weights are 0.0003: that is not most of them
+    weights = [f"adversary.weight={weight}" for weight in ("0", "0.0003", "0.03", "0.0003")]
+    assert [group.label for group in groups] == [*weights[:3], f"rollout.horizon=10, {weights[3]}"]
+    make_run(tmp_path / "e", "rollout.horizon=3", return_mean=5.0)
+    groups = group_runs(find_runs([tmp_path]))
+    assert [group.label for group in groups] == [
+        "adversary.weight=0", "unchanged", "adversary.weight=0.03", "rollout.horizon=3",
+        "rollout.horizon=10",
+    ]  # fmt: skip
+    assert groups[1].overrides == "rollout.horizon=2, adversary.weight=0.0003"
+    assert usual_settings(groups) == [
+        "Where it is not named, on pendulum-random: rollout.horizon=2, adversary.weight=0.0003."
+    ]
+    rows = aggregate(groups)
+    table = markdown(rows, groups)
+    for group, row in zip(groups, rows, strict=True):
+        assert f"| {group.label} " in table
+        assert row.configuration == group.overrides
+    assert usual_settings(groups)[0] in table
 
 
 def test_a_run_done_again_replaces_the_one_before(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
-from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
+from adv_worldmodel import AdvWorldModelVecEnv, OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO
+from tests.agents.adversaries import Make
 from tests.agents.countdown import Countdown
 from tests.agents.small_agents import HORIZON, N_ENVS, UPDATES, MakeAgent
 
@@ -46,3 +47,22 @@ def make_agent(pendulum: OfflineDataset, pendulum_model: WorldModel) -> MakeAgen
         return kind("MlpPolicy", env, **(small | kwargs))
 
     return make_agent
+
+
+@pytest.fixture
+def env(pendulum: OfflineDataset, ending_model: WorldModel) -> AdvWorldModelVecEnv:
+    """16 rows for the five steps of `tests.agents.adversaries.ITERATION`."""
+    return make_sb3_env(pendulum, 16, 5, world_model=ending_model, device="cpu", seed=0)
+
+
+@pytest.fixture
+def build(env: AdvWorldModelVecEnv, make_algorithm: Make) -> Make:
+    """Builds a small algorithm by its name, RAMBO too, in `env` or another environment."""
+
+    def build(name: str, environment: Any = env) -> Any:
+        if name != "RAMBO":
+            return make_algorithm(name, environment)
+        small = {"gradient_steps": 5, "batch_size": 32, "policy_kwargs": {"net_arch": [16, 16]}}
+        return RAMBO(env=environment, seed=0, device="cpu", **small)
+
+    return build

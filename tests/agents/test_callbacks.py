@@ -4,97 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium import wrappers
-from gymnasium.spaces import Box
-from sb3_contrib import ARS, RecurrentPPO
-from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    CallbackList,
-    CheckpointCallback,
     ConvertCallback,
-    EveryNTimesteps,
     StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import (
-    DummyVecEnv,
-    SubprocVecEnv,
-    VecCheckNan,
-    VecFrameStack,
-    VecMonitor,
-    VecNormalize,
-)
-from torch import Tensor, nn
+from torch import Tensor
 
-from adv_worldmodel import AdvWorldModelVecEnv, OfflineDataset, WorldModel, make_sb3_env
+from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO, RamboCallback
 from agents.training.progress import MetricsHistory
+from tests.agents.adversaries import ITERATION, Make, Watched, adversary, equal, state_of
 
-Make = Callable[..., Any]
 ALGORITHMS = ["SAC", "TD3", "PPO", "TQC", "CrossQ", "RAMBO"]
-ITERATION = 80  # transitions: 16 rows, 5 steps
-
-
-@pytest.fixture
-def env(pendulum: OfflineDataset, ending_model: WorldModel) -> AdvWorldModelVecEnv:
-    return make_sb3_env(pendulum, 16, 5, world_model=ending_model, device="cpu", seed=0)
-
-
-@pytest.fixture
-def build(env: AdvWorldModelVecEnv, make_algorithm: Make) -> Make:
-    def build(name: str, environment: Any = env) -> Any:
-        if name != "RAMBO":
-            return make_algorithm(name, environment)
-        small = {"gradient_steps": 5, "batch_size": 32, "policy_kwargs": {"net_arch": [16, 16]}}
-        return RAMBO(env=environment, seed=0, device="cpu", **small)
-
-    return build
-
-
-def adversary(weight: float = 3e-2, updates: int = 5, **kwargs: Any) -> RamboCallback:
-    return RamboCallback(weight, updates, batch_size=32, **kwargs)
-
-
-def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers (running statistics too), copied."""
-    return copy.deepcopy(module.state_dict())
-
-
-def gradients_of(module: nn.Module) -> list[Tensor | None]:
-    return [None if p.grad is None else p.grad.clone() for p in module.parameters()]
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return all(torch.equal(one[key], other[key]) for key in one)
-
-
-class Watched(RamboCallback):
-    """Checks at each rollout that the adversary left the agent alone; counts those that acted."""
-
-    model_changes = 0
-    rollouts = 0
-
-    def _on_rollout_start(self) -> None:
-        assert self.adversary is not None
-        policy, world = self.model.policy, self.adversary.model
-        before, gradients, dynamics = state_of(policy), gradients_of(policy), state_of(world)
-        super()._on_rollout_start()
-        assert equal(before, state_of(policy))
-        for a, b in zip(gradients, gradients_of(policy), strict=True):
-            assert (a is None) == (b is None)
-            assert a is None or b is None or torch.equal(a, b)
-        self.rollouts += 1
-        self.model_changes += not equal(dynamics, state_of(world))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -121,90 +48,6 @@ def test_every_score_leaves_the_agent_alone(build: Make, name: str, score: Any) 
     callback = Watched(3e-2, 3, score=score, batch_size=32)
     build(name).learn(total_timesteps=3 * ITERATION, callback=callback)
     assert callback.model_changes == 2
-
-
-@pytest.mark.parametrize(
-    ("wrap", "name"),
-    [
-        (VecNormalize, "VecNormalize"),
-        (lambda env: VecFrameStack(env, 2), "VecFrameStack"),
-        (lambda env: VecMonitor(VecNormalize(env)), "VecNormalize"),
-    ],
-)
-def test_an_environment_in_other_units_is_refused(
-    env: AdvWorldModelVecEnv, make_algorithm: Make, wrap: Callable[[Any], Any], name: str
-) -> None:
-    """The adversary would show the policy raw states, which it has never seen."""
-    model = make_algorithm("PPO", wrap(env))
-    with pytest.raises(ValueError, match=f"leave {name} out"):
-        model.learn(ITERATION, callback=adversary())
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda env: wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0)),
-        wrappers.NormalizeObservation,
-        wrappers.NormalizeReward,
-        lambda env: wrappers.TransformReward(env, lambda reward: -reward),
-        lambda env: wrappers.FrameStackObservation(env, 2),
-        lambda env: wrappers.TimeLimit(wrappers.NormalizeReward(env), 3),
-    ],
-)
-def test_a_row_s_wrapper_that_changes_the_game_is_refused(
-    pendulum: OfflineDataset,
-    ending_model: WorldModel,
-    make_algorithm: Make,
-    wrap: Callable[[Any], Any],
-) -> None:
-    def make_one() -> gym.Env[Any, Any]:
-        return wrap(
-            gym.make("AdvWorldModel-v0", dataset=pendulum, world_model=ending_model, device="cpu")
-        )
-
-    name = "NormalizeReward" if isinstance(make_one(), wrappers.TimeLimit) else None
-    name = name or type(make_one()).__name__
-    model = make_algorithm("SAC", DummyVecEnv([make_one]))
-    with pytest.raises(ValueError, match=f"leave {name} out"):
-        model.learn(total_timesteps=10, callback=adversary())
-
-
-class OtherActions(AdvWorldModelVecEnv):
-    """Takes actions in [-1, 1] for the world's in [-2, 2], without being a wrapper."""
-
-    def __init__(self, envs: Any) -> None:
-        super().__init__(envs)
-        self.action_space = Box(-1.0, 1.0, (1,), np.float32)
-
-    def step_async(self, actions: Any) -> None:
-        super().step_async(2.0 * actions)
-
-
-def test_spaces_other_than_the_world_s_are_refused(
-    env: AdvWorldModelVecEnv, make_algorithm: Make
-) -> None:
-    model = make_algorithm("SAC", OtherActions(env.world))
-    with pytest.raises(ValueError, match=r"acts in Box\(-1.0, 1.0, .* takes Box\(-2.0, 2.0"):
-        model.learn(ITERATION, callback=adversary())
-
-
-def test_wrappers_that_only_watch_are_let_through(
-    env: AdvWorldModelVecEnv,
-    pendulum: OfflineDataset,
-    ending_model: WorldModel,
-    make_algorithm: Make,
-) -> None:
-    def make_one() -> gym.Env[Any, Any]:
-        row = gym.make(
-            "AdvWorldModel-v0", 4, dataset=pendulum, world_model=ending_model, device="cpu"
-        )
-        return Monitor(wrappers.RecordEpisodeStatistics(row))
-
-    for watched in (VecCheckNan(VecMonitor(env)), DummyVecEnv([make_one] * 2)):
-        callback = Watched(3e-2, 3, batch_size=32)
-        n = watched.num_envs
-        make_algorithm("SAC", watched).learn(total_timesteps=3 * 5 * n, callback=callback)
-        assert callback.model_changes == 2
 
 
 def test_no_adversary_before_the_first_rollout(build: Make, ending_model: WorldModel) -> None:
@@ -255,104 +98,6 @@ def test_equal_seeds_give_equal_models(
     assert equal(trained(1), trained(1))
     assert equal(trained(None), trained(None))  # the algorithm's seed
     assert not equal(trained(1), trained(2))
-
-
-# --- where it may stand -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "nested",
-    [
-        lambda callback: EveryNTimesteps(1, callback),
-        lambda callback: CallbackList([EveryNTimesteps(1, callback)]),
-        lambda callback: EveryNTimesteps(1, CallbackList([callback])),
-    ],
-    ids=["alone", "in-a-list", "around-a-list"],
-)
-def test_inside_another_callback_it_would_never_run(
-    build: Make, nested: Callable[[BaseCallback], BaseCallback]
-) -> None:
-    with pytest.raises(ValueError, match="inside EveryNTimesteps would never run: pass it to"):
-        build("RAMBO").learn(total_timesteps=ITERATION, callback=nested(adversary()))
-
-
-@pytest.mark.parametrize(
-    "listed",
-    [
-        lambda callback, other: [other, callback],
-        lambda callback, other: CallbackList([callback, other]),
-        lambda callback, other: CallbackList([CallbackList([other, callback])]),
-    ],
-    ids=["list", "CallbackList", "nested-lists"],
-)
-def test_in_a_list_it_works(build: Make, tmp_path: Any, listed: Callable[..., Any]) -> None:
-    callback = Watched(3e-2, 3, batch_size=32)
-    other = CheckpointCallback(save_freq=5, save_path=str(tmp_path))
-    build("RAMBO").learn(total_timesteps=3 * ITERATION, callback=listed(callback, other))
-    assert callback.model_changes == 2
-    assert len(list(tmp_path.glob("*.zip"))) == 3
-
-
-def test_a_second_learn_goes_on_with_the_same_adversary(build: Make) -> None:
-    callback, model = adversary(), build("RAMBO")
-    model.learn(total_timesteps=2 * ITERATION, callback=callback)
-    first = callback.adversary
-    model.learn(total_timesteps=2 * ITERATION, callback=callback, reset_num_timesteps=False)
-    assert callback.adversary is first
-    assert first is not None
-    # the critic has learnt by now: no rollout of the second call is without it
-    assert first.n_updates == (1 + 2) * 5
-
-
-def test_environments_without_a_world_model_are_refused() -> None:
-    model = SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu")
-    with pytest.raises(ValueError, match="needs a world model to change: train in adv_worldmodel"):
-        model.learn(total_timesteps=10, callback=adversary())
-
-
-def one_row(dataset: OfflineDataset, model: WorldModel) -> gym.Env[Any, Any]:
-    return gym.make("AdvWorldModel-v0", dataset=dataset, world_model=model, device="cpu")
-
-
-def test_gymnasium_environments_that_share_a_model(
-    pendulum: OfflineDataset, ending_model: WorldModel, make_algorithm: Make
-) -> None:
-    callback = Watched(3e-2, 3, batch_size=32)
-    model = make_algorithm("SAC", DummyVecEnv([partial(one_row, pendulum, ending_model)] * 2))
-    model.learn(total_timesteps=30, callback=callback)  # 2 rows x 5 steps, three times
-    assert callback.model_changes == 2
-
-
-def test_an_environment_in_another_process_has_a_model_of_its_own(
-    pendulum: OfflineDataset, ending_model: WorldModel, make_algorithm: Make
-) -> None:
-    env = SubprocVecEnv([partial(one_row, pendulum, ending_model)], start_method="fork")
-    model = make_algorithm("SAC", env)
-    with pytest.raises(ValueError, match="processes have world models of their own"):
-        model.learn(total_timesteps=10, callback=adversary())
-    env.close()
-
-
-def test_gymnasium_environments_with_models_of_their_own_are_refused(
-    pendulum: OfflineDataset, ending_model: WorldModel, make_algorithm: Make
-) -> None:
-    def make_one() -> gym.Env[Any, Any]:
-        own = copy.deepcopy(ending_model)
-        return gym.make("AdvWorldModel-v0", dataset=pendulum, world_model=own, device="cpu")
-
-    model = make_algorithm("SAC", DummyVecEnv([make_one] * 2))
-    with pytest.raises(ValueError, match="hold different world models"):
-        model.learn(total_timesteps=30, callback=adversary())
-
-
-@pytest.mark.parametrize("kind", [ARS, RecurrentPPO])
-def test_algorithms_without_a_value_of_a_state_are_refused(
-    pendulum: OfflineDataset, ending_model: WorldModel, kind: Any
-) -> None:
-    env = make_sb3_env(pendulum, 2, 3, world_model=ending_model, device="cpu", seed=0)
-    policy = "MlpLstmPolicy" if kind is RecurrentPPO else "LinearPolicy"
-    with pytest.raises(ValueError, match=f"{kind.__name__} has no value function of the state"):
-        kind(policy, env, device="cpu").learn(10, callback=adversary())
 
 
 @pytest.mark.parametrize(
@@ -427,25 +172,15 @@ def test_the_adversary_plays_the_agent_s_game(
     assert callback.adversary.gamma == 0.8
 
 
-@pytest.mark.parametrize(("limits", "expected"), [((4, 3), 3), ((9, 9), 5)])
-def test_the_adversary_s_rollouts_end_with_the_agent_s(
-    pendulum: OfflineDataset,
-    ending_model: WorldModel,
-    make_algorithm: Make,
-    limits: tuple[int, int],
-    expected: int,
-) -> None:
-    """At the world's own horizon, which is 5, or at a shorter limit of ``gym.make``."""
-
-    def make_one(limit: int) -> gym.Env[Any, Any]:
-        settings = {"dataset": pendulum, "world_model": ending_model, "device": "cpu"}
-        return gym.make("AdvWorldModel-v0", limit, **settings)  # type: ignore[arg-type]
-
-    callback = adversary()
-    env = DummyVecEnv([partial(make_one, limit) for limit in limits])
-    make_algorithm("SAC", env).learn(total_timesteps=10, callback=callback)
-    assert callback.adversary is not None
-    assert callback.adversary.horizon == expected
+def test_a_second_learn_goes_on_with_the_same_adversary(build: Make) -> None:
+    callback, model = adversary(), build("RAMBO")
+    model.learn(total_timesteps=2 * ITERATION, callback=callback)
+    first = callback.adversary
+    model.learn(total_timesteps=2 * ITERATION, callback=callback, reset_num_timesteps=False)
+    assert callback.adversary is first
+    assert first is not None
+    # the critic has learnt by now: no rollout of the second call is without it
+    assert first.n_updates == (1 + 2) * 5
 
 
 def test_other_data_make_another_adversary(

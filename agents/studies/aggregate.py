@@ -68,7 +68,7 @@ def markdown(
 
     :param rows: of `aggregate(groups)`.
     :param groups: the runs.
-    :param left_out: how many runs were left out for newer ones of the same settings and seed.
+    :param left_out: how many runs were left out for others of the same settings and seed.
     :param planned: runs without a result, of which no group knows.
     :param damaged: runs that cannot be read, of which no group knows either.
     """
@@ -93,7 +93,13 @@ def markdown(
         finished = run.status == "finished"
         if finished and known([run], "return_mean"):
             continue
-        why = "no evaluation" if finished else run.result.get("error")
+        why = run.result.get("error")
+        if finished:
+            why = (
+                "its return is not finite"
+                if run.result.get("evaluations_used")
+                else "no evaluation"
+            )
         parts = ["Not in it", str(run.folder.path), run.status, why]
         lines.append(": ".join(filter(None, parts)))
     lines += [f"Not in it: {run.folder}: planned, without a result" for run in planned]
@@ -101,7 +107,7 @@ def markdown(
     gone_on = [run for group in groups for run in group.runs if run.diverged_and_went_on]
     lines += [f"Diverged, and went on: {run.folder.path}" for run in gone_on]
     if left_out:
-        lines.append(f"Left out: {left_out} older runs, done again with the same settings and seed")
+        lines.append(f"Left out: {left_out} runs, done again with the same settings and seed")
     lines += made_from(groups)
     return "\n".join(lines) + "\n"
 

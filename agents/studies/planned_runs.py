@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents.studies.run_groups import files_below
 from agents.training.atomic_files import write_json
 from agents.training.run_folder import RunFolder
 
@@ -54,9 +55,12 @@ def find_missing(paths: Iterable[str | Path]) -> list[PlannedRun]:
     """
     found: dict[Path, PlannedRun] = {}
     for path in map(Path, paths):
-        for file in sorted(path.rglob(FILE)):
+        for file in files_below(path, FILE):
             for name, dataset in read_planned(file.parent).items():
-                run = PlannedRun(file.parent / name, dataset)
+                source = Path(dataset)  # it may be a link by now
+                run = PlannedRun(
+                    file.parent / name, str(source.resolve()) if source.is_file() else dataset
+                )
                 if not RunFolder(run.folder).result.is_file():
                     found.setdefault(run.folder.resolve(), run)
     return list(found.values())

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from agents.training.experiment import prepare, run
 from agents.training.preparation import Preparation
 from agents.training.progress import LINE_EVERY, duration, print_unless_gone
 from agents.training.resumption import FREE, Resumption, prepare_resumption
-from agents.training.run_folder import RunFolder
+from agents.training.run_folder import FolderInUseError, RunFolder
 
 __all__ = ["RunProcesses", "cores"]
 
@@ -49,6 +49,8 @@ class RunProcesses:
     def __init__(self, configs: Mapping[str, TrainConfig], at_once: int, progress: bool) -> None:
         self.configs, self.at_once, self.progress = configs, at_once, progress
         self.processes: dict[str, SpawnProcess] = {}
+        self._ears: dict[str, Connection] = {}
+        self._refused: dict[str, str] = {}  # why a run could not begin or go on
         self.reported: set[str] = set()
         self.stopping = False
         self.started = self.last_line = time.monotonic()
@@ -67,7 +69,7 @@ class RunProcesses:
                 wait([process.sentinel for process in self._running().values()], timeout=1.0)
                 self._report()
             self._report()  # on a process that ended since
-        except KeyboardInterrupt:
+        except BaseException:  # also an error of this process: they have hours to lose
             self.stopping = True
             self._stop()
             raise
@@ -88,11 +90,12 @@ class RunProcesses:
 
     def _start(self, name: str) -> None:
         # spawn: a fork would share what CUDA has set up in this process
-        process = multiprocessing.get_context("spawn").Process(
-            target=_run_one, args=(self.configs[name],), name=name
-        )
+        context = multiprocessing.get_context("spawn")
+        self._ears[name], mouth = context.Pipe(duplex=False)
+        process = context.Process(target=_run_one, args=(self.configs[name], mouth), name=name)
         with _ctrl_c_is_for_this_process():
             process.start()
+        mouth.close()
         self.processes[name] = process
 
     def _report(self) -> None:
@@ -101,17 +104,28 @@ class RunProcesses:
             if name in self.reported or process.is_alive():
                 continue
             self.reported.add(name)
-            if self._result(name).get("status", "running") == "running":
-                # it could not say so itself: killed, or out of memory
-                error = f"its process ended with exit code {process.exitcode}"
-                with suppress(OSError):  # a full disk, a folder that is gone: the others go on
-                    _record_failure(self.configs[name], error)
+            self._hear(name, process.exitcode)
             self.say(f"{name:<12} {self._error(name) or 'finished'}")
         now = time.monotonic()
         if self.progress and now - self.last_line >= LINE_EVERY and (left := self._running()):
             self.last_line = now
             done = ", ".join(f"{name} {self._iterations(name)}" for name in left)
             print_unless_gone(f"iterations: {done}; {duration(now - self.started)}", sys.stderr)
+
+    def _hear(self, name: str, exit_code: int | None) -> None:
+        """Take down why a run did not end as it should, where it could not write that itself."""
+        status = self._result(name).get("status", "running")
+        error, in_use = None, False
+        with suppress(EOFError), self._ears.pop(name) as ear:
+            error, in_use = ear.recv()
+        if error is not None and (in_use or status == "finished"):
+            self._refused[name] = error  # what lies there is not this run's to change
+            return
+        if error is None and status == "running":  # killed, or out of memory
+            error = f"its process ended with exit code {exit_code}"
+        if error is not None:
+            with suppress(OSError):  # a full disk, a folder that is gone: the others go on
+                _record_failure(self.configs[name], error)
 
     def _folder(self, name: str) -> RunFolder:
         out = self.configs[name].out
@@ -120,9 +134,7 @@ class RunProcesses:
 
     def _iterations(self, name: str) -> str:
         """How many of the run's iterations are done."""
-        rows = 0  # of a CSV file with a header; there is none yet before the first
-        with suppress(OSError), self._folder(name).progress.open(encoding="utf-8") as file:
-            rows = max(0, sum(1 for _ in file) - 1)
+        rows = self._folder(name).iterations_logged()
         iterations = self.configs[name].iterations
         return f"{min(rows, iterations)}/{iterations}"  # the last evaluation has a row of its own
 
@@ -136,6 +148,8 @@ class RunProcesses:
         """Why the run of an ended process did not finish; None if it did."""
         if name not in self.processes:
             return "not started"
+        if name in self._refused:
+            return self._refused[name]
         result = self._result(name)
         status = result.get("status", "running")
         if status == "running":
@@ -179,17 +193,25 @@ def _ctrl_c_is_for_this_process() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run_one(config: TrainConfig) -> None:
-    """The process of one run; what goes wrong stands in its `result.json`."""
+def _run_one(config: TrainConfig, mouth: Connection) -> None:
+    """The process of one run; what goes wrong stands in its `result.json`.
+
+    :param mouth: what is said of a run that cannot begin or go on: why, and whether another process
+        is at work in its folder.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         try:
             prepared, resumption = _prepare(config)
         except (ValueError, OSError) as error:  # a data set that is not there, and the like
-            _record_failure(config, " ".join(str(error).split()))
+            mouth.send((" ".join(str(error).split()), isinstance(error, FolderInUseError)))
             raise SystemExit(1) from None
-        run(prepared, progress=False, resumption=resumption)
+        try:
+            run(prepared, progress=False, resumption=resumption)
+        except FolderInUseError as error:
+            mouth.send((str(error), True))
+            raise SystemExit(1) from None
     except (DivergenceError, FloatingPointError):
         raise SystemExit(1) from None
     except KeyboardInterrupt:

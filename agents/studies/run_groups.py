@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ __all__ = [
     "Group",
     "Run",
     "compared_settings",
+    "files_below",
     "find_readable_runs",
     "find_runs",
     "group_runs",
@@ -153,7 +155,7 @@ def find_readable_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[Dam
             raise FileNotFoundError(
                 f"no folder at {path}: give folders that 'adv-worldmodel train' or 'sweep' printed"
             )
-        folders = sorted(file.parent for file in path.rglob("result.json"))
+        folders = [file.parent for file in files_below(path, "result.json")]
         if not folders:
             raise FileNotFoundError(
                 f"{path} holds no run (no result.json at any depth): give folders that "
@@ -167,6 +169,20 @@ def find_readable_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[Dam
     if damaged and not runs:
         raise ValueError(damaged[0].error)
     return runs, damaged
+
+
+def files_below(folder: Path, name: str) -> list[Path]:
+    """Files of that name at any depth, in linked folders too, each folder once; in order."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # links may lead round in a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        if name in files:
+            found.append(Path(place, name))
+    return sorted(found)
 
 
 def _read_or_say(folder: Path) -> Run | DamagedRun:
@@ -257,8 +273,9 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Group runs by data set and configuration, in the order of names and settings.
 
     Of several runs with the same settings and seed, only the one whose result is the newest
-    stays: a run done again replaces the one before. A file whose content has changed between runs
-    counts as another data set; equal content in several places is one, by the newest run's name.
+    stays: a run done again replaces the one before, once it has finished. A file whose content has
+    changed between runs counts as another data set; equal content in several places is one, by the
+    newest run's name.
     """
     by_dataset: dict[tuple[str, str | None], dict[tuple[Any, ...], dict[int, Run]]] = {}
     in_time = sorted(runs, key=lambda run: run.written)
@@ -266,7 +283,10 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     for run, dataset in zip(in_time, datasets, strict=True):
         configurations = by_dataset.setdefault(dataset, {})
         own = run.settings | {"dataset": dataset[0]}
-        configurations.setdefault(tuple(own.items()), {})[run.seed] = run
+        by_seed = configurations.setdefault(tuple(own.items()), {})
+        before = by_seed.get(run.seed)
+        if before is None or run.status == "finished" or before.status != "finished":
+            by_seed[run.seed] = run
     names = _short_names(list(by_dataset))
     groups = []
     for dataset in sorted(by_dataset, key=lambda dataset: names[dataset]):

@@ -28,11 +28,12 @@ from agents.training.checkpoints import has_trained
 from agents.training.config import TrainConfig, flat_settings, load_config
 from agents.training.config_files import split_override
 from agents.training.preparation import read_dataset
-from agents.training.resumption import FREE
+from agents.training.resumption import FREE, check_nothing_lost
 from agents.training.run_folder import (
     LOCK,
     RunFolder,
     check_new_folder,
+    check_only_a_run,
     check_unlocked,
     lock_folder,
 )
@@ -153,6 +154,8 @@ def plan_sweep(
     begun = frozenset(
         name for name, config in configs.items() if name not in finished and _goes_on(config, data)
     )
+    for name in configs.keys() - finished - begun:
+        check_only_a_run(RunFolder(_out(configs[name])))
     return SweepPlan(folder, configs, finished, begun, at_once, lock)
 
 
@@ -289,11 +292,14 @@ class _Contents:
 def _goes_on(config: TrainConfig, data: _Contents) -> bool:
     """Whether the run's folder holds a checkpoint of this run; ValueError if of another one."""
     folder = RunFolder(_out(config))
-    if not has_trained(folder.checkpoints):  # nothing to lose but the clone
+    trained = has_trained(folder.checkpoints)
+    if not trained and not folder.iterations_logged():  # nothing to lose but the clone
         return False
     what = "a finished run" if _says_finished(folder) else "an unfinished run"
     _check_same(config, folder, what, data, FREE)
-    return True
+    if not folder.checkpoints.is_dir():
+        check_nothing_lost(folder)
+    return trained
 
 
 def _check_same(
@@ -312,7 +318,7 @@ def _check_same(
             f"{folder.path} holds {what} of other settings ({', '.join(differing)}): give another "
             "out=FOLDER"
         )
-    read = folder.read_result().get("content_hash") if folder.result.is_file() else None
+    read = _result_of(folder).get("content_hash")
     if read is not None and data.of(config) not in (None, read):
         raise ValueError(
             f"{folder.path} holds {what} of other data ({config.dataset} has changed since): give "
@@ -341,4 +347,12 @@ def _is_finished(config: TrainConfig, data: _Contents) -> bool:
 
 
 def _says_finished(folder: RunFolder) -> bool:
-    return folder.result.is_file() and folder.read_result().get("status") == "finished"
+    return _result_of(folder).get("status") == "finished"
+
+
+def _result_of(folder: RunFolder) -> dict[str, Any]:
+    """What the run has said of itself; nothing where that is damaged: it is not finished then."""
+    try:
+        return folder.read_result() if folder.result.is_file() else {}
+    except ValueError:
+        return {}

@@ -39,8 +39,13 @@ def written_aside(target: Path) -> Iterator[Path]:
 def remove_asides(folder: Path) -> None:
     """Remove what a killed process was writing aside in `folder`."""
     for path in folder.glob(".*-*"):
-        if path.name[1:].partition("-")[0].isdigit():
+        if is_aside(path):
             remove(path)
+
+
+def is_aside(path: Path) -> bool:
+    """Whether the name is one that :func:`written_aside` gives."""
+    return path.name.startswith(".") and path.name[1:].partition("-")[0].isdigit()
 
 
 def write_text(target: Path, text: str) -> None:

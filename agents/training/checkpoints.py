@@ -244,7 +244,9 @@ def _place(folder: Path, iteration: int) -> Path:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(folder.glob("iteration-*")) if folder.is_dir() else []
+    """In time."""
+    found = folder.glob("iteration-*") if folder.is_dir() else ()
+    return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
 def _digest(numbers: Mapping[str, Any], path: Path) -> str:
@@ -302,8 +304,8 @@ class CheckpointCallback(BaseCallback):
         return agent
 
     def _take(self) -> None:
-        self._snapshot = capture(self._agent, self._adversary.adversary)
-        self._more = dict(self.more())
+        snapshot, more = capture(self._agent, self._adversary.adversary), dict(self.more())
+        self._snapshot, self._more = snapshot, more  # together: a signal may come in between
 
     def write(self) -> None:
         """Write the state before the present iteration, unless it has been or there is none."""

@@ -24,7 +24,7 @@ from agents.training.atomic_files import remove_asides, write_json, write_text, 
 from agents.training.checkpoints import CheckpointCallback, Snapshot, restore_counters
 from agents.training.config import TrainConfig, dump_config, flat_settings
 from agents.training.divergence import DivergenceCallback, DivergenceError, details_of
-from agents.training.evaluation import EvaluationCallback, Evaluator
+from agents.training.evaluation import EvaluationCallback, EvaluationRow, Evaluator
 from agents.training.plots import plot_learning_curve
 from agents.training.preparation import Preparation, load_world_model, prepare
 from agents.training.progress import (
@@ -210,13 +210,12 @@ class _Experiment:
         outputs = [table, TensorBoardOutputFormat(str(self.folder.tensorboard)), self.history]
         self.logger = Logger(str(self.folder.path), outputs)
         agent.set_logger(self.logger)
-        before = {} if self.snapshot is None else self.snapshot.numbers["experiment"]
         if self.evaluator is not None:
             self.evaluation = EvaluationCallback(
                 self.evaluator,
                 every=config.evaluation.every,
                 path=self.folder.evaluations,
-                history=before.get("evaluations"),  # None: a new run
+                history=self.evaluations_before(),
             )
         adversary = build_adversary(config)
         self.checkpoints = CheckpointCallback(
@@ -252,6 +251,19 @@ class _Experiment:
         agent.learn(total - agent.num_timesteps, callback=callbacks, reset_num_timesteps=False)
         # the last evaluation, which no iteration follows
         self.logger.dump(step=agent.num_timesteps)
+
+    def evaluations_before(self) -> list[EvaluationRow] | None:
+        """Those of a run that goes on; None of a new one.
+
+        Without the last one of a run that is made longer, where a run of this length has none.
+        """
+        if self.snapshot is None:
+            return None
+        rows: list[EvaluationRow] = list(self.snapshot.numbers["experiment"]["evaluations"])
+        longer = self.snapshot.iteration < self.config.iterations
+        if longer and rows and rows[-1]["iteration"] % self.config.evaluation.every:
+            rows.pop()
+        return rows
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the state of the training."""

@@ -19,7 +19,7 @@ from adv_worldmodel.data.scores import evaluation_env
 from adv_worldmodel.device import resolve_device
 from adv_worldmodel.dynamics import FitSettings, WorldModel, make_termination
 from adv_worldmodel.dynamics.termination import TerminationFunction
-from agents.training.real_env import check_spaces, full_id, make_real_env
+from agents.training.real_env import check_spaces, full_id, make_real_env, resolve_env
 from agents.training.run_folder import check_new_folder
 
 if TYPE_CHECKING:
@@ -107,6 +107,12 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
         seed=config.seed,
     )
     # last, since of bad input nothing else is said; a run that goes on was warned at its start
+    if env_id is not None and resolve_env(env_id).max_episode_steps is None and not resumed:
+        warnings.warn(
+            f"{env_id} has no time limit (max_episode_steps): an evaluation waits for ever where "
+            "an episode does not end by itself",
+            stacklevel=2,
+        )
     if config.iterations == 1 and _has_adversary(config) and not resumed:
         warnings.warn(
             "iterations = 1: the adversary's updates come before the second rollout, so the model "

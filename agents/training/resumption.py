@@ -52,7 +52,7 @@ def prepare_resumption(
             f"{run} cannot go on: it holds no config.yaml; put a good copy there, or train into "
             "another folder"
         )
-    result = {} if began and not folder.result.is_file() else folder.read_result()
+    result = _read_result(folder, began)
     written = load_config(folder.config)
     wanted = load_config(folder.config, overrides)
     before, now = flat_settings(written), flat_settings(wanted)
@@ -71,6 +71,8 @@ def prepare_resumption(
             "the data back (dataset=FILE says where they are), or train into another folder"
         )
     snapshot = latest_checkpoint(folder.checkpoints)
+    if snapshot is None:
+        check_nothing_lost(folder)
     if snapshot is not None and snapshot.iteration > wanted.iterations:
         raise ValueError(
             f"{run} has done {snapshot.iteration} iterations already: give iterations="
@@ -81,6 +83,28 @@ def prepare_resumption(
         _check_world_model(folder, prepared)
     _warn_of_versions(result.get("versions"))
     return prepared, Resumption(folder, changed, snapshot)
+
+
+def _read_result(folder: RunFolder, began: bool) -> dict[str, Any]:
+    """What the run has said of itself; nothing where a kill has left no result, or half of one."""
+    if began and not folder.result.is_file():
+        return {}
+    try:
+        return folder.read_result()
+    except ValueError as error:
+        if not began:
+            raise
+        warnings.warn(f"{error}; the run goes on from its checkpoint", stacklevel=3)
+        return {}
+
+
+def check_nothing_lost(folder: RunFolder) -> None:
+    """ValueError where a run that has no checkpoint has trained: to begin anew would replace it."""
+    if folder.iterations_logged():
+        raise ValueError(
+            f"{folder.path} has trained, but its checkpoints are gone: put them back, train into "
+            "another folder, or remove that one"
+        )
 
 
 def _check_settings(folder: RunFolder, now: Mapping[str, Any], snapshot: Snapshot) -> None:

@@ -24,13 +24,13 @@ import csv
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from agents.training.atomic_files import remove, remove_asides
+from agents.training.atomic_files import is_aside, remove, remove_asides
 
 try:
     import fcntl
@@ -102,6 +102,13 @@ class RunFolder:
             self.adversarial_model, self.checkpoints, self.policy, self.policy_zip,
             self.learning_curve, self.config, self.result,
         )  # fmt: skip
+
+    def iterations_logged(self) -> int:
+        """Rows of `progress.csv`: iterations that are done, and one more of the last evaluation."""
+        rows = 0  # of a CSV file with a header; there is none yet before the first
+        with suppress(OSError), self.progress.open(encoding="utf-8") as file:
+            rows = max(0, sum(1 for _ in file) - 1)
+        return rows
 
     def read_result(self) -> dict[str, Any]:
         """Return the content of `result.json`.
@@ -266,6 +273,19 @@ def _holds_run(path: Path) -> bool:
     """Whether a run wrote there: a `config.yaml` beside nothing of a run may be the user's own."""
     folder = RunFolder(path)
     return folder.config.is_file() and sum(written.exists() for written in folder.written) > 1
+
+
+def check_only_a_run(folder: RunFolder) -> None:
+    """ValueError if the folder, where there is one, holds anything that no run writes."""
+    if not folder.path.is_dir():
+        return
+    known = {path.name for path in folder.written} | {LOCK}
+    found = (path.name for path in folder.path.iterdir() if not is_aside(path))
+    if others := sorted(set(found) - known):
+        raise ValueError(
+            f"{folder.path} is to be trained anew, and holds more than a run "
+            f"({', '.join(others)}): move that elsewhere"
+        )
 
 
 def _remove_run(folder: RunFolder) -> None:

@@ -102,7 +102,7 @@ def test_files_hold_the_same_table(
     assert main(["results", str(runs), "--markdown", str(markdown), "--csv", str(table)]) == 0
     printed = capsys.readouterr().out
     assert markdown.read_text() == printed
-    assert "Left out: 1 older runs" in printed
+    assert "Left out: 1 runs" in printed
     with table.open(newline="") as file:
         frozen, rambo = csv.DictReader(file)
     assert (rambo["dataset"], rambo["configuration"]) == (
@@ -202,3 +202,14 @@ def test_the_table_names_the_command_that_made_it(
     monkeypatch.setattr("sys.argv", ["/x/agents/__main__.py", "results"])
     assert main(["results", str(tmp_path)]) == 0
     assert "Table by `python -m agents results`, 20" in capsys.readouterr().out
+
+
+def test_why_a_finished_run_is_not_in_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", evaluations_used=0)
+    make_run(tmp_path / "b", "seed=1", evaluations_used=1)
+    assert main(["results", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"Not in it: {tmp_path / 'a'}: finished: no evaluation\n" in printed
+    assert f"Not in it: {tmp_path / 'b'}: finished: its return is not finite\n" in printed

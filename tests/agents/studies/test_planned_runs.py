@@ -84,3 +84,15 @@ def test_a_damaged_list_is_named_before_anything_starts(
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert "remove it" in error
+
+
+def test_data_that_a_link_leads_to_are_the_same(tmp_path: Path) -> None:
+    """A run names them by the place where they lie; they may have been moved since the plan."""
+    (tmp_path / "moved.npz").touch()
+    link = tmp_path / "log.npz"
+    link.symlink_to("moved.npz")
+    make_run(tmp_path / "out" / "seed-0", f"dataset={link}", q_avg=1.0, q_var=1.0)
+    add_planned(tmp_path / "out", {"seed-0": str(link), "seed-1": str(link)})
+    (missing,) = find_missing([tmp_path / "out"])
+    (group,) = group_runs(find_runs([tmp_path]))
+    assert missing.dataset == group.runs[0].settings["dataset"]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from adv_worldmodel import load_dataset
+from agents.cli import main
 from agents.studies.processes import RunProcesses
 from agents.training.config import load_config
-from agents.training.run_folder import RunFolder
+from agents.training.run_folder import RunFolder, run_locked
+from tests.agents.made_up_runs import make_run
 from tests.agents.tiny import TINY
 
 
@@ -45,3 +49,48 @@ def test_a_failure_that_cannot_be_written_down_stops_no_other(
     assert list(runs.errors()) == ["lost"]
     assert RunFolder(outs["good"]).read_result()["status"] == "finished"
     assert "good         finished" in capsys.readouterr().out
+
+
+def test_a_finished_run_that_cannot_go_on_stays_finished(tmp_path: Path) -> None:
+    """Its results are as good as before."""
+    data, out = tmp_path / "log.npz", tmp_path / "run"
+    dataset = load_dataset("pendulum-random")
+    columns = ("observations", "actions", "rewards", "next_observations", "terminations")
+    np.savez(data, **{column: getattr(dataset, column)[:500] for column in columns})
+    words = [*TINY, f"dataset={data}", "data.env_id=Pendulum-v1", f"out={out}"]
+    assert main(["train", "base", *words]) == 0
+    before = RunFolder(out).result.read_bytes()
+    data.rename(tmp_path / "moved.npz")
+    runs = RunProcesses({"one": load_config("base", [*words, "iterations=2"])}, 1, progress=False)
+    runs.run()
+    assert "log.npz does not exist" in runs.errors()["one"]
+    assert RunFolder(out).result.read_bytes() == before
+
+
+def test_a_run_in_the_hands_of_another_process_is_left_alone(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", status="running")
+    before = folder.result.read_bytes()
+    config = load_config("pendulum-random", [f"out={folder.path}"])
+    runs = RunProcesses({"one": config}, 1, progress=False)
+    with run_locked(folder.path):
+        runs.run()
+    assert "a run is at work in" in runs.errors()["one"]
+    assert folder.result.read_bytes() == before
+
+
+def test_an_error_of_the_parent_lets_the_runs_write_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*TINY, "iterations=100000", f"out={tmp_path / 'run'}"]
+    runs = RunProcesses({"one": load_config("pendulum-random", words)}, 1, progress=False)
+    folder = RunFolder(tmp_path / "run")
+
+    def report() -> None:
+        if folder.iterations_logged() > 1:
+            raise OSError("something of this process")
+
+    monkeypatch.setattr(runs, "_report", report)
+    with pytest.raises(OSError, match="something of this process"):
+        runs.run()
+    assert folder.read_result()["status"] == "interrupted"
+    assert folder.policy_zip.is_file()

@@ -221,3 +221,22 @@ def test_of_two_equal_runs_the_one_written_later_counts_also_when_copied(tmp_pat
     make_run(tmp_path / "old", return_mean=1.0, written="2026-01-01T00:00:00+00:00")
     (group,) = group_runs(find_runs([tmp_path]))
     assert [run.folder.path.name for run in group.runs] == ["new"]
+
+
+def test_a_repeat_counts_once_it_has_finished(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", return_mean=1.0)
+    for name, status in (("b", "interrupted"), ("c", "running"), ("d", "diverged")):
+        make_run(tmp_path / name, status=status)
+        (group,) = group_runs(find_runs([tmp_path]))
+        assert [run.folder.path.name for run in group.runs] == ["a"]
+    make_run(tmp_path / "e", return_mean=2.0)
+    (group,) = group_runs(find_runs([tmp_path]))
+    assert [run.folder.path.name for run in group.runs] == ["e"]
+
+
+def test_runs_in_linked_folders_are_found_once(tmp_path: Path) -> None:
+    make_run(tmp_path / "elsewhere" / "seed-1", "seed=1")
+    make_run(tmp_path / "runs" / "seed-0")
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "runs")  # in a circle
+    assert sorted(run.seed for run in find_runs([tmp_path / "runs"])) == [0, 1]

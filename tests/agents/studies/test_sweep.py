@@ -319,3 +319,28 @@ def test_a_run_that_had_not_begun_to_train_is_done_anew_with_other_settings(tmp_
     (run.checkpoints / "iteration-000001").mkdir()
     with pytest.raises(ValueError, match=r"other settings \(agent\.gamma\)"):
         plan(tmp_path, "agent.gamma=0.5", seeds="0")
+
+
+def test_a_run_that_has_lost_its_checkpoints_is_not_thrown_away(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "pendulum-random" / "seed-0", status="interrupted")
+    run.progress.write_text("time/iteration\n1\n2\n")
+    with pytest.raises(ValueError, match="has trained, but its checkpoints are gone"):
+        plan(tmp_path, seeds="0")
+    (run.checkpoints / "iteration-000000").mkdir(parents=True)  # killed before the next was due
+    assert plan(tmp_path, seeds="0").begun == frozenset()
+    with pytest.raises(ValueError, match=r"unfinished run of other settings \(agent\.gamma\)"):
+        plan(tmp_path, "agent.gamma=0.5", seeds="0")
+
+
+def test_a_run_done_anew_takes_no_file_of_the_user_s_along(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "pendulum-random" / "seed-0", status="failed")
+    (run.path / "notes.md").touch()
+    with pytest.raises(ValueError, match=r"holds more than a run \(notes\.md\): move that"):
+        plan(tmp_path, seeds="0")
+
+
+def test_a_damaged_result_stops_no_sweep(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "pendulum-random" / "seed-0")
+    run.result.write_text("")
+    (run.checkpoints / "iteration-000002").mkdir(parents=True)
+    assert plan(tmp_path, seeds="0:2").begun == {"pendulum-random/seed-0"}

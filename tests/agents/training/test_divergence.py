@@ -255,3 +255,12 @@ def test_errors_come_whole_from_other_processes() -> None:
 def test_seeds_that_all_diverge_exit_as_one_does(tmp_path: Path) -> None:
     words = ["train", "pendulum-random", *TINY, "model.fit_learning_rate=1e30"]
     assert main([*words, "seeds=2", f"out={tmp_path / 'r'}"]) == 3
+
+
+def test_returns_of_the_real_environment_are_no_divergence() -> None:
+    """They do not tell of the critics, and no later one is needed to go on."""
+    history = MetricsHistory()
+    callback = DivergenceCallback(dataset(), 0.9, history)
+    history.write({**SOUND, "eval/return_mean": math.nan}, {})
+    callback.on_rollout_start()
+    assert callback.found is None

@@ -129,3 +129,18 @@ def test_a_policy_that_stays_the_clone_is_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prepare(load_config("pendulum-random", [words[0], f"{words[1]}=9"]))
+
+
+def test_an_environment_without_a_time_limit_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    env = "gymnasium.envs.classic_control.pendulum:PendulumEnv"
+    gym.register("Endless-v0", env)
+    try:
+        with pytest.warns(UserWarning, match=r"Endless-v0 has no time limit \(max_episode_steps\)"):
+            prepare(load_config("pendulum-random", ["evaluation.env_id=Endless-v0"]))
+    finally:
+        del gym.registry["Endless-v0"]
+    recwarn.clear()
+    prepare(load_config("pendulum-random"))
+    assert not recwarn.list

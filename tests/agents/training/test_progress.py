@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
 import sys
@@ -12,7 +14,13 @@ import pytest
 
 from agents.studies.processes import RunProcesses
 from agents.training import progress
-from agents.training.progress import MetricsHistory, PhaseClock, ProgressCallback, duration
+from agents.training.progress import (
+    MetricsHistory,
+    PhaseClock,
+    ProgressCallback,
+    duration,
+    print_unless_gone,
+)
 
 
 def test_the_history_keeps_numbers_by_key() -> None:
@@ -73,3 +81,26 @@ def test_the_time_left_is_that_of_the_iterations_since_the_start(
     now[0], done[0] = 600.0, 1010
     bar._on_rollout_start()
     assert capsys.readouterr().err == "iteration 1010/2000, 16:30:00 left, \n"
+
+
+class Gone(io.StringIO):
+    """A terminal that has been closed, or a disk that is full."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def write(self, text: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_terminal_that_is_gone_stops_nothing(number: int) -> None:
+    print_unless_gone("a line", Gone(number))
+
+
+def test_a_name_that_the_terminal_cannot_show_is_spelt_out() -> None:
+    raw = io.BytesIO()
+    terminal = io.TextIOWrapper(raw, encoding="ascii")
+    print_unless_gone("feh\u00fc.npz: 1", terminal)
+    assert raw.getvalue() == b"feh\\xfc.npz: 1\n"

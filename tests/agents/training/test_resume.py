@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +20,12 @@ from adv_worldmodel import load_dataset
 from agents.cli import main
 from agents.training.checkpoints import (
     TENSORS_FILE,
+    CheckpointCallback,
     latest_checkpoint,
     read,
     set_generator_state,
 )
+from agents.training.checkpoints import _folders as folders_in
 from agents.training.run_folder import RunFolder, run_locked
 from tests.agents.tiny import TINY
 
@@ -370,3 +374,59 @@ def test_other_versions_are_told_of(half: Path) -> None:
     (half / "result.json").write_text(json.dumps(result))
     with pytest.warns(UserWarning, match=r"other versions \(torch 2\.6\.0 -> "):
         assert train("--resume", str(half)) == 0
+
+
+def test_a_run_that_has_lost_its_checkpoints_is_not_begun_anew(
+    half: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(half / "checkpoints")
+    before = {path: path.stat().st_mtime_ns for path in half.rglob("*")}
+    assert train("--resume", str(half)) == 2
+    assert "has trained, but its checkpoints are gone" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in half.rglob("*")} == before
+
+
+@pytest.mark.parametrize("content", ["", "{"])
+def test_a_run_goes_on_from_its_checkpoint_without_a_readable_result(
+    whole: Path, half: Path, content: str
+) -> None:
+    RunFolder(half).result.write_text(content)
+    with pytest.warns(UserWarning, match="goes on from its checkpoint"):
+        assert train("--resume", str(half)) == 0
+    assert_equal_runs(whole, half)
+
+
+def test_a_run_made_longer_has_the_evaluations_of_one_that_was_not(tmp_path: Path) -> None:
+    """The one at the former end, between two that are due, is no part of it."""
+    settings = (*TINY, "checkpoint_every=1", "evaluation.every=2", "evaluation.last=2")
+    out = tmp_path / "longer"
+    for words in (("pendulum-random", *settings, f"out={out}"), ("--resume", str(out))):
+        iterations = 3 if words[0] != "--resume" else 4
+        assert train(*words, f"iterations={iterations}") == 0
+    at_once = tmp_path / "at-once"
+    assert train("pendulum-random", *settings, "iterations=4", f"out={at_once}") == 0
+    assert_equal_runs(at_once, out)
+    one, other = (RunFolder(folder).read_result()["return_mean"] for folder in (at_once, out))
+    assert one == other
+
+
+def test_checkpoints_are_in_the_order_of_time(tmp_path: Path) -> None:
+    for iteration in (999_990, 1_000_000, 5):
+        (tmp_path / f"iteration-{iteration:06d}").mkdir()
+    assert [path.name[10:] for path in folders_in(tmp_path)] == ["000005", "999990", "1000000"]
+
+
+def test_state_and_metrics_of_a_checkpoint_are_of_one_iteration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where a signal comes between the two."""
+
+    def interrupted() -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agents.training.checkpoints.capture", lambda *_: "a newer state")
+    callback = CheckpointCallback(tmp_path, 1, SimpleNamespace(adversary=None), interrupted)  # type: ignore[arg-type]
+    callback.model = SimpleNamespace(iteration=3)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        callback._on_rollout_start()
+    assert (callback._snapshot, callback._more) == (None, {})

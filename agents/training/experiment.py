@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -293,7 +294,7 @@ class _Experiment:
         return ", ".join(parts)
 
     def conclude(self, status: str, error: str | None = None) -> None:
-        """Write everything that there is by now, the result last; signals wait until then."""
+        """Write everything that there is by now, and draw it last; signals wait until then."""
         with signals_held():
             self._conclude(status, error)
 
@@ -310,7 +311,20 @@ class _Experiment:
         if self.world_model is not None:
             with written_aside(self.folder.adversarial_model) as aside:
                 self.world_model.save(aside)
-        if self.evaluation is not None and self.evaluation.history:
+        result = self.write_result(status, error)
+        self.draw()
+        if status == "finished":
+            for line in returns_table(result):
+                self.say(line)
+            if self.evaluator is None:
+                self.say("what the model and the critics say of it: evaluate RUN --in-model fit")
+        self.say(str(self.folder.path))
+
+    def draw(self) -> None:
+        """Draw the learning curve, if there is one; the run stands also where that fails."""
+        if self.evaluation is None or not self.evaluation.history:
+            return
+        try:
             with written_aside(self.folder.learning_curve) as aside:
                 plot_learning_curve(
                     self.evaluation.history,
@@ -319,13 +333,11 @@ class _Experiment:
                     cloning_return=self.cloning_return,
                     title=f"{Path(self.dataset.name).name}, evaluated in {self.prepared.env_id}",
                 )
-        result = self.write_result(status, error)
-        if status == "finished":
-            for line in returns_table(result):
-                self.say(line)
-            if self.evaluator is None:
-                self.say("what the model and the critics say of it: evaluate RUN --in-model fit")
-        self.say(str(self.folder.path))
+        except Exception as error:
+            warnings.warn(
+                f"{self.folder.learning_curve} could not be drawn: {type(error).__name__}: {error}",
+                stacklevel=2,
+            )
 
     def write_result(self, status: str, error: str | None = None) -> dict[str, Any]:
         """Write `result.json` as things stand and return its content."""

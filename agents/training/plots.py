@@ -1,4 +1,7 @@
-"""Learning curves as PNG files. Drawn on a canvas of their own: nothing global, no display."""
+"""Learning curves as PNG files. Drawn on a canvas of their own: nothing global, no display.
+
+Titles and labels hold names of files, in which a dollar sign begins no formula.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ def panels_of(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(1, len(titles), squeeze=False)[0])
     for axes, title in zip(panels, titles, strict=True):
-        axes.set_title(title)
+        axes.set_title(title, parse_math=False)
         axes.set_xlabel("iteration")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -106,8 +109,10 @@ def _legend_below(axes: Axes) -> int:
         return 0
     longest = max(map(len, labels))
     columns = 2 if longest <= 46 else 1
-    axes.legend(
+    legend = axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False,
         fontsize=min(8.0, 680.0 / longest),
     )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return math.ceil(len(labels) / columns)

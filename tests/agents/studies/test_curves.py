@@ -56,3 +56,8 @@ def test_lines_for_data_and_clone_are_where_their_numbers_are(
     assert list(curve.get_ydata()) == [1, 3]
     found = {str(line.get_label()): float(line.get_ydata()[0]) for line in lines}
     assert found == {"behaviour (2)": 2.0, "clone (7)": 7.0}
+
+
+def test_groups_with_dollar_signs_in_their_names_are_drawn(tmp_path: Path) -> None:
+    path = compare_curves({"x=$^$": [rows(1, 2)]}, tmp_path / "c.png", title="x$^$.npz")
+    assert imageio.imread(path).ndim == 3

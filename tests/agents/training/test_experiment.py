@@ -283,3 +283,33 @@ def test_cloning_and_evaluation_have_their_settings(
     result = folder.read_result()
     assert result["evaluations_used"] == 1
     assert result["return_mean"] == float(evaluated[-1]["return_mean"])
+
+
+def test_a_plot_that_fails_costs_a_warning_and_not_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no such formula")
+
+    monkeypatch.setattr(experiment, "plot_learning_curve", fail)
+    with pytest.warns(UserWarning, match=r"learning_curve.png .* no such formula"):
+        folder = RunFolder(train(tiny(tmp_path / "run"), progress=False))
+    assert folder.read_result()["status"] == "finished"
+    assert not folder.learning_curve.exists()
+
+
+def test_the_result_is_there_before_the_plot_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    folder = RunFolder(tmp_path / "run")
+
+    def look(*_: Any, **__: Any) -> None:
+        found.append(folder.read_result()["status"])
+        raise KeyboardInterrupt  # nothing comes after it
+
+    monkeypatch.setattr(experiment, "plot_learning_curve", look)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(folder.path), progress=False)
+    assert found == ["finished"]
+    assert folder.read_result()["status"] == "finished"

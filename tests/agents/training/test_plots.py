@@ -60,3 +60,10 @@ def test_the_legend_hides_nothing(tmp_path: Path, label: str) -> None:
         boxes = [text.get_window_extent() for text in legend.get_texts()]
         assert min(box.y0 for box in boxes) >= 0
         assert max(box.x1 for box in boxes) <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("name", ["x$^$", r"a_$\nothing$"])
+def test_names_are_not_read_as_formulas(tmp_path: Path, name: str) -> None:
+    drawn = plot_learning_curve(rows(1, 2), tmp_path / "a.png", title=name, label=name)
+    other = plot_learning_curve(rows(1, 2), tmp_path / "b.png", title="x", label="x")
+    assert drawn.read_bytes() != other.read_bytes()

@@ -96,7 +96,7 @@ def _results(args: argparse.Namespace) -> int:
     from agents.studies.aggregate import aggregate, markdown, write_csv
     from agents.studies.planned_runs import find_missing
     from agents.studies.run_groups import find_readable_runs, group_runs
-    from agents.training.atomic_files import write_text
+    from agents.training.atomic_files import write_text_where_named
     from agents.training.progress import print_unless_gone
     from agents.training.run_folder import check_file
 
@@ -123,7 +123,7 @@ def _results(args: argparse.Namespace) -> int:
     if args.csv is not None:
         write_csv(rows, args.csv)
     if args.markdown is not None:
-        write_text(Path(args.markdown), table)
+        write_text_where_named(Path(args.markdown), table)
     print_unless_gone(table.rstrip("\n"))
     _say_left_out(damaged)
     return 0

@@ -15,7 +15,7 @@ from agents.studies.intervals import Summary, summarise
 from agents.studies.planned_runs import PlannedRun
 from agents.studies.provenance import made_from
 from agents.studies.run_groups import DamagedRun, Group, Run, known, usual_settings
-from agents.training.atomic_files import write_text
+from agents.training.atomic_files import write_text_where_named
 
 __all__ = ["Row", "aggregate", "markdown", "markdown_table", "number", "write_csv"]
 
@@ -162,7 +162,7 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> Path:
         numbers = [*_flat(row.returns).values(), *_flat(row.scores).values()]
         end = [row.failed, row.unfinished, row.minutes]
         writer.writerow([row.dataset, row.configuration, row.seeds, *numbers, *end])
-    write_text(Path(path), text.getvalue())
+    write_text_where_named(Path(path), text.getvalue())
     return Path(path)
 
 

@@ -24,9 +24,11 @@ def remove(path: Path) -> None:
 def written_aside(target: Path) -> Iterator[Path]:
     """Yield a path to write a file or folder to, which becomes `target` if the block succeeds.
 
-    The path keeps the suffix of `target` (Stable-Baselines3 and matplotlib look at it).
+    The path keeps the suffix of `target` (Stable-Baselines3 and matplotlib look at it), and of a
+    long name the end alone: a file system takes no more than 255 bytes. A link is replaced: in a
+    run folder, which may be a stranger's, none is followed.
     """
-    aside = target.with_name(f".{os.getpid()}-{target.name}")
+    aside = target.with_name(f".{os.getpid()}-{target.name[-50:]}")
     try:
         yield aside
         if target.is_dir():  # a folder that is not empty cannot be replaced
@@ -34,6 +36,24 @@ def written_aside(target: Path) -> Iterator[Path]:
         aside.replace(target)
     finally:
         remove(aside)
+
+
+@contextmanager
+def written_where_named(target: Path) -> Iterator[Path]:
+    """`written_aside` for a file that the user names: what a link leads to is written, it stays.
+
+    The path is `target` itself where that is a pipe or a device.
+    """
+    if is_stream(target):
+        yield target
+        return
+    with written_aside(Path(os.path.realpath(target))) as aside:
+        yield aside
+
+
+def is_stream(path: Path) -> bool:
+    """Whether `path` is a pipe, a device or the like, to which is written as it stands."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def remove_asides(folder: Path) -> None:
@@ -52,6 +72,12 @@ def write_text(target: Path, text: str) -> None:
     """Write `text` to `target`, wholly or not at all."""
     with written_aside(target) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def write_text_where_named(target: Path, text: str) -> None:
+    """Write `text` to a file that the user names."""
+    with written_where_named(target) as path:
+        path.write_text(text, encoding="utf-8")
 
 
 def write_json(target: Path, content: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from agents.training.atomic_files import is_aside, remove, remove_asides
+from agents.training.atomic_files import is_aside, is_stream, remove, remove_asides
 
 try:
     import fcntl
@@ -255,7 +255,10 @@ def check_file(path: Path) -> None:
     """Raise ValueError unless a file can be written to `path`; writes nothing."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of a file")
-    check_parents(path, "give another file")
+    if not is_stream(path):
+        check_parents(Path(os.path.realpath(path)), "give another file")
+    elif not os.access(path, os.W_OK):
+        raise ValueError(f"{path} is not writable: give another file")
 
 
 def check_parents(path: Path, remedy: str) -> None:

@@ -120,6 +120,18 @@ def test_files_hold_the_same_table(
     assert (rambo["score_mean"], frozen["return_mean_low"], frozen["failed"]) == ("", "", "1")
 
 
+def test_tables_are_written_to_what_links_lead_to(runs: Path, tmp_path: Path) -> None:
+    words = []
+    for option in ("--csv", "--markdown"):
+        link = tmp_path / f"link{option}"
+        link.symlink_to(tmp_path / f"behind{option}")
+        words += [option, str(link)]
+    assert main(["results", str(runs), *words]) == 0
+    assert all((tmp_path / f"link{option}").is_symlink() for option in ("--csv", "--markdown"))
+    assert (tmp_path / "behind--csv").read_text().startswith("dataset,")
+    assert (tmp_path / "behind--markdown").read_text().startswith("| data set")
+
+
 def test_the_picture_has_a_panel_for_each_data_set(runs: Path, tmp_path: Path) -> None:
     make_run(runs / "c", "dataset=another", return_mean=1.0)
     make_run(runs / "d", "dataset=a-third", status="diverged")

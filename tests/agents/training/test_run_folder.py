@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.training.atomic_files import write_json, written_aside
-from agents.training.run_folder import new_run_folder
+from agents.training.atomic_files import write_json, write_text_where_named, written_aside
+from agents.training.run_folder import check_file, new_run_folder
 from agents.training.signals import signals_held
 
 
@@ -40,6 +41,68 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         aside.mkdir()
         (aside / "new").touch()
     assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    for target in (tmp_path / ("x" * 251 + ".csv"), tmp_path / ("ü" * 125 + ".csv")):
+        with written_aside(target) as aside:
+            assert aside.suffix == ".csv"
+            aside.write_text("new")
+        assert target.read_text() == "new"
+        target.unlink()
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_the_user_names_a_link_the_file_behind_it_is_written(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name, text in (("old.csv", "old"), ("none.csv", None)):
+        link = tmp_path / name
+        link.symlink_to(elsewhere / name)
+        if text is not None:
+            link.write_text(text)
+        write_text_where_named(link, "new")
+        assert link.is_symlink()
+        assert (elsewhere / name).read_text() == "new"
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["none.csv", "old.csv"]
+
+
+def test_in_a_run_folder_no_link_is_followed(tmp_path: Path) -> None:
+    """The folder may be a stranger's, and the link lead to a file of the user's."""
+    mine, link = tmp_path / "mine", tmp_path / "result.json"
+    mine.write_text("mine")
+    link.symlink_to(mine)
+    write_json(link, {})
+    assert mine.read_text() == "mine"
+    assert not link.is_symlink()
+
+
+def test_a_pipe_is_written_to_where_it_stands(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text_where_named(pipe, "text")
+        assert os.read(reader, 100) == b"text"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_pipe_needs_no_folder_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /dev/stdout, for all users but root."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) == pipe)
+    check_file(pipe)
+    with pytest.raises(ValueError, match="not writable: give another file"):
+        check_file(tmp_path / "table.csv")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ValueError, match="pipe is not writable: give another file"):
+        check_file(pipe)
 
 
 def test_json_has_null_for_what_is_no_number(tmp_path: Path) -> None:

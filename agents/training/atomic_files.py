@@ -6,8 +6,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,16 @@ def is_stream(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def remove_asides(folder: Path) -> None:
-    """Remove what a killed process was writing aside in `folder`."""
-    for path in folder.glob(".*-*"):
-        if is_aside(path):
-            remove(path)
+def find_asides(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """What a process is writing aside in `folder`, or was when it was killed.
 
-
-def is_aside(path: Path) -> bool:
-    """Whether the name is one that :func:`written_aside` gives."""
-    return path.name.startswith(".") and path.name[1:].partition("-")[0].isdigit()
+    :param names: patterns of the names that it writes; no other file is one.
+    """
+    for name in names:
+        for path in folder.glob(f".*-{name}"):
+            number, _, rest = path.name[1:].partition("-")
+            if number.isdigit() and fnmatchcase(rest, name):
+                yield path
 
 
 def write_text(target: Path, text: str) -> None:

@@ -24,6 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents.training.atomic_files import written_aside
+from agents.training.run_folder import CHECKPOINT
 
 if TYPE_CHECKING:
     from adv_worldmodel.dynamics import Adversary
@@ -240,12 +241,12 @@ def has_trained(folder: Path) -> bool:
 
 
 def _place(folder: Path, iteration: int) -> Path:
-    return folder / f"iteration-{iteration:06d}"
+    return folder / CHECKPOINT.format(f"{iteration:06d}")
 
 
 def _folders(folder: Path) -> list[Path]:
     """In time."""
-    found = folder.glob("iteration-*") if folder.is_dir() else ()
+    found = folder.glob(CHECKPOINT.format("*")) if folder.is_dir() else ()
     return sorted(found, key=lambda path: (len(path.name), path.name))
 
 

@@ -21,7 +21,7 @@ from adv_worldmodel import (
 )
 from agents.rambo import RAMBO
 from agents.training.assembly import build_adversary, build_agent
-from agents.training.atomic_files import remove_asides, write_json, write_text, written_aside
+from agents.training.atomic_files import write_json, write_text, written_aside
 from agents.training.checkpoints import CheckpointCallback, Snapshot, restore_counters
 from agents.training.config import TrainConfig, dump_config, flat_settings
 from agents.training.divergence import DivergenceCallback, DivergenceError, details_of
@@ -87,8 +87,7 @@ def run(
     snapshot = None if resumption is None else resumption.snapshot
     with run_locked(folder.path), _torch_threads(config.n_threads):
         if resumption is not None:
-            for place in (folder.path, folder.checkpoints):
-                remove_asides(place)
+            folder.remove_asides()
         experiment = _Experiment(prepared, folder, progress, snapshot)
         try:
             experiment.fit()

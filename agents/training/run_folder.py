@@ -30,7 +30,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from agents.training.atomic_files import is_aside, is_stream, remove, remove_asides
+from agents.training.atomic_files import find_asides, is_stream, remove
 
 try:
     import fcntl
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from agents.training.config import AgentConfig
 
 LOCK = ".lock"
+CHECKPOINT = "iteration-{}"  #: a folder in `checkpoints/`, by its number
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,18 @@ class RunFolder:
         with suppress(OSError), self.progress.open(encoding="utf-8") as file:
             rows = max(0, sum(1 for _ in file) - 1)
         return rows
+
+    def asides(self) -> list[Path]:
+        """What a run is writing aside, or was when it was killed; no file of the user's."""
+        own = [path.name for path in self.written]
+        return [
+            *find_asides(self.path, own),
+            *find_asides(self.checkpoints, [CHECKPOINT.format("*")]),
+        ]
+
+    def remove_asides(self) -> None:
+        for path in self.asides():
+            remove(path)
 
     def read_result(self) -> dict[str, Any]:
         """Return the content of `result.json`.
@@ -282,9 +295,8 @@ def check_only_a_run(folder: RunFolder) -> None:
     """ValueError if the folder, where there is one, holds anything that no run writes."""
     if not folder.path.is_dir():
         return
-    known = {path.name for path in folder.written} | {LOCK}
-    found = (path.name for path in folder.path.iterdir() if not is_aside(path))
-    if others := sorted(set(found) - known):
+    known = {*folder.written, *folder.asides(), folder.path / LOCK}
+    if others := sorted(path.name for path in folder.path.iterdir() if path not in known):
         raise ValueError(
             f"{folder.path} is to be trained anew, and holds more than a run "
             f"({', '.join(others)}): move that elsewhere"
@@ -293,7 +305,7 @@ def check_only_a_run(folder: RunFolder) -> None:
 
 def _remove_run(folder: RunFolder) -> None:
     """Remove all that a run writes, and no file of the user's."""
-    remove_asides(folder.path)
+    folder.remove_asides()
     for path in folder.written:
         remove(path)
 

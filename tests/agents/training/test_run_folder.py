@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from agents.training.atomic_files import write_json, write_text_where_named, written_aside
-from agents.training.run_folder import check_file, new_run_folder
+from agents.training.run_folder import RunFolder, check_file, check_only_a_run, new_run_folder
 from agents.training.signals import signals_held
 
 
@@ -116,9 +116,61 @@ def test_two_runs_of_one_second_get_two_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names = {new_run_folder(None, "name", 3).path.name for _ in range(3)}
-    assert len(names) == 3
-    assert all(name.startswith("name-3-2") for name in names)
+    found = {new_run_folder(None, "name", 3).path.name for _ in range(3)}
+    assert len(found) == 3
+    assert all(name.startswith("name-3-2") for name in found)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> RunFolder:
+    """A run that was killed twice while it wrote, and files of the user's."""
+    folder = RunFolder(tmp_path / "run")
+    folder.checkpoints.mkdir(parents=True)
+    for path in (folder.config, folder.result):
+        path.write_text("{}")
+    for name in (".123-policy.zip", ".45-result.json"):
+        (folder.path / name).touch()
+    (folder.path / ".123-world_model").mkdir()
+    (folder.checkpoints / ".123-iteration-000010").mkdir()
+    (folder.path / ".7-zip").mkdir()
+    for name in (".2024-01-05-notes", ".123-policy.zip.bak", ".123-iteration-000010", ".x-config"):
+        (folder.path / name).touch()
+    (folder.checkpoints / ".2-notes").touch()
+    return folder
+
+
+MINE = {".2024-01-05-notes", ".7-zip", ".123-policy.zip.bak", ".123-iteration-000010", ".x-config"}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_what_a_killed_run_wrote_aside_is_removed_and_nothing_else(mixed: RunFolder) -> None:
+    mixed.remove_asides()
+    assert names(mixed.path) == {"checkpoints", "config.yaml", "result.json"} | MINE
+    assert names(mixed.checkpoints) == {".2-notes"}
+
+
+def test_a_run_that_is_replaced_leaves_the_files_of_the_user(mixed: RunFolder) -> None:
+    new_run_folder(str(mixed.path), "name", 0, overwrite=True)
+    assert names(mixed.path) == MINE
+
+
+def test_a_folder_with_files_of_the_user_is_more_than_a_run(mixed: RunFolder) -> None:
+    with pytest.raises(ValueError, match="holds more than a run") as refused:
+        check_only_a_run(mixed)
+    assert all(name in str(refused.value) for name in MINE)
+    assert ".45-result.json" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", [path.name for path in RunFolder(Path()).written])
+def test_each_file_of_a_run_is_known_while_it_is_written(tmp_path: Path, name: str) -> None:
+    with written_aside(tmp_path / name) as aside:
+        aside.touch()
+        RunFolder(tmp_path).remove_asides()
+        assert not aside.exists()
+        aside.touch()
 
 
 @pytest.fixture

@@ -235,8 +235,13 @@ def run_locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (path / LOCK).unlink(missing_ok=True)
-        lock.close()
+        if fcntl is None:  # Windows removes no file that is open, here or in another process
+            lock.close()
+            with suppress(PermissionError):
+                (path / LOCK).unlink(missing_ok=True)
+        else:  # before it is closed: whoever locks it next shall not lose it
+            (path / LOCK).unlink(missing_ok=True)
+            lock.close()
 
 
 def check_unlocked(path: Path) -> None:
@@ -280,6 +285,8 @@ def check_parents(path: Path, remedy: str) -> None:
     while not parent.is_dir():
         if parent.exists() and parent != path.absolute():
             raise ValueError(f"{path} lies below the file {parent}: {remedy}")
+        if parent == parent.parent:  # a drive of Windows
+            raise ValueError(f"{path}: there is no {parent}: {remedy}")
         parent = parent.parent
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"{parent} is not writable: {remedy}")

@@ -8,12 +8,24 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
 
+from agents.training import run_folder
 from agents.training.atomic_files import write_json, write_text_where_named, written_aside
-from agents.training.run_folder import RunFolder, check_file, check_only_a_run, new_run_folder
+from agents.training.run_folder import (
+    LOCK,
+    RunFolder,
+    check_file,
+    check_new_folder,
+    check_only_a_run,
+    check_unlocked,
+    lock_folder,
+    new_run_folder,
+    run_locked,
+)
 from agents.training.signals import signals_held
 
 
@@ -171,6 +183,48 @@ def test_each_file_of_a_run_is_known_while_it_is_written(tmp_path: Path, name: s
         RunFolder(tmp_path).remove_asides()
         assert not aside.exists()
         aside.touch()
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is locked, and no file is removed that is open."""
+    opened: list[IO[str]] = []
+    open_path, unlink = Path.open, Path.unlink
+
+    def open_and_note(path: Path, *args: Any, **kwargs: Any) -> Any:
+        opened.append(open_path(path, *args, **kwargs))
+        return opened[-1]
+
+    def unlink_closed(path: Path, missing_ok: bool = False) -> None:
+        if any(not file.closed and Path(file.name) == path for file in opened):
+            raise PermissionError(13, "used by another process", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(run_folder, "fcntl", None)
+    monkeypatch.setattr(Path, "open", open_and_note)
+    monkeypatch.setattr(Path, "unlink", unlink_closed)
+
+
+@pytest.mark.usefixtures("windows")
+def test_where_open_files_stay_the_lock_goes_all_the_same(tmp_path: Path) -> None:
+    with run_locked(tmp_path):
+        assert names(tmp_path) == {LOCK}
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.usefixtures("windows")
+def test_where_open_files_stay_the_lock_of_another_process_stays(tmp_path: Path) -> None:
+    with lock_folder(tmp_path, "a run", "wait"):
+        check_unlocked(tmp_path)
+        assert names(tmp_path) == {LOCK}
+
+
+def test_a_folder_on_a_drive_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter(range(100))  # StopIteration ends a search that has no end
+    monkeypatch.setattr(Path, "is_dir", lambda _: next(looks) < 0)
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    with pytest.raises(ValueError, match="there is no /: give another out=FOLDER"):
+        check_new_folder("/runs/new")
 
 
 @pytest.fixture

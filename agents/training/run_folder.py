@@ -21,8 +21,10 @@ moment leaves no half-written file.
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from agents.training.config import AgentConfig
 
 LOCK = ".lock"
+#: What network file systems say that lock no files.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 CHECKPOINT = "iteration-{}"  #: a folder in `checkpoints/`, by its number
 
 
@@ -215,7 +219,10 @@ class FolderInUseError(ValueError):
 
 
 def lock_folder(path: Path, who: str, remedy: str) -> IO[str]:
-    """Keep others out of `path` as long as the file is open; FolderInUseError if one is in."""
+    """Keep others out of `path` as long as the file is open; FolderInUseError if one is in.
+
+    Where the file system locks no files, as on Windows, nobody is kept out.
+    """
     file = (path / LOCK).open("a")
     try:
         if fcntl is not None:
@@ -225,6 +232,14 @@ def lock_folder(path: Path, who: str, remedy: str) -> IO[str]:
         raise FolderInUseError(
             f"{who} is at work in {path}: wait for its end, or {remedy}"
         ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            file.close()
+            raise
+        warnings.warn(
+            f"{path / LOCK} cannot be locked ({error.strerror}): let no other process write there",
+            stacklevel=1,  # this place, so that it is said once of a folder
+        )
     return file
 
 

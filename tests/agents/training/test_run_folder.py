@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -225,6 +227,46 @@ def test_a_folder_on_a_drive_that_is_not_there_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "exists", lambda _: False)
     with pytest.raises(ValueError, match="there is no /: give another out=FOLDER"):
         check_new_folder("/runs/new")
+
+
+class Flock:
+    """In place of `fcntl`: locking fails with this error."""
+
+    LOCK_EX = LOCK_NB = 0
+
+    def __init__(self, number: int) -> None:
+        self.number, self.files = number, list[IO[str]]()
+
+    def flock(self, file: IO[str], _: int) -> None:
+        self.files.append(file)
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_costs_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    flock = Flock(number)
+    monkeypatch.setattr(run_folder, "fcntl", flock)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            with run_locked(tmp_path):
+                check_unlocked(tmp_path)
+                assert not flock.files[-2].closed  # the run's own
+    assert [str(tmp_path) in str(warning.message) for warning in caught] == [True]
+    assert names(tmp_path) == set()
+    assert all(file.closed for file in flock.files)
+
+
+def test_an_error_in_locking_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = Flock(errno.EIO)
+    monkeypatch.setattr(run_folder, "fcntl", flock)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        lock_folder(tmp_path, "a run", "wait")
+    assert flock.files[0].closed
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 # torch and Stable-Baselines3 take seconds to import: only the handlers do, so that --help is quick.
 from agents.commands.data import add_data_parser
 from agents.commands.experiments import add_experiment_parsers
-from agents.commands.terminal import PROG, natural, positive, user_input
+from agents.commands.terminal import PROG, positive, seed, user_input
 from agents.training.run_folder import FolderInUseError
 from agents.training.signals import Terminated, terminated_as_interrupted
 
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--env", metavar="ID", help="another environment; 'module:ID' imports module first"
     )
-    evaluate.add_argument("--seed", metavar="N", type=natural, default=0)
+    evaluate.add_argument("--seed", metavar="N", type=seed, default=0)
     evaluate.add_argument("--render", metavar="FILE", help="write one episode as .mp4 or .gif")
     evaluate.add_argument(
         "--trust",

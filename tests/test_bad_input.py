@@ -35,6 +35,7 @@ Case = tuple[Words, *tuple[str, ...]]
 FILES: list[Case] = [
     (info("none/set.npz"), "none/set.npz does not exist", "Check the path"),
     (info("set.npz"), "No data file is there. Check the path"),
+    (info("~nosuch.npz"), "~nosuch.npz does not exist", "Check the path"),
     (info(bad.folder("set.npz")), "set.npz is a folder", "Name the file in it"),
     (info(bad.content("set.csv", "1,2\n")), "unknown file type '.csv'", "expected one of .hdf5"),
     (info(bad.content("set.npz", "")), "set.npz: cannot be read", "copy or download it again"),
@@ -181,6 +182,8 @@ CONFIGS: list[Case] = [
     (train("agent.gama=0.9"), "'agent.gama=0.9': unknown key", "the nearest known: agent.gamma"),
     (train("seed"), "override 'seed': expected key=value"),
     (train("agent=1"), "agent is a section; set one of its keys"),
+    (bad.words("train", "~nosuch/x.yaml"), "no configuration '~nosuch/x.yaml', neither a file"),
+    (train("dataset=~nosuch.npz"), "~nosuch.npz does not exist", "Check the path"),
     (train("seed=-1"), "seed = -1: must be at least 0"),
     (train("seed=!!bool x"), "override 'seed=!!bool x': KeyError: 'x'"),
     (train("seed=" + "[" * 999), "override 'seed=[[", "recursion"),
@@ -250,6 +253,10 @@ RUNS: list[Case] = [
     (evaluate(bad.unchanged, "--render", "film.png"), "film.png", "has to end in .mp4 or .gif"),
     (evaluate(bad.unchanged, "--episodes", "0"), "--episodes: expected a whole number of at least"),
     (evaluate(bad.unchanged, "--seed", "-1"), "--seed: expected a whole number of at least 0"),
+    (
+        evaluate(bad.unchanged, "--seed", "18446744073709551616"),
+        "--seed: expected a whole number of at most 4294967295",
+    ),
     (bad.words("results", "none"), "no folder at none: give folders that"),
     (bad.words("select", bad.folder("none")), "none holds no run (no result.json", "give folders"),
     (results(bad.changed("result.json", status=None)), "has no key 'status'", "give the run"),

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from adv_worldmodel.data.dataset import OfflineDataset
-from adv_worldmodel.data.files import load_file
+from adv_worldmodel.data.files import expanded, load_file
 from adv_worldmodel.data.scores import evaluation_env
 
 _SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
@@ -71,7 +71,7 @@ URLS: dict[str, str] = {**_gym_mujoco(), **_antmaze(), **_others()}
 def d4rl_folder() -> Path:
     """Where D4RL keeps its files: `$D4RL_DATASET_DIR`, else `~/.d4rl/datasets`."""
     stated = os.environ.get("D4RL_DATASET_DIR")
-    return Path(stated).expanduser() if stated else Path.home() / ".d4rl" / "datasets"
+    return expanded(stated or "~/.d4rl/datasets")
 
 
 def d4rl_path(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ from adv_worldmodel.data.validation import freeze
 
 SUFFIXES = (".hdf5", ".h5", ".npz")
 """File names that `load_file` reads."""
+
+
+def expanded(path: str) -> Path:
+    """`path` with `~` and `~user` replaced by a home; as it stands where there is none."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises RuntimeError
 
 
 def load_file(

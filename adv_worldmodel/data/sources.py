@@ -11,7 +11,7 @@ from adv_worldmodel.data import builtin, minari_io
 from adv_worldmodel.data.d4rl import URLS, load_d4rl
 from adv_worldmodel.data.dataset import OfflineDataset
 from adv_worldmodel.data.environments import check_fit
-from adv_worldmodel.data.files import SUFFIXES, load_file
+from adv_worldmodel.data.files import SUFFIXES, expanded, load_file
 from adv_worldmodel.data.replay_buffer import from_replay_buffer, is_replay_buffer
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _load(source: object, env_id: str | None) -> OfflineDataset:
         return load_d4rl(name, env_id=env_id)
     if colon and kind == "minari":
         return minari_io.load_minari(name, env_id=env_id)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.suffix in SUFFIXES or path.is_file():
         return load_file(path, name=source, env_id=env_id)
     if source in URLS and source not in minari_io.local_ids():

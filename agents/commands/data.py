@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.commands.terminal import natural, positive
+from agents.commands.terminal import positive, seed
 from agents.training.run_folder import check_file, check_parents
 
 # The world model's package imports torch, which takes seconds: only the commands do, not --help.
@@ -74,7 +74,7 @@ def _add_make(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="STD",
         help="Gaussian noise on the policy's actions; 1 is half of an action's range",
     )
-    make.add_argument("--seed", type=natural, default=0, metavar="N")
+    make.add_argument("--seed", type=seed, default=0, metavar="N")
     make.add_argument("--save-policy", type=Path, metavar="FILE.zip", help="keep the trained SAC")
     target = make.add_mutually_exclusive_group()
     target.add_argument("--id", help="Minari id (default: such as pendulum/random-v0)")

@@ -30,12 +30,12 @@ def positive(text: str) -> int:
     return _whole(text, 1)
 
 
-def natural(text: str) -> int:
-    """The type of an option that is a whole number of at least 0."""
-    return _whole(text, 0)
+def seed(text: str) -> int:
+    """The type of an option that is a seed: a whole number that NumPy takes, as the setting is."""
+    return _whole(text, 0, 2**32 - 1)
 
 
-def _whole(text: str, least: int) -> int:
+def _whole(text: str, least: int, most: int | None = None) -> int:
     try:
         number = int(text)
     except ValueError:
@@ -44,4 +44,6 @@ def _whole(text: str, least: int) -> int:
         raise argparse.ArgumentTypeError(
             f"expected a whole number of at least {least}, got {text!r}"
         )
+    if most is not None and number > most:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at most {most}, got {text!r}")
     return number

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.training.config import TrainConfig, flat_settings, load_config
+from agents.training.config_files import expanded
 from agents.training.run_folder import RunFolder
 
 __all__ = [
@@ -263,7 +264,7 @@ def compared_settings(config: TrainConfig) -> dict[str, Any]:
     A data set that is a file here is named by its absolute path, as in a run's `config.yaml`.
     """
     flat = flat_settings(config)
-    source = Path(config.dataset).expanduser()
+    source = expanded(config.dataset)
     if source.suffix and source.is_file():
         flat["dataset"] = str(source.resolve())
     return {key: value for key, value in flat.items() if key not in BESIDE}

@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 from agents.training.config_files import (
     config_names,
     dump_yaml,
+    expanded,
     find_config,
     parse_value,
     read_config,
@@ -289,7 +290,7 @@ class TrainConfig(Section):
             )
         super().__post_init__()
         if self.out is not None and self.out.startswith("~"):
-            object.__setattr__(self, "out", str(Path(self.out).expanduser()))
+            object.__setattr__(self, "out", str(expanded(self.out)))
         if self.seed + (self.seeds or 1) > 2**32:
             raise ValueError(
                 f"seeds = {self.seeds}: from seed = {self.seed} on, seeds would pass {2**32 - 1}"

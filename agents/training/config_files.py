@@ -7,6 +7,7 @@ Knows YAML and folders, but none of the settings: a file becomes a flat mapping 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import reprlib
 from collections.abc import Callable, Hashable, Mapping
@@ -18,6 +19,7 @@ import yaml
 __all__ = [
     "config_names",
     "dump_yaml",
+    "expanded",
     "find_config",
     "parse_value",
     "read_config",
@@ -92,12 +94,17 @@ def config_names() -> list[str]:
     return sorted(path.stem for path in _shipped_folder().glob("*.yaml") if path.stem != "base")
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with `~` and `~user` replaced by a home; as it stands where there is none."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises RuntimeError
+
+
 def find_config(path_or_name: str | Path) -> Path:
     """The file that a path or a shipped name stands for.
 
     :raises FileNotFoundError: there is none; the message lists near names.
     """
-    path = Path(path_or_name).expanduser()
+    path = expanded(path_or_name)
     shipped = _shipped_folder() / f"{path.stem if path.suffix in _SUFFIXES else path.name}.yaml"
     plain_name = len(path.parts) == 1
     if plain_name and path.suffix not in _SUFFIXES and shipped.is_file():

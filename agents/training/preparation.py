@@ -19,6 +19,7 @@ from adv_worldmodel.data.scores import evaluation_env
 from adv_worldmodel.device import resolve_device
 from adv_worldmodel.dynamics import FitSettings, WorldModel, make_termination
 from adv_worldmodel.dynamics.termination import TerminationFunction
+from agents.training.config_files import expanded
 from agents.training.real_env import check_spaces, full_id, make_real_env, resolve_env
 from agents.training.run_folder import check_new_folder
 
@@ -54,7 +55,7 @@ class Preparation:
     @property
     def resolved_config(self) -> TrainConfig:
         """The configuration that reruns this experiment from any folder, into a new run folder."""
-        source = Path(self.config.dataset).expanduser()
+        source = expanded(self.config.dataset)
         dataset = (
             str(source.resolve()) if source.suffix and source.is_file() else self.config.dataset
         )

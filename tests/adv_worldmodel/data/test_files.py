@@ -321,3 +321,13 @@ def test_time_limits_are_found_by_any_name_of_an_environment(
     file = write(tmp_path / "set.npz", observations=np.ones((8, 3), np.float32), **plain)
     dataset = load_dataset(file, env_id=env_id)
     assert dataset.episode_lengths().tolist() == ([1, 1, 1, 1] if "Brief" in env_id else [7])
+
+
+def test_a_file_may_have_a_tilde_in_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    write(tmp_path / "~nosuch.npz")
+    write(tmp_path / "home" / "set.npz", rewards=COLUMNS["rewards"] + 1)
+    np.testing.assert_array_equal(load_dataset("~nosuch.npz").rewards, COLUMNS["rewards"])
+    np.testing.assert_array_equal(load_dataset("~/set.npz").rewards, COLUMNS["rewards"] + 1)

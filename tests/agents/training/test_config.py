@@ -370,3 +370,14 @@ def test_configurations_made_in_code_are_checked_alike() -> None:
 def test_where_alpha_starts(ent_coef: str, alpha: float) -> None:
     config = load_config("pendulum-random", [f"agent.ent_coef={ent_coef}"])
     assert config.agent.first_alpha == alpha
+
+
+def test_a_tilde_without_a_home_stands_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~nosuch.yaml").write_text("dataset: pendulum-random")
+    config = load_config("~nosuch.yaml", ["out=~nosuch/run"])
+    assert config.out == "~nosuch/run"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert load_config("pendulum-random", ["out=~/run"]).out == str(tmp_path / "home" / "run")

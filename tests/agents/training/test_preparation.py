@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from adv_worldmodel import FitSettings
+from agents.studies.run_groups import compared_settings
 from agents.training.config import load_config
 from agents.training.preparation import prepare
 
@@ -144,3 +145,16 @@ def test_an_environment_without_a_time_limit_is_warned_of(
     recwarn.clear()
     prepare(load_config("pendulum-random"))
     assert not recwarn.list
+
+
+def test_a_data_set_with_a_tilde_in_front_is_named_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    columns = ("observations", "actions", "rewards", "next_observations", "terminals")
+    shapes = [(20, 3), (20, 1), 20, (20, 3), 20]
+    arrays = dict(zip(columns, map(np.zeros, shapes), strict=True))
+    np.savez(tmp_path / "~nosuch.npz", allow_pickle=False, env_id="Pendulum-v1", **arrays)
+    config = load_config("base", ["dataset=~nosuch.npz", "model.termination=never"])
+    assert prepare(config).resolved_config.dataset == str(tmp_path / "~nosuch.npz")
+    assert compared_settings(config)["dataset"] == str(tmp_path / "~nosuch.npz")

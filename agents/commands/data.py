@@ -94,24 +94,27 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 def _list(arguments: argparse.Namespace) -> int:
     from adv_worldmodel.data.summary import list_sources
+    from agents.training.progress import print_unless_gone
 
-    print(list_sources())
+    print_unless_gone(list_sources())
     return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:
     from adv_worldmodel.data.summary import describe
+    from agents.training.progress import print_unless_gone
 
-    print(describe(_load(arguments)))
+    print_unless_gone(describe(_load(arguments)))
     return 0
 
 
 def _to_minari(arguments: argparse.Namespace) -> int:
     from adv_worldmodel.data import to_minari
     from adv_worldmodel.data.minari_io import minari_folder
+    from agents.training.progress import print_unless_gone
 
     to_minari(_load(arguments), arguments.id)
-    print(minari_folder() / arguments.id)
+    print_unless_gone(str(minari_folder() / arguments.id))
     return 0
 
 
@@ -120,6 +123,7 @@ def _make(arguments: argparse.Namespace) -> int:
 
     from adv_worldmodel.data import to_minari
     from agents.commands.collection import collect, load_policy, make_box_env, replayed, train_sac
+    from agents.training.progress import print_unless_gone
     from agents.training.real_env import check_spaces, full_id
 
     # All that can be wrong with the input is found before SAC trains for hours.
@@ -162,12 +166,12 @@ def _make(arguments: argparse.Namespace) -> int:
         arrays |= {"action_low": dataset.action_space.low, "action_high": dataset.action_space.high}
         np.savez_compressed(target, allow_pickle=False, env_id=env_id, **arrays)
     returns = dataset.episode_returns()
-    print(
+    print_unless_gone(
         f"{env_id}: {len(dataset):,} transitions in {len(returns):,} episodes "
         f"({int(dataset.terminations.sum()):,} terminated), "
         f"return {returns.mean():.1f} +- {returns.std():.1f}"
     )
-    print(target)
+    print_unless_gone(str(target))
     return 0
 
 

@@ -33,6 +33,7 @@ from agents.training.progress import (
     MetricsHistory,
     PhaseClock,
     ProgressCallback,
+    on_terminal,
     print_unless_gone,
 )
 from agents.training.results import q_summary, return_summary, returns_table, versions
@@ -122,7 +123,7 @@ class _Experiment:
     ) -> None:
         self.config, self.dataset = prepared.config, prepared.dataset
         self.prepared, self.folder, self.progress = prepared, folder, progress
-        self.bars = progress and sys.stderr.isatty()  # in a file they would be hundreds of lines
+        self.bars = progress and on_terminal()  # in a file they would be hundreds of lines
         self.snapshot = snapshot
         before = {} if snapshot is None else snapshot.numbers["experiment"]
         self.clock = PhaseClock(before.get("seconds", {"data": prepared.seconds}))

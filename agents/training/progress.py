@@ -26,6 +26,11 @@ def print_unless_gone(line: str, file: TextIO | None = None) -> None:
             print(line.encode("ascii", "backslashreplace").decode(), file=file, flush=True)
 
 
+def on_terminal() -> bool:
+    """Whether stderr is a terminal, on which bars can be drawn; it may be closed (`2>&-`)."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 class MetricsHistory(KVWriter):
     """A Stable-Baselines3 logger output that keeps every dumped number in memory, by key.
 
@@ -172,7 +177,7 @@ class ProgressCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self._started = self._last_line = time.monotonic()
         self._before = self._finished()
-        if sys.stderr.isatty():
+        if on_terminal():
             self._bar = tqdm(
                 total=self._total,
                 initial=self._before,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,20 @@ def test_list_names_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert name in words
     assert "d4rl:hopper-medium-v2" in words
     assert "minari:mine/three-v0" in words
+
+
+def test_a_reader_that_is_gone_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`adv-worldmodel data list | true`."""
+    source = save(tmp_path / "set.npz")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "w", buffering=1) as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert run("list") == 0
+        assert run("info", source) == 0
+        assert run("to-minari", source, "mine/three-v0") == 0
+        with pytest.raises(BrokenPipeError):
+            print("a line", flush=True)
 
 
 def test_to_minari_writes_what_load_reads(

@@ -313,3 +313,11 @@ def test_the_result_is_there_before_the_plot_is_drawn(
         train(tiny(folder.path), progress=False)
     assert found == ["finished"]
     assert folder.read_result()["status"] == "finished"
+
+
+def test_without_stderr_a_run_is_trained_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    folder = RunFolder(train(tiny(tmp_path / "run")))
+    assert folder.read_result()["status"] == "finished"

@@ -19,6 +19,7 @@ from agents.training.progress import (
     PhaseClock,
     ProgressCallback,
     duration,
+    on_terminal,
     print_unless_gone,
 )
 
@@ -67,6 +68,15 @@ def test_a_reader_that_is_gone_stops_nothing(monkeypatch: pytest.MonkeyPatch) ->
         RunProcesses({}, 1, progress=True).say("a line")
         with pytest.raises(BrokenPipeError):
             print("a line", flush=True)
+
+
+def test_without_stderr_a_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`adv-worldmodel train ... 2>&-`."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not on_terminal()
+    bar = ProgressCallback(3, lambda: 3, lambda: "")
+    bar._on_training_start()
+    bar._on_training_end()
 
 
 def test_the_time_left_is_that_of_the_iterations_since_the_start(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.commands.terminal import positive, seed
+from agents.training.atomic_files import written_where_named
 from agents.training.run_folder import check_file, check_parents
 
 # The world model's package imports torch, which takes seconds: only the commands do, not --help.
@@ -143,7 +144,8 @@ def _make(arguments: argparse.Namespace) -> int:
     for file in filter(None, (arguments.save_policy, arguments.npz)):
         file.parent.mkdir(parents=True, exist_ok=True)
     if arguments.save_policy is not None:
-        agents[words[0]].save(arguments.save_policy)
+        with written_where_named(arguments.save_policy) as aside:
+            agents[words[0]].save(aside)
     policies |= {word: agent.policy for word, agent in agents.items()}
     if arguments.replay:
         dataset = replayed(agents[words[0]], env_id)
@@ -164,7 +166,8 @@ def _make(arguments: argparse.Namespace) -> int:
         columns = ("observations", "actions", "rewards", "next_observations", "terminations")
         arrays = {key: getattr(dataset, key) for key in (*columns, "truncations")}
         arrays |= {"action_low": dataset.action_space.low, "action_high": dataset.action_space.high}
-        np.savez_compressed(target, allow_pickle=False, env_id=env_id, **arrays)
+        with written_where_named(target) as aside:
+            np.savez_compressed(aside, allow_pickle=False, env_id=env_id, **arrays)
     returns = dataset.episode_returns()
     print_unless_gone(
         f"{env_id}: {len(dataset):,} transitions in {len(returns):,} episodes "

@@ -25,7 +25,7 @@ from agents.studies.run_groups import (
     setting_text,
 )
 from agents.training.checkpoints import has_trained
-from agents.training.config import TrainConfig, flat_settings, load_config
+from agents.training.config import MOST_SEEDS, TrainConfig, flat_settings, load_config
 from agents.training.config_files import split_override
 from agents.training.preparation import read_dataset
 from agents.training.resumption import FREE, check_nothing_lost
@@ -73,8 +73,6 @@ PRESETS: dict[str, list[tuple[str, ...]]] = {
         ("agent.cloning_weight=0.02",),
     ],
 }
-
-MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)

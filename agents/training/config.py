@@ -44,6 +44,8 @@ __all__ = [
     "meanings",
 ]
 
+#: Runs that one command may ask for; a date is a slip.
+MOST_SEEDS = 10_000
 
 _NAME = Pattern(r"\s*[^\s\0][^\0\n]*", "a name, not an empty text or one with a zero byte")
 _FOLDER_NAME = Pattern(r"\w[\w.-]*", "letters, digits, '.', '-' and '_', for the run folder's name")
@@ -256,7 +258,12 @@ class TrainConfig(Section):
     )
     seed: Annotated[int, Setting("of every random draw", at_least=0, at_most=2**32 - 1)] = 0
     seeds: Annotated[
-        int | None, Setting("runs at once, seeds SEED, SEED + 1, ...; null: one run", at_least=1)
+        int | None,
+        Setting(
+            "runs at once, seeds SEED, SEED + 1, ...; null: one run",
+            at_least=1,
+            at_most=MOST_SEEDS,
+        ),
     ] = None
     iterations: Annotated[int, Setting("rollouts + updates (P Table 4)", at_least=1)] = 2000
     checkpoint_every: Annotated[

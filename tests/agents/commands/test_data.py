@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from pathlib import Path
@@ -281,3 +282,28 @@ def test_fewer_rows_than_policies_are_refused_before_sac_trains(tmp_path: Path) 
             "make", "Pendulum-v1", "--policy", "sac:100000000", "--policy", "random",
             "--rows", "1", "--npz", str(tmp_path / "x.npz"),
         )  # fmt: skip
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is repeated when there is room does not find a file there already."""
+
+    def write_half(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    words = ("make", "Pendulum", "--policy", "sac:110", "--rows", "5")
+    policy, file = tmp_path / "sac.zip", tmp_path / "set.npz"
+    words += ("--save-policy", str(policy), "--npz", str(file))
+    for owner, name in ((SAC, "save"), (np, "savez_compressed")):
+        with monkeypatch.context() as full:
+            full.setattr(owner, name, lambda *args, **_: write_half(args[-1]))
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                run(*words)
+        assert not file.exists()
+        assert policy.exists() == (owner is np)
+        assert not list(tmp_path.glob(".*"))
+        policy.unlink(missing_ok=True)
+    assert run(*words) == 0
+    assert len(load_dataset(file)) == 5

@@ -267,7 +267,7 @@ BAD_OVERRIDES = [
     ("seed=4294967296", r"seed = 4294967296: must be at most 4294967295"),
     ("seeds=1:3", r"seeds = '1:3': expected a whole number or null; a range is .* --seeds A:B"),
     ("seeds=0", r"seeds = 0: must be at least 1"),
-    ("seeds=4294967297", r"seeds = 4294967297: from seed = 0 on, seeds would pass 4294967295"),
+    ("seeds=20240101", r"seeds = 20240101: must be at most 10000"),
     ("device=gpu", r"device = 'gpu': expected auto, cpu, cuda"),
     ("dataset=' '", r"dataset = ' ': expected a name"),
     ("name=../x", r"name = '\.\./x': expected letters"),

@@ -286,7 +286,6 @@ RUNS: list[Case] = [
     (bad.words("train", "--resume", "none"), "no run folder at none: give a folder that"),
     (resume(bad.removed("config.yaml")), "run cannot go on: it holds no config.yaml", "good copy"),
     (resume(bad.cut("config.yaml")), "config.yaml: "),
-    (resume(bad.cut("result.json")), "result.json is not valid JSON"),
     (resume(OTHER_DATA), "its content has changed", "bring the"),
     (
         resume(bad.unchanged, "agent.gamma=0.9"),
@@ -335,10 +334,6 @@ RUNS: list[Case] = [
     (
         bad.words("train", "pendulum-random", bad.out(bad.content("mine.txt", "mine"))),
         "mine.txt is a file: give out=FOLDER",
-    ),
-    (
-        bad.words("sweep", "pendulum-random", bad.out(bad.of_sweep(bad.cut("result.json")))),
-        "result.json is not valid JSON",
     ),
     (
         bad.words("sweep", "pendulum-random", bad.out(bad.of_sweep(bad.unchanged))),

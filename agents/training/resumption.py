@@ -6,6 +6,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def prepare_resumption(
     wanted = load_config(folder.config, overrides)
     before, now = flat_settings(written), flat_settings(wanted)
     changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
-    known = result.get("content_hash")
+    known = result.get("content_hash") or _content_of_fit(folder)
     free = FREE if known is None else (*FREE, "dataset")
     if refused := [key for key in changed if key not in free]:
         raise ValueError(
@@ -96,6 +97,14 @@ def _read_result(folder: RunFolder, began: bool) -> dict[str, Any]:
             raise
         warnings.warn(f"{error}; the run goes on from its checkpoint", stacklevel=3)
         return {}
+
+
+def _content_of_fit(folder: RunFolder) -> str | None:
+    """The hash of the data that the run's model was fitted to; None where there is no model yet."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        description = json.loads((folder.world_model / "model.json").read_text(encoding="utf-8"))
+        return str(description["fit_info"]["content_hash"])
+    return None
 
 
 def check_nothing_lost(folder: RunFolder) -> None:

@@ -170,7 +170,10 @@ def test_a_run_does_not_go_on_with_other_data(
     file = moved(tmp_path, rewards=1.0)
     assert train("--resume", str(half), f"dataset={file}") == 2
     assert f"{file} is not what {half} was trained on" in capsys.readouterr().err
-    RunFolder(half).result.unlink()  # what it was trained on is not known any more
+    RunFolder(half).result.unlink()  # what its model was fitted to is still known
+    assert train("--resume", str(half), f"dataset={file}") == 2
+    assert f"{file} is not what {half} was trained on" in capsys.readouterr().err
+    (RunFolder(half).world_model / "model.json").unlink()  # and now nothing is
     assert train("--resume", str(half), f"dataset={moved(tmp_path)}") == 2
     assert "dataset cannot change where" in capsys.readouterr().err
 

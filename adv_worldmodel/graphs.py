@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +91,9 @@ class GraphedStep:
             with torch.cuda.device(self.device):  # streams are those of the current device
                 # one for warm-up and capture: cuBLAS keeps a workspace for each stream it meets
                 self._stream = self._stream or self._own_stream()
+                if self._stream is None:
+                    self._give_up(f"{POOL} others have taken all streams that torch has")
+                    return self.function(*inputs)
                 if self._calls < WARM_UP_CALLS:
                     self._calls += 1
                     return self._warm_up(inputs, self._stream)
@@ -101,8 +105,15 @@ class GraphedStep:
         self._graph.replay()
         return tuple(output.clone() for output in self._outputs)
 
-    def _own_stream(self) -> torch.cuda.Stream:
-        """A stream on which no other living step was captured.
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to the device: a copy captures for itself."""
+        return {"function": self.function, "device": self.device, "enabled": self.enabled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _own_stream(self) -> torch.cuda.Stream | None:
+        """A stream on which no other living step was captured; None where none is left.
 
         Torch reuses a fixed pool of streams. In late versions destroying a graph frees its stream's
         workspace, which another graph on that stream may be using.
@@ -110,9 +121,9 @@ class GraphedStep:
         taken = {step._stream for step in _STEPS}
         for _ in range(POOL):
             if (stream := torch.cuda.Stream()) not in taken:
-                break
-        _STEPS.add(self)
-        return stream
+                _STEPS.add(self)
+                return stream
+        return None
 
     def _warm_up(self, inputs: tuple[Tensor, ...], side: torch.cuda.Stream) -> tuple[Tensor, ...]:
         """A plain call. The last of them says whether a capture would fail: up to torch 2.12 one
@@ -160,6 +171,28 @@ class GraphedStep:
                 gc.enable()
         self._graph = graph
         return True
+
+
+def taken_from_outside(
+    tensors: Iterable[Tensor], *optimizers: torch.optim.Optimizer | None
+) -> tuple[Any, ...]:
+    """What a capture takes as it is: where tensors lie, and the optimisers' numbers.
+
+    A step is to be captured anew where this has changed: SB3's TRPO, for one, gives its parameters
+    new memory at each update, and a callback may set another learning rate.
+    """
+    groups = [
+        g for optimizer in optimizers if optimizer is not None for g in optimizer.param_groups
+    ]
+    numbers = [v for group in groups for v in group.values() if isinstance(v, int | float | tuple)]
+    return (*(tensor.data_ptr() for tensor in tensors), *numbers)
+
+
+def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a replayed step counts on. One of another maker that counts its steps in Python would
+    stay at that of the capture, without a word.
+    """
+    return "capturable" in optimizer.defaults or type(optimizer) is torch.optim.SGD
 
 
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

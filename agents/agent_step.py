@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from adv_worldmodel.dynamics.adversary import DRAWN_TOGETHER
 from adv_worldmodel.dynamics.ensemble import MemberDraw, n_slots
-from adv_worldmodel.graphs import GraphedStep, make_capturable
+from adv_worldmodel.graphs import (
+    GraphedStep,
+    can_be_captured,
+    make_capturable,
+    taken_from_outside,
+)
 from agents.buffers import Batch
 from agents.updates import SACParts
 
@@ -23,6 +29,10 @@ if TYPE_CHECKING:
 WARMUP_TAU = 0.05
 #: One update of a batch and standard normals, which returns metrics.
 Update = Callable[[Batch, Tensor], Tensor]
+
+
+def _optimizers(model: RAMBO) -> tuple[torch.optim.Optimizer | None, ...]:
+    return model.policy.actor.optimizer, model.policy.critic.optimizer, model.ent_coef_optimizer
 
 
 class AgentStep:
@@ -38,17 +48,33 @@ class AgentStep:
         self.actor_frozen = actor_frozen
         self.n_real = self.buffer.n_real(batch_size)
         self.update = model._make_update(self.parts(), batch_size)
-        self.graphed = GraphedStep(self._update, model.device, enabled=model.graphs)
+        #: as it was when this was made: for other memory or numbers another one is needed
+        self.outside = self.taken_from(model)
+        self.graphed = GraphedStep(self._update, model.device, enabled=self._with_graphs())
+
+    @staticmethod
+    def taken_from(model: RAMBO) -> tuple[Any, ...]:
+        """What an update of the agent takes as it is; see :func:`taken_from_outside`."""
+        tensors = (*model.policy.parameters(), *model.policy.buffers())
+        return taken_from_outside(tensors, *_optimizers(model))
+
+    def _with_graphs(self) -> bool:
+        """Whether the updates may be captured, on a GPU; says why they may not."""
+        model = self.model
+        counting = [o for o in _optimizers(model) if o is not None and not can_be_captured(o)]
+        if model.graphs and counting and model.device.type == "cuda":
+            warnings.warn(
+                f"running without CUDA graphs, which is slower: {type(counting[0]).__name__} has "
+                "no option 'capturable'",
+                stacklevel=2,
+            )
+        return model.graphs and not counting
 
     def parts(self) -> SACParts:
         """The networks, optimisers and settings of an update."""
         model = self.model
         policy, device = model.policy, model.device
-        for optimizer in (
-            policy.actor.optimizer,
-            policy.critic.optimizer,
-            model.ent_coef_optimizer,
-        ):
+        for optimizer in _optimizers(model):
             if optimizer is not None:
                 make_capturable(optimizer, device)
         fixed_alpha = torch.zeros(1, device=device)

@@ -136,7 +136,10 @@ class RamboCallback(BaseCallback):
             return  # the critic has learnt nothing yet that could be lowered
         start = time.perf_counter()
         self.model.policy.set_training_mode(False)
-        for name, mean in self.adversary.run(self.adversary_updates, *self._foes).items():
+        policy = self.model.policy
+        networks = (*policy.parameters(), *policy.buffers())
+        found = self.adversary.run(self.adversary_updates, *self._foes, networks)
+        for name, mean in found.items():
             self.logger.record(f"adversary/{name}", mean)
         seconds = time.perf_counter() - start
         self.seconds += seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import time
 import warnings
@@ -14,7 +15,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -266,6 +267,17 @@ class RAMBO(SAC):
         super().set_env(_as_world(env), force_reset)
         self._attach_data()
 
+    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+        """Write the synthetic rows, on the host, so that any machine can load them.
+
+        Without the data, which are those of whoever loads.
+        """
+        rows = copy.copy(self.replay_buffer)
+        rows.real = rows.generator = rows.bounds = None  # type: ignore[assignment]
+        if rows.synthetic is not None:
+            rows.synthetic = rows.synthetic.cpu()
+        save_to_pkl(path, rows, self.verbose)
+
     def load_replay_buffer(
         self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True
     ) -> None:
@@ -340,7 +352,8 @@ class RAMBO(SAC):
         start = time.perf_counter()
         self.policy.set_training_mode(True)
         step, frozen = self._step, self.iteration < self.critic_warmup
-        if step is None or (step.batch_size, step.actor_frozen) != (batch_size, frozen):
+        now = (batch_size, frozen, AgentStep.taken_from(self))
+        if step is None or (step.batch_size, step.actor_frozen, step.outside) != now:
             step = self._step = AgentStep(self, batch_size, actor_frozen=frozen)
         sums = torch.zeros(len(self.metrics), device=self.device)
         for draws in step.draws(gradient_steps):

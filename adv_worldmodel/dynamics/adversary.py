@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from adv_worldmodel.dynamics.model_gradient import (
     model_gradient,
 )
 from adv_worldmodel.dynamics.world_model import WorldModel
-from adv_worldmodel.graphs import GraphedStep, make_capturable
+from adv_worldmodel.graphs import GraphedStep, make_capturable, taken_from_outside
 from adv_worldmodel.protocols import Policy, ValueFunction
 from adv_worldmodel.seeding import make_generator
 
@@ -121,6 +121,7 @@ class Adversary:
         self.n_updates = 0
         self._against: tuple[Policy, ValueFunction] | None = None
         self._step: GraphedStep | None = None
+        self._outside: tuple[Any, ...] = ()
 
     @property
     def active(self) -> bool:
@@ -169,9 +170,17 @@ class Adversary:
             (steps % self.horizon == 0).unsqueeze(-1),
         )
 
-    def run(self, n_updates: int, policy: Policy, value: ValueFunction) -> dict[str, float]:
+    def run(
+        self,
+        n_updates: int,
+        policy: Policy,
+        value: ValueFunction,
+        networks: Iterable[Tensor] = (),
+    ) -> dict[str, float]:
         """Make ``n_updates`` updates against the agent's present policy and value.
 
+        :param networks: the parameters and buffers that policy and value read: where an algorithm
+            has given them new memory, a GPU's graph is captured anew.
         :return: means over the updates of ``objective`` (the normalised L_adv), ``advantage_mean``
             and ``advantage_std`` (before normalisation, in units of reward), ``supervised_loss``;
             after them ``holdout_nll``, the mixture's on held-out data (nats per transition).
@@ -179,6 +188,10 @@ class Adversary:
             of the first four. With weight ``"auto"`` also lambda as it is in the end, ``weight``,
             and ``excess_nll``, what the constraint bounds by xi.
         """
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        outside = taken_from_outside((*tensors, *networks), self.optimizer)
+        if outside != self._outside:
+            self._outside, self._step = outside, None
         sums = torch.zeros(4, device=self.model.device)
         left = n_updates = n_updates if self.active else 0
         while left > 0:

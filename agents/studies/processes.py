@@ -26,8 +26,10 @@ from agents.training.progress import LINE_EVERY, duration, print_unless_gone
 from agents.training.resumption import FREE, Resumption, prepare_resumption
 from agents.training.run_folder import FolderInUseError, RunFolder
 
-__all__ = ["RunProcesses", "cores"]
+__all__ = ["ON_ONE_GPU", "RunProcesses", "cores"]
 
+#: Runs that share a GPU unless more are asked for: each has its own context and data there.
+ON_ONE_GPU = 5
 #: Seconds that an interrupted run has to write its files.
 GRACE = 120.0
 #: Seconds after which a run that has not ended is asked once more.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.studies.processes import RunProcesses, cores
+from agents.studies.processes import ON_ONE_GPU, RunProcesses, cores
 from agents.training.config import TrainConfig
 from agents.training.preparation import prepare
 from agents.training.results import seeds_table
@@ -68,7 +68,7 @@ def prepare_seeds(config: TrainConfig) -> SeedsPlan:
         config,
         range(config.seed, config.seed + n),
         config.n_threads or max(1, available // n),
-        min(n, available) if prepared.device.type == "cpu" else n,
+        min(n, available if prepared.device.type == "cpu" else ON_ONE_GPU),
     )
 
 

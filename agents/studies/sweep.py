@@ -15,7 +15,7 @@ import torch
 
 from agents.studies.aggregate import aggregate, markdown
 from agents.studies.planned_runs import add_planned, read_planned
-from agents.studies.processes import RunProcesses, cores
+from agents.studies.processes import ON_ONE_GPU, RunProcesses, cores
 from agents.studies.run_groups import (
     BESIDE,
     READ_WITH,
@@ -40,8 +40,6 @@ from agents.training.run_folder import (
 
 __all__ = ["PRESETS", "SweepPlan", "parse_seeds", "plan_sweep", "run_sweep", "split_values"]
 
-#: Runs that share a GPU unless more are asked for: each has its own context and data there.
-ON_ONE_GPU = 4
 #: Settings that go together. ``paper``: the three that the paper tries everywhere (P B.5, table 5);
 #: the others change one thing each in the configuration as it is.
 PRESETS: dict[str, list[tuple[str, ...]]] = {

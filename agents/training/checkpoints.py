@@ -100,6 +100,8 @@ def capture(agent: RAMBO, adversary: Adversary | None) -> Snapshot:
     for name, generator in _generators(agent, adversary).items():
         tensors[f"random.{name}"] = generator.get_state()
     tensors["random.torch"] = torch.get_rng_state()
+    if agent.device.type == "cuda":  # a features extractor's dropout draws from it
+        tensors["random.cuda"] = torch.cuda.get_rng_state(agent.device)
     numbers = {
         "format": FORMAT_VERSION,
         "counters": {name: int(getattr(agent, name)) for name in COUNTERS},
@@ -134,6 +136,8 @@ def restore(agent: RAMBO, adversary: Adversary | None, snapshot: Snapshot) -> No
     for name, generator in _generators(agent, adversary).items():
         set_generator_state(generator, tensors[f"random.{name}"], name)
     torch.set_rng_state(tensors["random.torch"])
+    if agent.device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], agent.device)
     buffer.pos, buffer.full = snapshot.numbers["buffer"]["pos"], snapshot.numbers["buffer"]["full"]
     if "synthetic" in tensors:
         rows = tensors["synthetic"]

@@ -6,23 +6,33 @@ to change in place, and random numbers have to come in as arguments.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import gc
 import itertools
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from sb3_contrib import TRPO
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adv_worldmodel import Adversary, AdversarySettings
+from adv_worldmodel import (
+    Adversary,
+    AdversarySettings,
+    OfflineDataset,
+    WorldModel,
+    make_sb3_env,
+)
 from adv_worldmodel.dynamics.model_gradient import SCORES
-from adv_worldmodel.graphs import WAIT, WARM_UP_CALLS, GraphedStep
-from agents import COMBO, RAMBO
+from adv_worldmodel.graphs import WAIT, WARM_UP_CALLS, GraphedStep, can_be_captured
+from agents import COMBO, RAMBO, RamboCallback
 from agents.agent_step import AgentStep
 from agents.explicit_updates import _Critics
 from agents.values import policy_and_value
@@ -177,6 +187,85 @@ def test_living_graphs_have_streams_of_their_own(monkeypatch: pytest.MonkeyPatch
     del step, steps[1]
     gc.collect()
     assert steps[-1]._own_stream() == "second"
+
+
+def test_where_no_stream_is_left_the_function_is_called_plainly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "the only one")
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    first, second = (GraphedStep(lambda x: (x + 1,), torch.device("cpu")) for _ in range(2))
+    first._stream = first._own_stream()
+    second.enabled = True  # as on a GPU
+    with pytest.warns(UserWarning, match="without CUDA graphs, .* 32 others have taken all"):
+        assert float(second(torch.ones(1))[0]) == 2.0
+    assert not second.enabled
+
+
+def plus_one(x: Tensor) -> tuple[Tensor, ...]:
+    return (x + 1,)
+
+
+def test_a_copy_of_a_step_captures_for_itself() -> None:
+    step = GraphedStep(plus_one, torch.device("cpu"))
+    step._stream, step._graph, step._calls = object(), object(), 9  # type: ignore[assignment]
+    for copied in (copy.deepcopy(step), pickle.loads(pickle.dumps(step))):
+        assert (copied.function, copied.device) == (plus_one, step.device)
+        assert (copied.captured, copied._stream, copied._calls) == (False, None, 0)
+
+
+def test_parameters_in_other_memory_are_captured_anew(agent: RAMBO) -> None:
+    run(agent, 1, reset_num_timesteps=False)
+    step = agent._step
+    agent.train(1, 256)
+    assert agent._step is not step  # another size of batches
+    step = agent._step
+    agent.train(1, 256)
+    assert agent._step is step
+    weight = agent.critic.weights[0]
+    weight.data = weight.data.clone()
+    agent.train(1, 256)
+    assert agent._step is not step
+    step = agent._step
+    for group in agent.actor.optimizer.param_groups:
+        group["lr"] *= 0.5  # on a GPU, a number of the kernel's
+    agent.train(1, 256)
+    assert agent._step is not step
+
+
+def test_an_algorithm_that_moves_its_parameters_is_captured_anew(
+    pendulum: OfflineDataset, ending_model: WorldModel
+) -> None:
+    """TRPO gives them new memory at each of its updates."""
+    env = make_sb3_env(pendulum, 16, 5, world_model=ending_model, device="cpu", seed=0)
+    networks = {"net_arch": [8]}
+    model = TRPO("MlpPolicy", env, n_steps=5, batch_size=80, device="cpu", policy_kwargs=networks)
+    steps = []
+
+    class Watched(RamboCallback):
+        def _on_rollout_end(self) -> None:
+            assert self.adversary is not None
+            steps.append(self.adversary._step)
+
+    model.learn(4 * 80, callback=Watched(adversary_updates=2, batch_size=32))
+    assert len({id(step) for step in steps[1:]}) == 3
+
+
+class Counting(torch.optim.Adam):
+    """Another maker's: its steps are counted in Python."""
+
+    def __init__(self, params: Any, **kwargs: Any) -> None:
+        super().__init__(params, **kwargs)
+        del self.defaults["capturable"]
+
+
+def test_optimisers_that_count_on_the_host_are_not_captured(make_agent: MakeAgent) -> None:
+    weights = [torch.zeros(1, requires_grad=True)]
+    assert can_be_captured(torch.optim.AdamW(weights))
+    assert can_be_captured(torch.optim.SGD(weights))
+    assert not can_be_captured(Counting(weights))
+    assert AgentStep(make_agent(), 16)._with_graphs()
+    assert not AgentStep(make_agent(networks={"optimizer_class": Counting}), 16)._with_graphs()
 
 
 def test_off_the_gpu_the_function_is_called_plainly() -> None:

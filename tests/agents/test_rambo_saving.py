@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.save_util import save_to_pkl
+from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO
@@ -126,6 +126,9 @@ def test_a_loaded_buffer_s_rollouts_come_without_its_data(
     )  # fmt: skip
     second = make_agent(dataset=fewer, real_ratio=0.25)
     second.load_replay_buffer(tmp_path / "rows.pkl")
+    file = load_from_pkl(tmp_path / "rows.pkl")
+    assert file.real is None  # a copy of the whole data set would go with it
+    assert first.replay_buffer.real is not None
     buffer = second.replay_buffer
     assert buffer.real_ratio == 0.25
     assert buffer.real is not None

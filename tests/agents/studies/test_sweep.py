@@ -11,6 +11,7 @@ import torch
 
 from agents.cli import _parser, main
 from agents.studies import sweep
+from agents.studies.processes import ON_ONE_GPU
 from agents.studies.sweep import SweepPlan, parse_seeds, plan_sweep, split_values
 from agents.training.atomic_files import write_json
 from agents.training.config import flat_settings, load_config
@@ -140,7 +141,7 @@ def test_the_cores_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert of(20, "0:20") == (20, 1)
     assert of(None, "0:2", threads="3") == (2, 3)  # as the user says
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert of(None, "0:20") == (sweep.ON_ONE_GPU, 8 // sweep.ON_ONE_GPU)
+    assert of(None, "0:20") == (ON_ONE_GPU, 8 // ON_ONE_GPU)
     assert of(6, "0:20") == (6, 1)  # as the user says
     assert plan(tmp_path, "device=cpu", seeds="0:20").at_once == 8
 

@@ -58,8 +58,8 @@ def test_all_checks_pass_where_both_paths_are_the_same_code(
     monkeypatch.setattr(gpu_checks, "UPDATES", 5)
     checks = list(run_checks(SMALL, dataset, "cpu"))
     assert [check.name for check in checks if not check.passed] == []
-    assert len(checks) == 12
-    assert all("difference 0.0e+00" in check.detail for check in checks[:7])
+    assert len(checks) == 19
+    assert all("difference 0.0e+00" in check.detail for check in checks[:12])
 
 
 def test_a_path_that_computes_something_else_does_not_pass(
@@ -101,6 +101,7 @@ def test_an_error_of_the_device_is_a_check_that_failed(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(Trial, "build", broken)
+    monkeypatch.setattr(gpu_checks, "fit_world_model", broken)
     checks = list(run_checks(SMALL, dataset, "cpu"))
     assert not any(check.passed for check in checks)
     assert all("out of memory" in check.detail for check in checks)
@@ -188,7 +189,7 @@ def test_a_small_run_of_everything(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert speed["iterations_graphs"]["iterations"] == 2
     assert len(speed["processes"]["each"]) == 2
     printed = capfd.readouterr().out
-    assert "checks: 12 of 12 passed" in printed
+    assert "checks: 19 of 19 passed" in printed
     assert "2000 iterations, 2 at once" in printed
 
 
@@ -199,7 +200,7 @@ def test_nothing_is_begun_after_the_budget(
     words = [*ENOUGH.split(), "--device", "cpu", "--budget", "0", "--out", str(out)]
     assert main(words) == 1  # nothing was checked
     assert len(json.loads(out.read_text())["left_out"]) == 11
-    assert "left out for lack of time: checks, hopper, parts" in capsys.readouterr().out
+    assert "left out for lack of time: checks, hopper, checks" in capsys.readouterr().out
     assert main([*words, "--stages", "parts"]) == 0  # no check was asked for
 
 
@@ -227,7 +228,7 @@ def test_what_was_found_before_an_error_is_written(
     out = tmp_path / "gpu.json"
     with pytest.raises(ValueError, match="no numbers"):
         main([*ENOUGH.split(), "--device", "cpu", "--tasks", "hopper", "--out", str(out)])
-    assert len(json.loads(out.read_text())["checks"]) == 12
+    assert len(json.loads(out.read_text())["checks"]) == 19
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(

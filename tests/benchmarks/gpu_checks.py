@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
+from unittest.mock import patch
 
 import torch
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.type_aliases import TrainFreq
 from torch import Tensor
 
-from adv_worldmodel import OfflineDataset, WorldModel
+import adv_worldmodel.graphs
+from adv_worldmodel import FitSettings, OfflineDataset, WorldModel, fit_world_model
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
 from adv_worldmodel.dynamics.model_gradient import Score
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
-from adv_worldmodel.graphs import waits_for_the_device
-from agents import RAMBO
+from adv_worldmodel.graphs import GraphedStep, waits_for_the_device
+from agents import COMBO, RAMBO
+from agents.training.checkpoints import capture, restore
 from agents.values import policy_and_value
 from tests.benchmarks import workload
 from tests.benchmarks.configuration import SCORES, Configuration
@@ -37,6 +42,8 @@ AGENTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: lambda: at the paper's 3e-4 a wrong adversarial term would hardly show beside the other.
 WEIGHT = 1.0
+#: Of the data and rollouts of the checks in which size plays no part.
+FEW_ROWS, FEW_STARTS = 5_000, 1_000
 #: Steps of the rollout that is compared; the graph is captured at the fourth.
 STEPS = 20
 #: Whether the trials that are compared replay graphs.
@@ -217,6 +224,111 @@ def check_rollout(c: Configuration, dataset: OfflineDataset, device: str) -> Che
     return compared(f"{STEPS} rollout steps", *found, captured, device)
 
 
+@contextmanager
+def captures(graphs: bool) -> Iterator[list[bool]]:
+    """Whether steps made inside are captured, by attempt; without ``graphs`` none is tried."""
+    found: list[bool] = []
+    before, warm_up = GraphedStep._capture, adv_worldmodel.graphs.WARM_UP_CALLS
+
+    def watched(step: GraphedStep, *arguments: Any) -> bool:
+        found.append(before(step, *arguments))
+        return found[-1]
+
+    with patch.object(GraphedStep, "_capture", watched):
+        adv_worldmodel.graphs.WARM_UP_CALLS = warm_up if graphs else sys.maxsize
+        try:
+            yield found
+        finally:
+            adv_worldmodel.graphs.WARM_UP_CALLS = warm_up
+
+
+def few_rows(c: Configuration, dataset: OfflineDataset) -> tuple[Configuration, OfflineDataset]:
+    """The same task, small: what follows is of the paths alone."""
+    rows, starts = min(c.rows, FEW_ROWS), min(c.starts, FEW_STARTS)
+    return replace(c, rows=rows, starts=starts), workload.first_rows(dataset, rows)
+
+
+def check_fit(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
+    """The ensemble after some steps of the maximum-likelihood fit."""
+    c, dataset = few_rows(c, dataset)
+    sizes = {"n_networks": c.n_members, "n_elites": c.n_members, "hidden_sizes": c.model_hidden}
+    settings = FitSettings(**sizes, batch_size=c.batch, max_steps=UPDATES)  # type: ignore[arg-type]
+    found, captured = [], False
+    for graphs in PATHS:
+        with captures(graphs) as tries:
+            model = fit_world_model(
+                dataset, settings, termination="never", device=device, progress=False
+            )
+        found.append(list(model.ensemble.state_dict().values()))
+        captured |= bool(tries) and all(tries)
+    return compared("fit", *found, captured, device)
+
+
+def check_clone(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
+    """The actor after two passes over the data; their last batches are short ones."""
+    c, dataset = few_rows(c, dataset)
+    found, captured = [], False
+    for graphs in PATHS:
+        trial = Trial.build(c, dataset, device, graphs)
+        with captures(graphs) as tries:
+            trial.agent.clone(2, batch_size=c.batch)
+        found.append(list(trial.agent.actor.state_dict().values()))
+        captured |= bool(tries) and all(tries)
+    return compared("cloning", *found, captured, device)
+
+
+def check_combo(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
+    """COMBO's parameters: autograd inside the capture."""
+    c, dataset = few_rows(c, dataset)
+    trials = [Trial.build(c, dataset, device, graphs, kind=COMBO) for graphs in PATHS]
+    for trial in trials:
+        trial.env.world._transition.enabled = False
+        trial.begin()
+        trial.agent.train(UPDATES, c.batch)
+    step = trials[0].agent._step
+    found = [parameters(trial.agent) for trial in trials]
+    return compared("agent update, COMBO", *found, step is not None and step.captured, device)
+
+
+def check_warm_up(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
+    """From an actor that is frozen to one that learns, and over a second ``learn``."""
+    c, dataset = few_rows(c, dataset)
+    settings = {"critic_warmup": 2, "ent_coef": "auto_0.05"}
+    trials = [Trial.build(c, dataset, device, graphs, **settings) for graphs in PATHS]
+    steps = []
+    for trial in trials:
+        trial.env.world._transition.enabled = False
+        trial.begin()
+        trial.agent.train(UPDATES, c.batch)  # the second iteration, still of the critics alone
+        steps.append(trial.agent._step)
+        trial.agent.train(UPDATES, c.batch)
+        steps.append(trial.agent._step)
+        trial.begin()
+        trial.agent.train(UPDATES, c.batch)
+        steps.append(trial.agent._step)
+    found = [parameters(trial.agent) for trial in trials]
+    captured = all(step is not None and step.captured for step in steps[:3])
+    return compared("critic warm-up and a second learn", *found, captured, device)
+
+
+def check_resumed(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
+    """Parameters of a training that goes on from a snapshot: those of the undisturbed one."""
+    c, dataset = few_rows(c, dataset)
+    trial = Trial.build(c, dataset, device, graphs=True)
+    agent = trial.agent
+    trial.begin()
+    agent.train(UPDATES, c.batch)
+    snapshot = capture(agent, None)
+    agent.train(UPDATES, c.batch)
+    undisturbed = [tensor.detach().clone() for tensor in parameters(agent)]
+    restore(agent, None, snapshot)
+    agent._step = None  # as `learn` does
+    agent.train(UPDATES, c.batch)
+    captured = agent._step is not None and agent._step.captured
+    found = (parameters(agent), undisturbed, undisturbed)
+    return compared("a training that goes on from a snapshot", *found, captured, device)
+
+
 def waits(work: Callable[[], object], device: str) -> list[str]:
     """Where ``work`` waits for the device: file and line of each time."""
     with waits_for_the_device(cuda=device.startswith("cuda")) as places:
@@ -227,14 +339,15 @@ def waits(work: Callable[[], object], device: str) -> list[str]:
 def check_waits(c: Configuration, dataset: OfflineDataset, device: str) -> Iterator[Check]:
     """Each phase of an iteration reads its metrics from the device once and nothing else."""
     trial = Trial.build(c, dataset, device, graphs=True)
-    agent, foes = trial.agent, policy_and_value(trial.agent)
-    trial.begin()
-    works: dict[str, Callable[[], object]] = {
-        "rollout": trial.roll_out,
-        "agent update": lambda: agent.train(UPDATES, c.batch),
-    }
-    for score in SCORES:
-        adversary = trial.adversary(score)
+    foes = policy_and_value(trial.agent)
+    works: dict[str, Callable[[], object]] = {"rollout": trial.roll_out}
+    for name, settings in AGENTS.items():
+        one = trial if not settings else Trial.build(c, dataset, device, graphs=True, **settings)
+        one.begin()
+        works[f"agent update, {name}"] = lambda a=one.agent: a.train(UPDATES, c.batch)  # type: ignore[misc]
+    for score in (*SCORES, "auto"):
+        auto = score == "auto"
+        adversary = trial.adversary("member", "auto") if auto else trial.adversary(score)
         works[f"adversary update, {score}"] = lambda a=adversary: a.run(UPDATES, *foes)  # type: ignore[misc]
     for name, work in works.items():
         work()  # captures
@@ -252,6 +365,9 @@ def run_checks(c: Configuration, dataset: OfflineDataset, device: str) -> Iterat
     single["rollout"] = lambda: check_rollout(c, dataset, device)
     for score in SCORES:
         single[score] = lambda s=score: check_adversary(c, dataset, device, s)  # type: ignore[misc]
+    others = (check_fit, check_clone, check_combo, check_warm_up, check_resumed)
+    for other in others:
+        single[other.__name__] = lambda check=other: check(c, dataset, device)  # type: ignore[misc]
     single["constraint"] = lambda: check_adversary(c, dataset, device, "member", "auto")
     for name, check in single.items():
         try:

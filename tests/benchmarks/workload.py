@@ -84,15 +84,17 @@ def rambo(
     dataset: OfflineDataset,
     model: WorldModel,
     networks: Mapping[str, Any] | None = None,
+    kind: type[RAMBO] = RAMBO,
     **settings: Any,
 ) -> RAMBO:
     """The agent in that world model, on its device, logging to nowhere.
 
     :param networks: more of ``policy_kwargs``.
+    :param kind: its class.
     :param settings: of the agent.
     """
     env = make_sb3_env(dataset, c.starts, c.horizon, world_model=model, seed=0)
-    agent = RAMBO(
+    agent = kind(
         "MlpPolicy",
         env,
         gradient_steps=c.updates,

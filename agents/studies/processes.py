@@ -118,7 +118,7 @@ class RunProcesses:
         """Take down why a run did not end as it should, where it could not write that itself."""
         status = self._result(name).get("status", "running")
         error, in_use = None, False
-        with suppress(EOFError), self._ears.pop(name) as ear:
+        with suppress(EOFError, OSError), self._ears.pop(name) as ear:
             error, in_use = ear.recv()
         if error is not None and (in_use or status == "finished"):
             self._refused[name] = error  # what lies there is not this run's to change

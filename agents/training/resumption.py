@@ -103,7 +103,8 @@ def _content_of_fit(folder: RunFolder) -> str | None:
     """The hash of the data that the run's model was fitted to; None where there is no model yet."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         description = json.loads((folder.world_model / "model.json").read_text(encoding="utf-8"))
-        return str(description["fit_info"]["content_hash"])
+        content = description["fit_info"]["content_hash"]
+        return content if isinstance(content, str) else None
     return None
 
 

@@ -1,14 +1,17 @@
 """The command line, `adv-worldmodel`: train, evaluate, settings, results, select, sweep, data.
 
-Exit codes: 0 done, 1 the run failed (bugs show their traceback), 2 bad input (one line on stderr
-that says what to do), 3 the run diverged, 130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 the run failed (bugs show their traceback) or nothing is there to choose from,
+2 bad input (one line on stderr that says what to do), 3 the run diverged, 130 interrupted, 143
+terminated.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -18,7 +21,7 @@ from agents.commands.data import add_data_parser
 from agents.commands.experiments import add_experiment_parsers
 from agents.commands.terminal import PROG, positive, seed, user_input
 from agents.training.run_folder import FolderInUseError
-from agents.training.signals import Terminated, terminated_as_interrupted
+from agents.training.signals import Terminated, signals_held, terminated_as_interrupted
 
 if TYPE_CHECKING:
     from agents.training.config import TrainConfig
@@ -34,7 +37,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: ") and "=" in message:
-            message += ": settings (key=value) stand before the options"
+            message += (
+                ": settings (key=value) stand before the options"
+                if self.prog.split()[-1] in ("train", "sweep", "settings")
+                else ": this command takes options (--help lists them), no settings"
+            )
         print(f"{PROG}: error: {message} (see '{self.prog} --help')", file=sys.stderr)
         raise SystemExit(2)
 
@@ -51,8 +58,12 @@ class _VersionAction(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
+    before, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         args = _parser().parse_args(argv)
+        with signals_held():  # an import that a signal breaks off cannot be made again
+            for module in args.needs:
+                importlib.import_module(module)
         if args.command in ("data", "results", "select", "settings"):
             with user_input():  # they read and write files, no more: what fails is input
                 return int(args.func(args))
@@ -65,6 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROG}: interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = before
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as all that is said here; where in the code it arose helps no user."""
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROG,
         description="Offline reinforcement learning in an adversarial world model (RAMBO).",
     )
+    parser.set_defaults(needs=())
     parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version")
     commands: argparse._SubParsersAction[argparse.ArgumentParser]  # _Parser, by inheritance
     commands = parser.add_subparsers(  # type: ignore[assignment]
@@ -108,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=["stop", "continue"],
         help="what a run does whose values ran away (default: stop, as failed, exit code 3)",
     )
-    train.set_defaults(func=_train)
+    train.set_defaults(func=_train, needs=("agents.training.experiment", "agents.studies.seeds"))
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -117,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "print its return and, where reference returns are known, its score.",
     )
     evaluate.add_argument("run", metavar="RUN", help="a folder that 'train' printed")
-    evaluate.add_argument("--episodes", metavar="N", type=positive, default=10)
+    evaluate.add_argument("--episodes", metavar="N", type=positive, default=10, help="default: 10")
     evaluate.add_argument(
         "--in-model",
         choices=["fit", "adversarial"],
@@ -130,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--env", metavar="ID", help="another environment; 'module:ID' imports module first"
     )
-    evaluate.add_argument("--seed", metavar="N", type=seed, default=0)
+    evaluate.add_argument("--seed", metavar="N", type=seed, default=0, help="default: 0")
     evaluate.add_argument("--render", metavar="FILE", help="write one episode as .mp4 or .gif")
     evaluate.add_argument(
         "--trust",
@@ -138,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         help="import the modules that the folder names, of a 'module:ID' environment and a "
         "'module:function' termination; only for runs of your own",
     )
-    evaluate.set_defaults(func=_evaluate)
+    evaluate.set_defaults(func=_evaluate, needs=("agents.rambo",))
 
     settings = commands.add_parser(
         "settings",

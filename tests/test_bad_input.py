@@ -157,6 +157,8 @@ STORES: list[Case] = [
 
 CONFIGS: list[Case] = [
     (bad.words("train", "mine.yaml"), "no configuration 'mine.yaml'", "shipped are:"),
+    (bad.words("train", "my-log.npz"), "my-log.npz is a data set: give fast dataset=my-log.npz"),
+    (bad.words("train", "seed=1"), "seed=1 is a setting: CONFIG comes first"),
     (bad.words("train", "hoper-medium"), "no configuration 'hoper-medium'", "near names: hopper"),
     (bad.words("train", bad.folder("mine.yaml")), "mine.yaml is a folder; give a file"),
     (config("agent: {gama: 0.9}"), "mine.yaml: unknown key 'agent.gama'", "known: agent.gamma"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,14 @@ def _to_minari(arguments: argparse.Namespace) -> int:
     from adv_worldmodel.data.minari_io import minari_folder
     from agents.training.progress import print_unless_gone
 
-    to_minari(_load(arguments), arguments.id)
+    dataset = _load(arguments)
+    if dataset.action_bounds_guessed:
+        warnings.warn(
+            "the set will state the guessed bounds of its actions as its own: --env ID, or "
+            "action_low and action_high in the file, give the right ones",
+            stacklevel=2,
+        )
+    to_minari(dataset, arguments.id)
     print_unless_gone(str(minari_folder() / arguments.id))
     return 0
 

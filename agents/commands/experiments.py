@@ -87,9 +87,9 @@ def add_experiment_parsers(
         "--jobs",
         metavar="N",
         type=positive,
-        help="runs at the same time; default: the cores, on a GPU at most 4",
+        help="runs at the same time; default: the cores, on a GPU at most 5",
     )
-    sweep.set_defaults(func=_sweep)
+    sweep.set_defaults(func=_sweep, needs=("agents.studies.sweep",))
 
 
 def _results(args: argparse.Namespace) -> int:

@@ -106,7 +106,7 @@ def plan_sweep(
     :param preset: a key of `PRESETS`, combined with the grid.
     :param seeds: "A:B" for A to B - 1, or numbers and such ranges with commas; default: the
         configuration's.
-    :param jobs: runs at the same time; default: as many as there are cores, on a GPU at most 4.
+    :param jobs: runs at the same time; default: as many as there are cores, on a GPU at most 5.
     :raises FileNotFoundError, ValueError: a wrong setting in any combination, an occupied folder,
         runs of other data in it, or another sweep at work in it. Data sets are read by the runs:
         one that is missing fails its own runs only.

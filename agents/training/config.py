@@ -93,7 +93,9 @@ class ModelConfig(Section):
     fit_batch_size: Annotated[int, Setting("rows per network and step (P Table 4)", at_least=1)] = (
         256
     )
-    holdout: Annotated[int, Setting("transitions held out of the fit", at_least=1)] = 1000
+    holdout: Annotated[
+        int, Setting("transitions held out of the fit, a tenth at most", at_least=1)
+    ] = 1000
     patience: Annotated[int, Setting("epochs without improvement to stop", at_least=1)] = 10
     max_steps: Annotated[
         int | None, Setting("gradient steps of the fit at most; null: no limit", at_least=1)
@@ -155,7 +157,10 @@ class AgentConfig(Section):
         ),
     ] = "auto"
     critic_warmup: Annotated[
-        int, Setting("first iterations, in which only the critics learn", at_least=0)
+        int,
+        Setting(
+            "first iterations, in which only the critics learn (tau 0.05 at least)", at_least=0
+        ),
     ] = 0
     entropy_in_target: Annotated[
         bool, Setting("the critics learn the soft value; false: the plain one")
@@ -165,7 +170,11 @@ class AgentConfig(Section):
     ] = False
     cloning_weight: Annotated[
         float,
-        Setting("of the data actions' NLL in the actor's loss, in units of mean |Q|", at_least=0),
+        Setting(
+            "of the data actions' NLL in the actor's loss, in units of mean |Q|; above 0 a learned "
+            "alpha rises no further than its start",
+            at_least=0,
+        ),
     ] = 0.0
     target_entropy: Annotated[
         str | float, Setting("nats; auto: minus the action's size", pattern=_TARGET_ENTROPY)

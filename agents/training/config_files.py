@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _SUFFIXES = (".yaml", ".yml")
+DATA_SUFFIXES = (".npz", ".hdf5", ".h5")
 
 
 class _Loader(yaml.SafeLoader):
@@ -109,12 +110,18 @@ def find_config(path_or_name: str | Path) -> Path:
     plain_name = len(path.parts) == 1
     if plain_name and path.suffix not in _SUFFIXES and shipped.is_file():
         return shipped
-    if path.is_file():
+    if path.is_file() and path.suffix not in DATA_SUFFIXES:
         return path
     if plain_name and shipped.is_file():
         return shipped
     if path.is_dir():
         raise FileNotFoundError(f"{path} is a folder; give a file, such as {path / 'config.yaml'}")
+    if path.suffix in DATA_SUFFIXES:
+        raise FileNotFoundError(f"{path_or_name} is a data set: give fast dataset={path_or_name}")
+    if "=" in path.name:
+        raise FileNotFoundError(
+            f"{path_or_name} is a setting: CONFIG comes first, such as fast or pendulum-random"
+        )
     names = config_names()
     near = difflib.get_close_matches(shipped.stem, names, n=3, cutoff=0.5)
     hint = f"near names: {', '.join(near)}" if near else f"shipped are: {', '.join(names)}"

@@ -101,13 +101,15 @@ def check_spaces(
         real: Space[Any] = getattr(env, f"{kind}_space")
         if own is None:
             continue
-        agree = False
+        agree, bounds = False, ""
         if isinstance(real, Box) and isinstance(own, Box) and own.shape == real.shape:
             agree = kind == "observation" or (
                 np.allclose(own.low, real.low) and np.allclose(own.high, real.high)
             )
+            bounds = ": only the bounds differ. Where those of the data were guessed, state them "
+            bounds += "(action_low and action_high in the file, or data.env_id), and train again"
         if not agree:
             raise ValueError(
-                f"The {owner}'s {kind} space {own} is not that of {env_id!r}, {real}; name the "
-                "environment that the data come from."
+                f"The {owner}'s {kind} space {own} is not that of {env_id!r}, {real}"
+                + (bounds or "; name the environment that the data come from.")
             )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -233,3 +235,47 @@ def test_settings_are_listed_with_what_they_mean(capsys: pytest.CaptureFixture[s
     assert "(to be named)" in capsys.readouterr().out
     assert main(["settings", "pendulum-random", "agent.ta=1"]) == 2
     assert "agent.tau" in capsys.readouterr().err
+
+
+def test_ctrl_c_during_the_imports_waits_for_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is broken off is half there, and cannot be made again."""
+    done = []
+
+    def importing(name: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.append(name)
+
+    monkeypatch.setattr("agents.cli.importlib.import_module", importing)
+    assert main(["train", "pendulum-random"]) == 130
+    assert done == ["agents.training.experiment", "agents.studies.seeds"]
+
+
+def test_warnings_are_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agents", "train", "pendulum-random", *TINY]
+    done = subprocess.run(
+        [*command, f"out={tmp_path / 'run'}"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    (line,) = (line for line in done.stderr.splitlines() if "iterations = 1" in line)
+    assert line.startswith("warning: iterations = 1: the adversary's updates come")
+    assert "prepare(" not in done.stderr
+
+
+def test_a_command_without_settings_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "info", "pendulum-random", "env_id=X"]) == 2
+    assert "env_id=X: this command takes options" in capsys.readouterr().err
+
+
+def test_of_spaces_that_differ_in_their_bounds_that_is_said(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = {key: np.zeros((99, 3)) for key in ("observations", "next_observations")}
+    arrays["actions"] = np.linspace(-1.5, 1.4, 99)[:, None]
+    ends = {"rewards": np.zeros(99), "terminals": np.zeros(99, bool)}
+    np.savez(tmp_path / "log.npz", **arrays, **ends)
+    out = tmp_path / "run"
+    words = [*TINY, f"dataset={tmp_path / 'log.npz'}", f"out={out}"]
+    never = ["evaluation.episodes=0", "model.termination=never"]
+    with pytest.warns(UserWarning, match="no action bounds are known"):
+        assert main(["train", "base", *words, *never]) == 0
+    assert main(["evaluate", str(out), "--env", "Pendulum-v1"]) == 2
+    assert "only the bounds differ. Where those of the data were guessed" in capsys.readouterr().err

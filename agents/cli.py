@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -37,11 +37,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: ") and "=" in message:
-            message += (
-                ": settings (key=value) stand before the options"
-                if self.prog.split()[-1] in ("train", "sweep", "settings")
-                else ": this command takes options (--help lists them), no settings"
-            )
+            message += ": settings (key=value) stand before the options; train, sweep and settings take some"
         print(f"{PROG}: error: {message} (see '{self.prog} --help')", file=sys.stderr)
         raise SystemExit(2)
 
@@ -63,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         with signals_held():  # an import that a signal breaks off cannot be made again
             for module in args.needs:
-                importlib.import_module(module)
+                import_module(module)
         if args.command in ("data", "results", "select", "settings"):
             with user_input():  # they read and write files, no more: what fails is input
                 return int(args.func(args))

@@ -116,13 +116,13 @@ def _to_minari(arguments: argparse.Namespace) -> int:
     from agents.training.progress import print_unless_gone
 
     dataset = _load(arguments)
+    to_minari(dataset, arguments.id)
     if dataset.action_bounds_guessed:
         warnings.warn(
-            "the set will state the guessed bounds of its actions as its own: --env ID, or "
-            "action_low and action_high in the file, give the right ones",
+            "the set states the guessed bounds of its actions as its own: --env ID, or action_low "
+            "and action_high in the file, give the right ones",
             stacklevel=2,
         )
-    to_minari(dataset, arguments.id)
     print_unless_gone(str(minari_folder() / arguments.id))
     return 0
 

@@ -106,7 +106,7 @@ def test_to_minari_writes_what_load_reads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = save(tmp_path / "set.npz")
-    with pytest.warns(UserWarning, match="the set will state the guessed bounds of its actions"):
+    with pytest.warns(UserWarning, match="the set states the guessed bounds of its actions"):
         assert run("to-minari", source, "mine/three-v0") == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "minari" / "mine" / "three-v0")
     assert load_dataset("mine/three-v0").content_hash == load_dataset(source).content_hash

@@ -37,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: ") and "=" in message:
-            message += ": settings (key=value) stand before the options; train, sweep and settings take some"
+            message += ": settings (key=value) stand before the options, where there are any"
         print(f"{PROG}: error: {message} (see '{self.prog} --help')", file=sys.stderr)
         raise SystemExit(2)
 

@@ -262,7 +262,7 @@ def test_warnings_are_one_line(tmp_path: Path) -> None:
 
 def test_a_command_without_settings_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "info", "pendulum-random", "env_id=X"]) == 2
-    assert "train, sweep and settings take some" in capsys.readouterr().err
+    assert "before the options, where there are any" in capsys.readouterr().err
 
 
 def test_of_spaces_that_differ_in_their_bounds_that_is_said(

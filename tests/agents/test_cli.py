@@ -246,7 +246,11 @@ def test_ctrl_c_during_the_imports_waits_for_their_end(monkeypatch: pytest.Monke
         done.append(name)
 
     monkeypatch.setattr("agents.cli.import_module", importing)
-    assert main(["train", "pendulum-random"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+    try:
+        assert main(["train", "no-such-configuration"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done == ["agents.training.experiment", "agents.studies.seeds"]
 
 

@@ -141,10 +141,7 @@ class RunProcesses:
         return f"{min(rows, iterations)}/{iterations}"  # the last evaluation has a row of its own
 
     def _result(self, name: str) -> dict[str, Any]:
-        try:
-            return self._folder(name).read_result()
-        except (FileNotFoundError, ValueError):
-            return {}
+        return self._folder(name).result_or_nothing()
 
     def _error(self, name: str) -> str | None:
         """Why the run of an ended process did not finish; None if it did."""

@@ -314,7 +314,7 @@ def _check_same(
             f"{folder.path} holds {what} of other settings ({', '.join(differing)}): give another "
             "out=FOLDER"
         )
-    read = _result_of(folder).get("content_hash")
+    read = folder.result_or_nothing().get("content_hash")
     if read is not None and data.of(config) not in (None, read):
         raise ValueError(
             f"{folder.path} holds {what} of other data ({config.dataset} has changed since): give "
@@ -343,12 +343,5 @@ def _is_finished(config: TrainConfig, data: _Contents) -> bool:
 
 
 def _says_finished(folder: RunFolder) -> bool:
-    return _result_of(folder).get("status") == "finished"
-
-
-def _result_of(folder: RunFolder) -> dict[str, Any]:
-    """What the run has said of itself; nothing where that is damaged: it is not finished then."""
-    try:
-        return folder.read_result() if folder.result.is_file() else {}
-    except ValueError:
-        return {}
+    """One whose result is damaged says nothing: it goes on, or begins anew."""
+    return folder.result_or_nothing().get("status") == "finished"

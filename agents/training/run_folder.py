@@ -127,6 +127,13 @@ class RunFolder:
         for path in self.asides():
             remove(path)
 
+    def result_or_nothing(self) -> dict[str, Any]:
+        """The content of `result.json`; empty where there is none, or none that can be read."""
+        try:
+            return self.read_result()
+        except (FileNotFoundError, ValueError):
+            return {}
+
     def read_result(self) -> dict[str, Any]:
         """Return the content of `result.json`.
 

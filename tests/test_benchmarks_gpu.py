@@ -159,6 +159,7 @@ def test_the_table_sets_the_goals_beside_what_was_measured() -> None:
         "parts_plain": [{**part, "per_second": 500.0}],
         "iterations_graphs": {**iteration, "peak_mib": {"allocated": 2000.0, "reserved": 3000.0}},
         "iterations_plain": {**iteration, "seconds": 6.0},
+        "beside": {"checkpoint": 3.0, "evaluation": 1.2},
         "processes": {"processes": 5, "seconds": 1.0, "slowest": 2.0},
     }  # fmt: skip
     rows = {row[0]: row[1:] for row in speed_rows(result)}
@@ -166,6 +167,9 @@ def test_the_table_sets_the_goals_beside_what_was_measured() -> None:
     assert rows["rollout, transitions/s"] == ("-", "5,000", "-", "20,000,000/s", "MISSED")
     assert rows["iteration, s"] == ("6", "0.6", "10.00", "0.75", "reached")
     assert rows["2000 iterations, minutes"][1] == "20"
+    # evaluated in each tenth iteration and in each of the last ten; a checkpoint in each tenth
+    assert rows["  with 209 of them, minutes"][1:] == ("24.2", "-", "25", "reached")
+    assert rows["  with 200 of them, minutes"][1:] == ("34.2", "-", "25", "MISSED")
     # 2000 iterations of 2 s
     assert rows["2000 iterations, 5 at once, minutes"][1:] == ("66.7", "-", "60", "MISSED")
     assert "2,000 MiB of tensors, 3,000 MiB taken" in speed_text(result)
@@ -188,6 +192,7 @@ def test_a_small_run_of_everything(tmp_path: Path, capfd: pytest.CaptureFixture[
         assert all(row["per_second"] > 0 for row in speed[f"parts_{path}"])
     assert speed["iterations_graphs"]["iterations"] == 2
     assert len(speed["processes"]["each"]) == 2
+    assert min(speed["beside"][name] for name in ("checkpoint", "evaluation")) > 0
     printed = capfd.readouterr().out
     assert "checks: 19 of 19 passed" in printed
     assert "2000 iterations, 2 at once" in printed
@@ -199,7 +204,7 @@ def test_nothing_is_begun_after_the_budget(
     out = tmp_path / "gpu.json"
     words = [*ENOUGH.split(), "--device", "cpu", "--budget", "0", "--out", str(out)]
     assert main(words) == 1  # nothing was checked
-    assert len(json.loads(out.read_text())["left_out"]) == 11
+    assert len(json.loads(out.read_text())["left_out"]) == 13
     assert "left out for lack of time: checks, hopper, checks" in capsys.readouterr().out
     assert main([*words, "--stages", "parts"]) == 0  # no check was asked for
 

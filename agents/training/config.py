@@ -242,7 +242,10 @@ class EvaluationConfig(Section):
     """Evaluation in the real environment, deterministic policy (P B.6)."""
 
     section: ClassVar[str] = "evaluation"
-    every: Annotated[int, Setting("iterations from one evaluation to the next", at_least=1)] = 1
+    every: Annotated[int, Setting("iterations from one evaluation to the next", at_least=1)] = 10
+    each_of_last: Annotated[
+        int, Setting("of so many last iterations each is evaluated, beside `every`", at_least=1)
+    ] = 10
     episodes: Annotated[
         int, Setting("episodes per evaluation; 0: none, and no simulator", at_least=0)
     ] = 10

@@ -166,7 +166,7 @@ def evaluate(
 
 
 class EvaluationCallback(BaseCallback):
-    """Evaluates every `every` iterations and after the last one.
+    """Evaluates every `every` iterations, from one on each, and after the last one.
 
     An iteration (rollout, then updates) is over when SB3 starts the next rollout or ends the
     training: those are the two hooks. Iterations are `model.iteration` where the algorithm
@@ -175,10 +175,11 @@ class EvaluationCallback(BaseCallback):
 
     :param evaluator: what evaluates; the caller closes it.
     :param every: iterations between evaluations.
+    :param each_from: iteration from which on each is evaluated; None: none.
     :param path: `evaluations.csv` to append to, one flushed row per evaluation; None for no file. A
         training that starts at iteration 0 begins the file anew.
-    :param history: rows of a training that goes on, with which the file begins anew; None: the
-        file, where there is one, is gone on with.
+    :param history: rows of a training that goes on, with which the file begins anew, those left
+        out that are not due by now; None: the file, where there is one, is gone on with.
     :param verbose: 1 prints each evaluation.
     """
 
@@ -187,6 +188,7 @@ class EvaluationCallback(BaseCallback):
         evaluator: Evaluator,
         *,
         every: int = 1,
+        each_from: int | None = None,
         path: str | Path | None = None,
         history: Iterable[EvaluationRow] | None = None,
         verbose: int = 0,
@@ -196,12 +198,20 @@ class EvaluationCallback(BaseCallback):
             raise ValueError(f"every has to be at least 1 iteration, not {every}.")
         self.evaluator = evaluator
         self.every = every
+        self.each_from = each_from
         self.path = None if path is None else Path(path)
         #: one row per evaluation
-        self.history: list[EvaluationRow] = list(history or ())
+        self.history: list[EvaluationRow] = [
+            row for row in history or () if self.is_due(row["iteration"])
+        ]
         self._resumed = history is not None
         self._rollouts = 0
         self._last = 0
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether this iteration is evaluated, even if it is not the last one."""
+        each = self.each_from is not None and iteration >= self.each_from
+        return each or iteration % self.every == 0
 
     def _on_training_start(self) -> None:
         self._last = self._iteration()
@@ -217,7 +227,7 @@ class EvaluationCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         iteration = self._iteration()
-        if iteration % self.every == 0:
+        if self.is_due(iteration):
             self._evaluate(iteration)
 
     def _on_rollout_end(self) -> None:

@@ -25,7 +25,7 @@ from agents.training.atomic_files import write_json, write_text, written_aside
 from agents.training.checkpoints import CheckpointCallback, Snapshot, restore_counters
 from agents.training.config import TrainConfig, dump_config, flat_settings
 from agents.training.divergence import DivergenceCallback, DivergenceError, details_of
-from agents.training.evaluation import EvaluationCallback, EvaluationRow, Evaluator
+from agents.training.evaluation import EvaluationCallback, Evaluator
 from agents.training.plots import plot_learning_curve
 from agents.training.preparation import Preparation, load_world_model, prepare
 from agents.training.progress import (
@@ -202,7 +202,7 @@ class _Experiment:
 
     def learn(self) -> None:
         """Train in the world model while the adversary changes it (P algorithm 1)."""
-        config, agent = self.config, self.agent
+        config, agent, snapshot = self.config, self.agent, self.snapshot
         assert agent is not None
         self.folder.tensorboard.mkdir(exist_ok=True)
         table = CSVOutputFormat(str(self.folder.progress))  # begins the file anew
@@ -215,8 +215,9 @@ class _Experiment:
             self.evaluation = EvaluationCallback(
                 self.evaluator,
                 every=config.evaluation.every,
+                each_from=config.iterations - config.evaluation.each_of_last + 1,
                 path=self.folder.evaluations,
-                history=self.evaluations_before(),
+                history=None if snapshot is None else snapshot.numbers["experiment"]["evaluations"],
             )
         adversary = build_adversary(config)
         self.checkpoints = CheckpointCallback(
@@ -224,7 +225,7 @@ class _Experiment:
             config.checkpoint_every,
             adversary,
             self.state,
-            self.snapshot,
+            snapshot,
         )
         self.divergence = DivergenceCallback(
             self.dataset,
@@ -247,24 +248,11 @@ class _Experiment:
         callbacks += [self.checkpoints, LapCallback(self.clock, "checkpoint")]
         callbacks += [adversary, LapCallback(self.clock, "adversary")]
         total = config.iterations * agent.timesteps_per_iteration
-        if self.snapshot is not None:
-            restore_counters(agent, self.snapshot)
+        if snapshot is not None:
+            restore_counters(agent, snapshot)
         agent.learn(total - agent.num_timesteps, callback=callbacks, reset_num_timesteps=False)
         # the last evaluation, which no iteration follows
         self.logger.dump(step=agent.num_timesteps)
-
-    def evaluations_before(self) -> list[EvaluationRow] | None:
-        """Those of a run that goes on; None of a new one.
-
-        Without the last one of a run that is made longer, where a run of this length has none.
-        """
-        if self.snapshot is None:
-            return None
-        rows: list[EvaluationRow] = list(self.snapshot.numbers["experiment"]["evaluations"])
-        longer = self.snapshot.iteration < self.config.iterations
-        if longer and rows and rows[-1]["iteration"] % self.config.evaluation.every:
-            rows.pop()
-        return rows
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the state of the training."""

@@ -12,6 +12,8 @@ SCORES = ("mixture", "member", "pathwise")
 ADVERSARIES = tuple(f"adversary-{score}" for score in SCORES)
 #: In the order of the table; the stock agent comes last, so that the memory before it is RAMBO's.
 PARTS = ("fit", "rollout", *ADVERSARIES, "cloning", "checkpoint", "agent")
+#: In which a run of a task is evaluated.
+TASK_ENVS = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5"}
 #: Apart from the tasks: real environments, in which the policy acts.
 EVALUATION_ENVS = ("Pendulum-v1", "HalfCheetah-v5")
 

@@ -155,6 +155,13 @@ class Bench:
                             Trial.build(c, d, self.device, g), self.device, n
                         ),
                     )
+            if "iterations" in self.options.stages:
+                result["beside"] = self.attempt(
+                    f"evaluation and checkpoint, {task}",
+                    lambda c=c, d=dataset: gpu_speed.measure_beside(  # type: ignore[misc]
+                        c, d, self.device, seconds=self.options.seconds
+                    ),
+                )
             if "processes" in self.options.stages and task == self.options.tasks[0]:
                 result["processes"] = self.attempt(
                     f"processes, {task}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from agents.training.config import TrainConfig
 from tests.benchmarks.report import number, table
 
 #: Least units per second of a part, on an H200.
@@ -11,7 +12,8 @@ RATE_GOALS = {"agent": 4000.0, "adversary-mixture": 2500.0, "rollout": 20e6}
 #: Most seconds of an iteration of the paper's setting, in Hopper.
 ITERATION_GOAL = 0.75
 #: Most minutes of so many iterations: one run, and five at once.
-RUN_ITERATIONS, RUN_GOAL, PROCESSES_GOAL = 2000, 25.0, 60.0
+RUN = TrainConfig(dataset="any")
+RUN_GOAL, PROCESSES_GOAL = 25.0, 60.0
 HEADER = ("", "plain", "graphs", "ratio", "goal", "")
 
 Result = dict[str, Any]
@@ -43,7 +45,16 @@ def part_rows(graphs: list[Result], plain: list[Result]) -> list[Row]:
     return rows
 
 
-def iteration_rows(graphs: Result, plain: Result | None, *, hopper: bool) -> list[Row]:
+def times_in_a_run() -> dict[str, int]:
+    """How often `train` does what it does beside its iterations, as it is by default."""
+    every, last = RUN.evaluation.every, RUN.evaluation.each_of_last
+    due = [i for i in range(1, RUN.iterations + 1) if i % every == 0 or i > RUN.iterations - last]
+    return {"evaluation": len(due), "checkpoint": RUN.iterations // RUN.checkpoint_every}
+
+
+def iteration_rows(
+    graphs: Result, plain: Result | None, beside: dict[str, float], *, hopper: bool
+) -> list[Row]:
     """Seconds of an iteration and its phases, and what a whole run would take."""
     one, other = float(graphs["seconds"]), None if plain is None else float(plain["seconds"])
     goal = goal_cells(one, ITERATION_GOAL if hopper else None, least=False)
@@ -52,20 +63,26 @@ def iteration_rows(graphs: Result, plain: Result | None, *, hopper: bool) -> lis
         slow = None if plain is None else plain["phases"][phase]
         cells = (number(slow), number(seconds), ratio(slow, seconds))
         rows.append((f"  {phase}, s", *cells, "-", ""))
-    minutes = one * RUN_ITERATIONS / 60
+    minutes = one * RUN.iterations / 60
     goal = goal_cells(minutes, RUN_GOAL if hopper else None, least=False)
-    rows.append((f"{RUN_ITERATIONS} iterations, minutes", "-", number(minutes), "-", *goal))
+    rows.append((f"{RUN.iterations} iterations, minutes", "-", number(minutes), "-", *goal))
+    for name, times in times_in_a_run().items():
+        if name in beside:
+            minutes += beside[name] * times / 60
+            goal = goal_cells(minutes, RUN_GOAL if hopper else None, least=False)
+            rows.append((f"{name}, s", "-", number(beside[name]), "-", "-", ""))
+            rows.append((f"  with {times} of them, minutes", "-", number(minutes), "-", *goal))
     return rows
 
 
 def process_rows(measured: Result, *, hopper: bool) -> list[Row]:
     """Several processes at once: as long as the slowest takes."""
     n, seconds = measured["processes"], float(measured["slowest"])
-    minutes = seconds * RUN_ITERATIONS / 60
+    minutes = seconds * RUN.iterations / 60
     goal = goal_cells(minutes, PROCESSES_GOAL if hopper else None, least=False)
     return [
         (f"iteration, {n} processes, s", "-", number(seconds), "-", "-", ""),
-        (f"{RUN_ITERATIONS} iterations, {n} at once, minutes", "-", number(minutes), "-", *goal),
+        (f"{RUN.iterations} iterations, {n} at once, minutes", "-", number(minutes), "-", *goal),
     ]
 
 
@@ -74,7 +91,8 @@ def speed_rows(result: Result) -> list[Row]:
     rows = part_rows(result.get("parts_graphs") or [], result.get("parts_plain") or [])
     hopper = result["task"] == "hopper"
     if (graphs := result.get("iterations_graphs")) is not None:
-        rows += iteration_rows(graphs, result.get("iterations_plain"), hopper=hopper)
+        plain, beside = result.get("iterations_plain"), result.get("beside") or {}
+        rows += iteration_rows(graphs, plain, beside, hopper=hopper)
     if (processes := result.get("processes")) is not None:
         rows += process_rows(processes, hopper=hopper)
     return rows

@@ -8,6 +8,7 @@ import queue
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
@@ -17,13 +18,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics.model_gradient import Score
 from agents import RamboCallback
+from agents.training.evaluation import Evaluator
 from tests.benchmarks import flops, parts, workload
-from tests.benchmarks.configuration import SCORES, Configuration
+from tests.benchmarks.configuration import SCORES, TASK_ENVS, Configuration
 from tests.benchmarks.gpu_checks import Trial
 from tests.benchmarks.timing import Part, pieces_in
 
 #: Iterations before the clock runs: the graphs are captured in them.
 WARM_UP = 2
+#: Steps of an episode in which the agent does not fall.
+EPISODE = 1000
 #: Seconds that processes wait for each other, and that this one waits for an answer.
 PATIENCE, LIMIT = 120.0, 200.0
 
@@ -73,6 +77,28 @@ def measure_parts(
     trial = Trial.build(c, dataset, device, graphs)
     trial.begin()
     return [measure_part(part, device, seconds) for part in trial_parts(trial)]
+
+
+def measure_beside(
+    c: Configuration, dataset: OfflineDataset, device: str, *, seconds: float
+) -> dict[str, float]:
+    """Seconds of what `train` does beside its iterations: a checkpoint, an evaluation.
+
+    The buffer is full. Every episode of the evaluation is counted as one of `EPISODE` steps: a
+    policy that has learnt nothing falls soon.
+    """
+    trial = Trial.build(c, dataset, device, graphs=True)
+    trial.begin()
+    checkpoint = parts.checkpoint_part(trial.agent, dataset, trial.model)
+    found = {"checkpoint": 1.0 / measure_part(checkpoint, device, seconds)["per_second"]}
+    if (env_id := TASK_ENVS.get(c.task)) is not None:
+        few = replace(c, rows=1000, starts=8)
+        agent = workload.evaluated_agent(few, env_id, device)
+        with Evaluator(env_id, episodes=c.episodes) as evaluator:
+            part = parts.evaluation_part(few, env_id, agent, evaluator)
+            rate = measure_part(part, device, seconds)["per_second"]
+        found["evaluation"] = EPISODE * c.episodes / rate
+    return found
 
 
 class Clock(BaseCallback):

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from gymnasium.spaces import Box
 
 from adv_worldmodel import OfflineDataset, WorldModel
-from adv_worldmodel.building import make_quietly
 from adv_worldmodel.dynamics.model_gradient import Score
 from agents import RAMBO
 from agents.training.config import TrainConfig
@@ -57,11 +55,7 @@ def rows_of(c: Configuration, group: list[Part], probe: Probe) -> list[dict[str,
 def measure_evaluation(c: Configuration, probe: Probe) -> dict[str, Any]:
     """An agent that has learnt nothing, in the real environment."""
     assert c.env_id is not None
-    env = make_quietly(c.env_id)
-    spaces = cast(Box, env.observation_space), cast(Box, env.action_space)
-    env.close()
-    dataset = workload.gaussian_data(c, *spaces)
-    agent = workload.rambo(c, dataset, workload.world_model(c, dataset))
+    agent = workload.evaluated_agent(c, c.env_id)
     with Evaluator(c.env_id, episodes=c.episodes) as evaluator:
         part = parts.evaluation_part(c, c.env_id, agent, evaluator)
         return {"parts": rows_of(c, [part], probe)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +15,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
+from adv_worldmodel.building import make_quietly
 from adv_worldmodel.dynamics import Ensemble, make_termination
 from agents import RAMBO
 from tests.benchmarks.configuration import Configuration
@@ -110,6 +111,15 @@ def rambo(
     )
     agent.set_logger(Logger(None, []))
     return agent
+
+
+def evaluated_agent(c: Configuration, env_id: str, device: str = "cpu") -> RAMBO:
+    """An agent that has learnt nothing, of a real environment's spaces."""
+    env = make_quietly(env_id)
+    spaces = cast(Box, env.observation_space), cast(Box, env.action_space)
+    env.close()
+    dataset = gaussian_data(c, *spaces)
+    return rambo(c, dataset, world_model(c, dataset, device=device))
 
 
 class SpacesOnly(gym.Env[NDArray[Any], NDArray[Any]]):

@@ -119,22 +119,37 @@ class FakeEvaluator:
         return Evaluation(np.array([self.count / 3]), np.array([7]), self.env_id)
 
 
-def train(path: Path | None, iterations: int, every: int) -> EvaluationCallback:
+def train(
+    path: Path | None, iterations: int, every: int, each_from: int | None = None
+) -> EvaluationCallback:
     model = PPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8, n_epochs=1, seed=0)
-    callback = EvaluationCallback(FakeEvaluator(), every=every, path=path)  # type: ignore[arg-type]
+    callback = EvaluationCallback(
+        FakeEvaluator(),  # type: ignore[arg-type]
+        every=every,
+        each_from=each_from,
+        path=path,
+    )
     model.set_logger(configure(None, []))
     model.learn(8 * iterations, callback=callback)
     return callback
 
 
 @pytest.mark.parametrize(
-    ("iterations", "every", "evaluated"),
-    [(5, 2, [2, 4, 5]), (4, 2, [2, 4]), (3, 1, [1, 2, 3]), (2, 10, [2])],
+    ("iterations", "every", "each_from", "evaluated"),
+    [
+        (5, 2, None, [2, 4, 5]),
+        (4, 2, None, [2, 4]),
+        (3, 1, None, [1, 2, 3]),
+        (2, 10, None, [2]),
+        (7, 3, 6, [3, 6, 7]),
+        (7, 3, 5, [3, 5, 6, 7]),
+        (3, 2, -4, [1, 2, 3]),
+    ],
 )
-def test_evaluates_every_so_often_and_at_the_end(
-    iterations: int, every: int, evaluated: list[int]
+def test_evaluates_every_so_often_from_one_on_each_and_at_the_end(
+    iterations: int, every: int, each_from: int | None, evaluated: list[int]
 ) -> None:
-    callback = train(None, iterations, every)
+    callback = train(None, iterations, every, each_from)
     assert [row["iteration"] for row in callback.history] == evaluated
     assert callback.logger.name_to_value["eval/iteration"] == evaluated[-1]
 

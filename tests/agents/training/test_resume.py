@@ -26,6 +26,7 @@ from agents.training.checkpoints import (
     set_generator_state,
 )
 from agents.training.checkpoints import _folders as folders_in
+from agents.training.evaluation import read_evaluations
 from agents.training.run_folder import RunFolder, run_locked
 from tests.agents.tiny import TINY
 
@@ -400,14 +401,15 @@ def test_a_run_goes_on_from_its_checkpoint_without_a_readable_result(
 
 
 def test_a_run_made_longer_has_the_evaluations_of_one_that_was_not(tmp_path: Path) -> None:
-    """The one at the former end, between two that are due, is no part of it."""
-    settings = (*TINY, "checkpoint_every=1", "evaluation.every=2", "evaluation.last=2")
+    """Those of the former end, between two that are due, are no part of it."""
+    settings = (*TINY, "checkpoint_every=1", "evaluation.every=3", "evaluation.each_of_last=2")
     out = tmp_path / "longer"
     for words in (("pendulum-random", *settings, f"out={out}"), ("--resume", str(out))):
-        iterations = 3 if words[0] != "--resume" else 4
+        iterations = 2 if words[0] != "--resume" else 5
         assert train(*words, f"iterations={iterations}") == 0
     at_once = tmp_path / "at-once"
-    assert train("pendulum-random", *settings, "iterations=4", f"out={at_once}") == 0
+    assert train("pendulum-random", *settings, "iterations=5", f"out={at_once}") == 0
+    assert [row["iteration"] for row in read_evaluations(at_once)] == [3, 4, 5]
     assert_equal_runs(at_once, out)
     one, other = (RunFolder(folder).read_result()["return_mean"] for folder in (at_once, out))
     assert one == other

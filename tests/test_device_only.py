@@ -8,24 +8,30 @@ its numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adv_worldmodel import OfflineDataset, make_sb3_env
+from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
-from agents import COMBO, RAMBO
+from agents import COMBO
 from agents.explicit_updates import ExplicitSACUpdate
 from agents.values import policy_and_value
 from tests.benchmarks import workload
 from tests.benchmarks.configuration import SCORES, SMALL
-from tests.benchmarks.gpu_checks import Trial
+from tests.benchmarks.gpu_checks import AGENTS
+from tests.benchmarks.kernels import (
+    kernels,
+    meta_device,
+    of_adversary,
+    of_agent,
+    trial_on_meta,
+)
 
 UPDATES = 2
 
@@ -57,44 +63,10 @@ def dataset() -> OfflineDataset:
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def reads() -> Iterator[list[int]]:
     """How many numbers each call of ``tolist`` read; every other way of reading raises."""
-    adam = torch.optim.Adam
-    found: list[int] = []
-
-    def tolist(tensor: Tensor) -> Any:
-        found.append(tensor.numel())
-        return torch.zeros(tensor.shape).numpy().tolist()
-
-    class Generator(torch.Generator):
-        device = torch.device("meta")
-
-        def __new__(cls, device: Any = "meta") -> Any:
-            return super().__new__(cls)
-
-    # what a GPU has and the meta device has not: generators, and fused optimisers
-    monkeypatch.setattr(torch.optim, "Adam", lambda *args, fused=None, **kw: adam(*args, **kw))
-    monkeypatch.setattr(torch, "Generator", Generator)
-    monkeypatch.setattr(Tensor, "tolist", tolist)
-    return found
-
-
-def trial_on_meta(
-    dataset: OfflineDataset,
-    kind: type[RAMBO] = RAMBO,
-    networks: dict[str, Any] | None = None,
-    member_per: Any = "step",
-    **settings: Any,
-) -> Trial:
-    model = workload.world_model(SMALL, dataset, "hopper", "meta")
-    env = make_sb3_env(
-        dataset, SMALL.starts, SMALL.horizon, world_model=model, member_per=member_per, seed=0
-    )
-    policy_kwargs = {"net_arch": [16], "optimizer_kwargs": {}, **(networks or {})}
-    agent = kind("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=0, **settings)
-    agent.set_logger(Logger(None, []))
-    agent._total_timesteps = agent.timesteps_per_iteration  # what `learn` sets
-    return Trial(SMALL, dataset, model, agent, graphs=True)
+    with meta_device() as found:
+        yield found
 
 
 def test_what_a_gpu_would_wait_for_raises() -> None:
@@ -116,6 +88,30 @@ def test_what_a_gpu_would_wait_for_raises() -> None:
         for call in wrong:
             with pytest.raises((RuntimeError, NotImplementedError)):
                 call()
+
+
+def test_a_kernel_is_what_computes_on_the_device() -> None:
+    with meta_device():
+        x, host = torch.ones(4, 3, device="meta"), torch.ones(3)
+
+        def work() -> None:
+            torch.empty_like(x).copy_(x)
+            (x.T @ x.view(4, 3)).sum()
+            host + 1
+
+        assert kernels(work) == 3
+
+
+def test_written_out_gradients_take_fewer_kernels(dataset: OfflineDataset) -> None:
+    with meta_device():
+        for settings in AGENTS.values():
+            assert of_agent(dataset, autograd=False, **settings) < of_agent(
+                dataset, autograd=True, **settings
+            )
+        for score in ("mixture", "member"):
+            assert of_adversary(dataset, score, autograd=False) < of_adversary(
+                dataset, score, autograd=True
+            )
 
 
 @pytest.mark.parametrize(

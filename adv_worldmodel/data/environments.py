@@ -90,6 +90,8 @@ def spaces_for(
     unbounded = Box(-np.inf, np.inf, (observations.shape[1],), np.float32)
     if stated is not None:
         return unbounded, stated, False
+    if env_id is not None:
+        where = f"{where} ({env_id} cannot be built here)"
     return unbounded, action_box_of(actions, where), True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +52,17 @@ def read_planned(folder: Path) -> dict[str, str]:
 def find_missing(paths: Iterable[str | Path]) -> list[PlannedRun]:
     """The runs without a result that sweeps at any depth of `paths` have planned, each once.
 
-    :raises ValueError: as `read_planned`.
+    Warns of a list that is damaged: its sweep's runs may be incomplete.
     """
     found: dict[Path, PlannedRun] = {}
     for path in map(Path, paths):
         for file in files_below(path, FILE):
-            for name, dataset in read_planned(file.parent).items():
+            try:
+                planned = read_planned(file.parent)
+            except ValueError as error:
+                warnings.warn(f"{error}; runs of it that never began are not named", stacklevel=2)
+                continue
+            for name, dataset in planned.items():
                 source = Path(dataset)  # it may be a link by now
                 run = PlannedRun(
                     file.parent / name, str(source.resolve()) if source.is_file() else dataset

@@ -24,7 +24,7 @@ from agents.studies.run_groups import (
     group_runs,
     setting_text,
 )
-from agents.training.checkpoints import has_trained
+from agents.training.checkpoints import has_checkpoints, has_trained
 from agents.training.config import MOST_SEEDS, TrainConfig, flat_settings, load_config
 from agents.training.config_files import split_override
 from agents.training.preparation import read_dataset
@@ -293,7 +293,7 @@ def _goes_on(config: TrainConfig, data: _Contents) -> bool:
         return False
     what = "a finished run" if _says_finished(folder) else "an unfinished run"
     _check_same(config, folder, what, data, FREE)
-    if not folder.checkpoints.is_dir():
+    if not has_checkpoints(folder.checkpoints):
         check_nothing_lost(folder)
     return trained
 

@@ -239,6 +239,11 @@ def latest_checkpoint(folder: Path) -> Snapshot | None:
     return None
 
 
+def has_checkpoints(folder: Path) -> bool:
+    """Whether ``folder`` holds a checkpoint, whole or not."""
+    return bool(_folders(folder))
+
+
 def has_trained(folder: Path) -> bool:
     """Whether one of the checkpoints in ``folder`` is of a finished iteration."""
     return any(path != _place(folder, 0) for path in _folders(folder))

@@ -39,6 +39,8 @@ def test_a_guess_of_bounds_is_warned_of_where_the_data_do_not_fill_the_unit_box(
     assert "beyond 0.3" in message
     assert "action_space=" in message
     assert "\n" not in message
+    (message,) = guesses(narrow, name="my data", env_id="Elsewhere-v0")
+    assert message.startswith("my data (Elsewhere-v0 cannot be built here): no action bounds")
     assert guesses(arrays()) == []
     assert guesses(narrow, action_space=Box(-0.3, 0.3, (1,), np.float32)) == []
     # one dimension that fills the box tells the scale of the others

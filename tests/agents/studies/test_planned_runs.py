@@ -79,11 +79,13 @@ def test_a_damaged_list_is_named_before_anything_starts(
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(ValueError, match=r"sweep\.json is not what a sweep writes"):
         read_planned(tmp_path)
-    for words in (["sweep", "pendulum-random", f"out={tmp_path}"], ["select", str(tmp_path)]):
-        assert main(words) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert "remove it" in error
+    assert main(["sweep", "pendulum-random", f"out={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "remove it" in error
+    with pytest.warns(UserWarning, match="runs of it that never began are not named"):
+        assert main(["results", str(tmp_path)]) == 0
+    assert "pendulum-random" in capsys.readouterr().out
 
 
 def test_data_that_a_link_leads_to_are_the_same(tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""Kernels per update on a GPU, counted without one: ``python -m tests.benchmarks.kernels``.
+
+The updates run on PyTorch's ``meta`` device, whose tensors have shapes and no values; every
+operation that would compute something is counted as one kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+from unittest.mock import patch
+
+import torch
+from stable_baselines3.common.logger import Logger
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
+from adv_worldmodel.dynamics.adversary import Draws
+from adv_worldmodel.dynamics.model_gradient import Score
+from agents import RAMBO
+from agents.agent_step import AgentStep
+from agents.updates import sac_update
+from agents.values import policy_and_value
+from tests.benchmarks import workload
+from tests.benchmarks.configuration import SCORES, SMALL
+from tests.benchmarks.gpu_checks import AGENTS, Trial
+from tests.benchmarks.report import table
+
+ADAM = torch.optim.Adam
+#: Of a fused Adam step: one for its counters, one for all parameters.
+KERNELS_OF_ADAM = 2
+#: Operations that give memory and compute nothing.
+ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::detach")
+
+
+@contextmanager
+def meta_device() -> Iterator[list[int]]:
+    """Give the ``meta`` device what a GPU has: generators, and a fused Adam, which does nothing.
+
+    Yields how many numbers each call of ``tolist`` has read; every other way of reading raises.
+    """
+    found: list[int] = []
+
+    def tolist(tensor: Tensor) -> Any:
+        found.append(tensor.numel())
+        return torch.zeros(tensor.shape).numpy().tolist()
+
+    class Generator(torch.Generator):
+        device = torch.device("meta")
+
+        def __new__(cls, device: Any = "meta") -> Any:
+            return super().__new__(cls)
+
+    def without_fused(*args: Any, fused: bool | None = None, **kwargs: Any) -> torch.optim.Adam:
+        return ADAM(*args, **kwargs)
+
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(torch.optim, "Adam", without_fused))
+        patches.enter_context(patch.object(torch, "Generator", Generator))
+        patches.enter_context(patch.object(Tensor, "tolist", tolist))
+        yield found
+
+
+def trial_on_meta(
+    dataset: OfflineDataset,
+    kind: type[RAMBO] = RAMBO,
+    networks: dict[str, Any] | None = None,
+    member_per: Any = "step",
+    **settings: Any,
+) -> Trial:
+    """A small agent in a small world model, inside :func:`meta_device`."""
+    model = workload.world_model(SMALL, dataset, "hopper", "meta")
+    env = make_sb3_env(
+        dataset, SMALL.starts, SMALL.horizon, world_model=model, member_per=member_per, seed=0
+    )
+    policy_kwargs = {"net_arch": [16], "optimizer_kwargs": {}, **(networks or {})}
+    agent = kind("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=0, **settings)
+    agent.set_logger(Logger(None, []))
+    agent._total_timesteps = agent.timesteps_per_iteration  # what `learn` sets
+    return Trial(SMALL, dataset, model, agent, graphs=True)
+
+
+class KernelCount(TorchDispatchMode):
+    """Counts operations of the ``meta`` device that compute something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **kwargs or {})
+        given = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        written = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        on_device = any(x.device.type == "meta" for x in [*given, *written])
+        if on_device and not func.is_view and func.name().split(".")[0] not in ALLOCATIONS:
+            self.count += 1
+        return out
+
+    def adam_step(self, *_: object) -> None:
+        """In place of Adam's, which is not fused on the ``meta`` device."""
+        self.count += KERNELS_OF_ADAM
+
+
+def kernels(update: Callable[[], object]) -> int:
+    """Of one call; the first one, which makes what lasts, is not counted."""
+    update()
+    with KernelCount() as counter, patch.object(ADAM, "step", counter.adam_step):
+        update()
+    return counter.count
+
+
+def of_agent(dataset: OfflineDataset, *, autograd: bool, **settings: Any) -> int:
+    """Kernels of an agent's update, the gathering of its batch included."""
+    trial = trial_on_meta(dataset, **settings)
+    trial.roll_out()
+    step = AgentStep(trial.agent, SMALL.batch)
+    if autograd:
+        parts = step.parts()
+        step.update = lambda batch, noise: sac_update(parts, batch, noise[0], noise[1])
+    (draws,) = step.draws(1)
+    return kernels(lambda: step(*draws))
+
+
+def of_adversary(dataset: OfflineDataset, score: Score, *, autograd: bool) -> int:
+    """Kernels of an adversarial update of the model."""
+    trial = trial_on_meta(dataset)
+    rows = torch.arange(SMALL.rows, device="meta").split([SMALL.rows - 30, 30])
+    with patch.object(WorldModel, "split", lambda *_: rows):
+        adversary = trial.adversary(score)
+    if autograd:
+        adversary.explicit = None
+    foes = policy_and_value(trial.agent)
+    draws = Draws(*(column[0] for column in adversary.draw(1)))
+    return kernels(lambda: adversary.update(draws, *foes))
+
+
+def main() -> None:
+    """Print the table."""
+    rows = [("kernels per update", "autograd", "now", "")]
+    with meta_device():
+        dataset = workload.gaussian_data(SMALL)
+        for score in SCORES:
+            before, now = (
+                of_adversary(dataset, cast(Score, score), autograd=way) for way in (True, False)
+            )
+            rows.append((f"adversary, {score}", str(before), str(now), ""))
+        preset = {key: v for key, v in AGENTS["fast"].items() if key != "fresh_outcomes"}
+        agents = {"the paper's": AGENTS["paper"], "fast": preset, "fresh outcomes": AGENTS["fast"]}
+        for name, settings in agents.items():
+            before, now = (of_agent(dataset, autograd=way, **settings) for way in (True, False))
+            rows.append((f"agent, {name}", str(before), str(now), ""))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

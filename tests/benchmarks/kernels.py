@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -25,10 +26,12 @@ from agents.agent_step import AgentStep
 from agents.updates import sac_update
 from agents.values import policy_and_value
 from tests.benchmarks import workload
-from tests.benchmarks.configuration import SCORES, SMALL
+from tests.benchmarks.configuration import SCORES, SMALL, Configuration
 from tests.benchmarks.gpu_checks import AGENTS, Trial
 from tests.benchmarks.report import table
 
+#: As many layers as in the paper.
+DEEP = replace(SMALL, agent_hidden=(16,) * 2, model_hidden=(12,) * 4)
 ADAM = torch.optim.Adam
 #: Of a fused Adam step: one for its counters, one for all parameters.
 KERNELS_OF_ADAM = 2
@@ -69,18 +72,19 @@ def trial_on_meta(
     kind: type[RAMBO] = RAMBO,
     networks: dict[str, Any] | None = None,
     member_per: Any = "step",
+    c: Configuration = SMALL,
     **settings: Any,
 ) -> Trial:
-    """A small agent in a small world model, inside :func:`meta_device`."""
-    model = workload.world_model(SMALL, dataset, "hopper", "meta")
+    """An agent in a world model, by default small, inside :func:`meta_device`."""
+    model = workload.world_model(c, dataset, "hopper", "meta")
     env = make_sb3_env(
-        dataset, SMALL.starts, SMALL.horizon, world_model=model, member_per=member_per, seed=0
+        dataset, c.starts, c.horizon, world_model=model, member_per=member_per, seed=0
     )
-    policy_kwargs = {"net_arch": [16], "optimizer_kwargs": {}, **(networks or {})}
+    policy_kwargs = {"net_arch": list(c.agent_hidden), "optimizer_kwargs": {}, **(networks or {})}
     agent = kind("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=0, **settings)
     agent.set_logger(Logger(None, []))
     agent._total_timesteps = agent.timesteps_per_iteration  # what `learn` sets
-    return Trial(SMALL, dataset, model, agent, graphs=True)
+    return Trial(c, dataset, model, agent, graphs=True)
 
 
 class KernelCount(TorchDispatchMode):
@@ -116,9 +120,9 @@ def kernels(update: Callable[[], object]) -> int:
 
 def of_agent(dataset: OfflineDataset, *, autograd: bool, **settings: Any) -> int:
     """Kernels of an agent's update, the gathering of its batch included."""
-    trial = trial_on_meta(dataset, **settings)
+    trial = trial_on_meta(dataset, c=DEEP, **settings)
     trial.roll_out()
-    step = AgentStep(trial.agent, SMALL.batch)
+    step = AgentStep(trial.agent, DEEP.batch)
     if autograd:
         parts = step.parts()
         step.update = lambda batch, noise: sac_update(parts, batch, noise[0], noise[1])
@@ -128,8 +132,8 @@ def of_agent(dataset: OfflineDataset, *, autograd: bool, **settings: Any) -> int
 
 def of_adversary(dataset: OfflineDataset, score: Score, *, autograd: bool) -> int:
     """Kernels of an adversarial update of the model."""
-    trial = trial_on_meta(dataset)
-    rows = torch.arange(SMALL.rows, device="meta").split([SMALL.rows - 30, 30])
+    trial = trial_on_meta(dataset, c=DEEP)
+    rows = torch.arange(DEEP.rows, device="meta").split([DEEP.rows - 30, 30])
     with patch.object(WorldModel, "split", lambda *_: rows):
         adversary = trial.adversary(score)
     if autograd:
@@ -143,7 +147,7 @@ def main() -> None:
     """Print the table."""
     rows = [("kernels per update", "autograd", "now", "")]
     with meta_device():
-        dataset = workload.gaussian_data(SMALL)
+        dataset = workload.gaussian_data(DEEP)
         for score in SCORES:
             before, now = (
                 of_adversary(dataset, cast(Score, score), autograd=way) for way in (True, False)

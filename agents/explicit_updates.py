@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.buffers import Batch
-from agents.policies import LAYER_NORM_EPS, StackedCritic, Standardise
+from agents.policies import LAYER_NORM_EPS, StackedCritic, Standardise, last_layer
 from agents.updates import LOG_2, LOG_2PI, SACParts, unsquashed
 
 
@@ -58,7 +58,7 @@ def _layer_norm_backward(delta: Tensor, linear: Tensor, moments: Sequence[Tensor
 
 def _squashing(u: Tensor) -> Tensor:
     """-log(1 - tanh^2 u) + 2 log 2, in the form that neither overflows nor needs an epsilon."""
-    return (u + F.softplus(-2.0 * u)).mul_(2.0)
+    return torch.sub(u, F.softplus(u, beta=-2.0), alpha=2.0).mul_(2.0)
 
 
 class _Critics:
@@ -69,6 +69,7 @@ class _Critics:
 
     def __init__(self, critic: StackedCritic, batch_size: int, grads: dict[Tensor, Tensor]) -> None:
         self.n, self.batch_size = critic.n_critics, batch_size
+        self.numbers = torch.arange(self.n, device=critic.device).unsqueeze(-1)
         self.weights: list[Tensor] = list(critic.weights)
         self.biases: list[Tensor] = list(critic.biases)
         self.weight_grads = [grads[w] for w in self.weights if w in grads]
@@ -102,9 +103,7 @@ class _Critics:
                 gain, shift = self.norms[i]
                 h = torch.addcmul(shift, self.normed[i], gain, out=out)
             h.relu_()
-        # products with one column: as sums, six times as fast
-        torch.mul(h, self.weights[-1].transpose(1, 2), out=self.deltas[-1])
-        return self.deltas[-1].sum(-1) + self.biases[-1].squeeze(-1)
+        return last_layer(h, self.weights[-1], self.biases[-1], out=self.deltas[-1])
 
     def backward_hidden(self, grad: Tensor, *, parameters: bool = False) -> None:
         """Loss derivatives of each linear layer's output, of those ``(C, B)`` of Q.
@@ -129,8 +128,11 @@ class _Critics:
     def backward_parameters(self, grad: Tensor) -> None:
         """Write the parameters' gradients."""
         column = grad.unsqueeze(-1)
-        torch.mul(self.hidden[-1], column, out=self.deltas[-1])
-        torch.sum(self.deltas[-1], 1, out=self.weight_grads[-1].squeeze(-1))
+        if grad.device.type == "cpu":  # see `last_layer`
+            torch.mul(self.hidden[-1], column, out=self.deltas[-1])
+            torch.sum(self.deltas[-1], 1, out=self.weight_grads[-1].squeeze(-1))
+        else:
+            torch.bmm(self.hidden[-1].transpose(1, 2), column, out=self.weight_grads[-1])
         torch.sum(column, 1, keepdim=True, out=self.bias_grads[-1])
         self.backward_hidden(grad, parameters=True)
         for i, delta in enumerate(self.linear_deltas):
@@ -138,25 +140,27 @@ class _Critics:
             torch.bmm(below.transpose(1, 2), delta, out=self.weight_grads[i])
             torch.sum(delta, 1, keepdim=True, out=self.bias_grads[i])
 
-    def action_grad(self, critic: Tensor, action_dim: int) -> Tensor:
-        """Derivatives ``(B, A)`` of each row's Q by ``critic[row]`` with respect to its action."""
-        if critic.device.type == "cpu":
-            return self.action_grad_by_critic(critic, action_dim)
-        return self.action_grad_at_once(critic, action_dim)
+    def action_grad(self, critic: Tensor, action_dim: int, scale: float) -> Tensor:
+        """Derivatives ``(B, A)`` of each row's Q by ``critic[row]`` with respect to its action.
 
-    def action_grad_at_once(self, critic: Tensor, action_dim: int) -> Tensor:
+        :param scale: what they are multiplied with.
+        """
+        if critic.device.type == "cpu":
+            return self.action_grad_by_critic(critic, action_dim, scale)
+        return self.action_grad_at_once(critic, action_dim, scale)
+
+    def action_grad_at_once(self, critic: Tensor, action_dim: int, scale: float) -> Tensor:
         """Every row through every critic: shapes that no value decides, as CUDA graphs need."""
-        chosen = critic == torch.arange(self.n, device=critic.device).unsqueeze(-1)
-        self.backward_hidden(chosen.float())
+        self.backward_hidden((critic == self.numbers) * scale)
         columns = self.weights[0][:, -action_dim:].transpose(1, 2)
         return torch.bmm(self.linear_deltas[0], columns).sum(0)
 
-    def action_grad_by_critic(self, critic: Tensor, action_dim: int) -> Tensor:
+    def action_grad_by_critic(self, critic: Tensor, action_dim: int, scale: float) -> Tensor:
         """Each row through its own critic only: a C-th of the products."""
         grad = self.x.new_empty(self.batch_size, action_dim)
         for c in range(self.n):
             rows = torch.nonzero(critic == c).squeeze(-1)
-            delta = self.weights[-1][c].t().expand(len(rows), -1)
+            delta = (self.weights[-1][c].t() * scale).expand(len(rows), -1)
             for i in reversed(range(len(self.hidden))):
                 active = self.hidden[i][c].index_select(0, rows)
                 delta = torch.ops.aten.threshold_backward(delta, active, 0.0)
@@ -223,16 +227,16 @@ class ExplicitSACUpdate:
         self.targets = _Critics(parts.critic_target, batch_size, {})
         standardise = parts.actor.features_extractor
         assert isinstance(standardise, Standardise)
-        self.mean, self.scale = standardise.mean, 1.0 / standardise.std
-        self.obs_dim, self.action_dim = len(self.mean), len(self.actor.heads[0][1])
+        self.scale = 1.0 / standardise.std
+        self.shift = -standardise.mean * self.scale
+        self.obs_dim, self.action_dim = len(self.scale), len(self.actor.heads[0][1])
         #: of the squashed Gaussian's negative log-density
         self.constant = self.action_dim * (0.5 * LOG_2PI + 2.0 * LOG_2)
         width = self.obs_dim + self.action_dim
-        rows = self.mean.new_empty(3, batch_size, width)
+        rows = self.scale.new_empty(3, batch_size, width)
         #: critic inputs: (s, pi), (s', pi), (s, a of the data)
         self.pi_rows, self.next_rows, self.data_rows = rows
-        self.states = rows[:2, :, : self.obs_dim]
-        self.actions = rows[:2, :, self.obs_dim :]
+        self.states, self.actions = rows.split([self.obs_dim, self.action_dim], dim=-1)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, noise: Tensor) -> Tensor:
@@ -244,25 +248,24 @@ class ExplicitSACUpdate:
         parts, n, d = self.parts, self.batch_size, self.obs_dim
         for parameter, grad in self.grads.items():
             parameter.grad = grad
-        torch.sub(torch.stack([batch.obs, batch.next_obs]), self.mean, out=self.states)
-        self.states.mul_(self.scale)
-        self.data_rows[:, :d] = self.states[0]
-        self.data_rows[:, d:] = batch.action
+        raw = torch.stack([batch.obs, batch.next_obs, batch.obs])
+        torch.addcmul(self.shift, raw, self.scale, out=self.states)
+        self.actions[2] = batch.action
 
-        mean, unclipped = self.actor.forward(self.states.reshape(2 * n, d))
+        mean, unclipped = self.actor.forward(self.states[:2].reshape(2 * n, d))
         log_std = unclipped.clamp(LOG_STD_MIN, LOG_STD_MAX)
         noise = noise.reshape(2 * n, -1)
         spread = noise * log_std.exp()  # dividing (u - mean) by sigma would give the noise back
         u = mean + spread
-        action = torch.tanh(u)
-        self.actions.copy_(action.reshape(2, n, -1))
-        log_probs = (_squashing(u) - 0.5 * noise.square() - log_std).sum(1) - self.constant
-        log_prob, next_log_prob = log_probs[:n], log_probs[n:]
+        torch.tanh(u.reshape(2, n, -1), out=self.actions[:2])
+        densities = torch.addcmul(_squashing(u), noise, noise, value=-0.5) - log_std
+        log_prob, next_log_prob = (densities.sum(1) - self.constant).chunk(2)
+        mean_log_prob = log_prob.mean()
 
         alpha = parts.fixed_alpha if parts.log_alpha is None else parts.log_alpha.exp()
         if parts.entropy_optimizer is not None and not parts.actor_frozen:
             assert parts.log_alpha is not None
-            gap = -(log_prob.mean() + parts.target_entropy).reshape(1)
+            gap = (-parts.target_entropy - mean_log_prob).reshape(1)
             entropy_loss = parts.log_alpha * gap
             parts.log_alpha.grad = gap
             parts.entropy_optimizer.step()
@@ -273,7 +276,7 @@ class ExplicitSACUpdate:
 
         next_q = self.targets.forward(self.next_rows).amin(0)
         if parts.entropy_in_target:
-            next_q = next_q - alpha * next_log_prob
+            next_q = torch.addcmul(next_q, alpha, next_log_prob, value=-1.0)
         target = torch.addcmul(batch.reward, batch.continues, next_q, value=parts.gamma)
         q = self.critics.forward(self.data_rows)
         error = q - target
@@ -282,7 +285,7 @@ class ExplicitSACUpdate:
 
         q_pi = self.critics.forward(self.pi_rows)
         least, lowest = q_pi.min(0)
-        actor_loss = (alpha * log_prob - least).mean()
+        actor_loss = torch.addcmul(-least.mean(), alpha, mean_log_prob)
         k = parts.n_real
         cloning: list[Tensor] = []
         if parts.cloning_weight > 0.0 and k > 0:
@@ -290,23 +293,22 @@ class ExplicitSACUpdate:
             actor_loss = actor_loss + loss
         if not parts.actor_frozen:
             unbounded = log_std[:n] == unclipped[:n]
-            self._step_actor(action[:n], spread[:n], unbounded, alpha, lowest, cloning)
+            self._step_actor(spread[:n], unbounded, alpha, lowest, cloning)
 
         torch._foreach_lerp_(parts.target, parts.online, parts.tau)
         return torch.stack(
             [
-                actor_loss,
+                actor_loss.squeeze(),
                 error.square().mean() * (0.5 * len(error)),
                 entropy_loss.squeeze(),
                 alpha.squeeze(),
                 q.mean(),
-                -log_prob.mean(),
+                -mean_log_prob,
             ]
         )
 
     def _step_actor(
         self,
-        pi: Tensor,
         spread: Tensor,
         unbounded: Tensor,
         alpha: Tensor,
@@ -319,11 +321,12 @@ class ExplicitSACUpdate:
         :param lowest: whose Q is least.
         :param cloning: that loss's gradients in mean and log deviation of the rows of data.
         """
-        q_grad = self.critics.action_grad(lowest, self.action_dim)
+        pi, alpha_by_row = self.actions[0], alpha / self.batch_size
+        minus_q = self.critics.action_grad(lowest, self.action_dim, -1.0 / self.batch_size)
+        minus_q = torch.ops.aten.tanh_backward(minus_q, pi)  # in u
         # u = mean + sigma noise, d log pi / du = 2 tanh u, and d log pi / d log sigma = -1 besides
-        q_grad = torch.ops.aten.tanh_backward(q_grad, pi)  # in u
-        u_grad = (2.0 * alpha * pi - q_grad) / self.batch_size
-        grads = [u_grad, u_grad * spread - alpha / self.batch_size]  # in mean and log deviation
+        u_grad = torch.addcmul(minus_q, alpha_by_row, pi, value=2.0)
+        grads = [u_grad, u_grad * spread - alpha_by_row]  # in mean and log deviation
         for grad, of_cloning in zip(grads, cloning, strict=False):
             grad[: len(of_cloning)].add_(of_cloning)
         grads[1].mul_(unbounded)

@@ -44,6 +44,16 @@ class Standardise(BaseFeaturesExtractor):
         return (observations - self.mean) / self.std
 
 
+def last_layer(h: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+    """Outputs ``(C, B)`` of ``h`` ``(C, B, H)``, weights ``(C, H, 1)`` and biases ``(C, 1, 1)``.
+
+    :param out: memory of the size of ``h`` that may be written to.
+    """
+    if h.device.type == "cpu":  # one column: as a sum, five times as fast as by a matrix product
+        return torch.mul(h, weight.transpose(1, 2), out=out).sum(-1) + bias.squeeze(-1)
+    return torch.baddbmm(bias, h, weight).squeeze(-1)  # on a GPU one kernel instead of three
+
+
 class StackedCritic(BaseModel):
     """All Q-networks of SAC as one batched product per layer.
 
@@ -112,9 +122,7 @@ class StackedCritic(BaseModel):
                 gain, shift = norms[i]
                 h = F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS) * gain + shift
             h = h.relu_()
-        weight, bias = layers[-1]
-        # one column: as a sum, five times as fast as by a matrix product
-        return (h * weight.transpose(1, 2)).sum(-1) + bias.squeeze(-1)
+        return last_layer(h, *layers[-1])
 
     def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
         """SB3's form: one ``(B, 1)`` per critic."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -138,11 +139,21 @@ class MemberDraw:
         return cls(slots, n_rows, n_members)
 
     def _deal(self, slots: Tensor) -> None:
-        # places without a row repeat row 0
         self.slots, self.place = slots, slots[: self.n_rows]
-        self.row = torch.zeros_like(slots)
-        self.row[self.place] = torch.arange(self.n_rows, device=slots.device)
-        self.member = self.place // self.slab
+        self.__dict__.pop("row", None)
+        self.__dict__.pop("member", None)
+
+    @cached_property
+    def member(self) -> Tensor:
+        """The member of each row, ``(B,)``."""
+        return self.place // self.slab
+
+    @cached_property
+    def row(self) -> Tensor:
+        """The row in each place, ``(E slab,)``; one without a row repeats row 0."""
+        rows = torch.zeros_like(self.slots)
+        rows[self.place] = torch.arange(self.n_rows, device=rows.device)
+        return rows
 
     def redeal(self, rows: Tensor, generator: torch.Generator) -> None:
         """Deal the rows where ``rows`` ``(B,)`` is true anew; the others keep their member.

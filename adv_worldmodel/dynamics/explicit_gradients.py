@@ -126,7 +126,7 @@ class ExplicitModelGradient:
         rows = [model_rows(model, obs, action, members, score), self._for_all(inputs)]
         mean, logvar = self.networks.forward(torch.cat(rows, dim=1))
         mu, lv = drawn_moments(mean[:, :k], logvar[:, :k], members, score)
-        y = mu + noise * torch.exp(0.5 * lv)
+        y = torch.addcmul(mu, noise, torch.exp(0.5 * lv))
         outcome = outcome_of(model, obs, action, y, value, self.gamma, self.settings)
 
         sampled = self._for_all(y) if self.mixture else members.scatter(y)
@@ -134,17 +134,18 @@ class ExplicitModelGradient:
         scaled = error / torch.exp(logvar)
         squares = scaled * error
         misfit = (squares + logvar).sum(-1)  # -2 log N(y), less a constant
-        log_p = -0.5 * (misfit[:, :k] + n_targets * LOG_2PI)
+        log_p, constant = -0.5 * misfit[:, :k], 0.5 * n_targets * LOG_2PI
         if self.mixture:
             share = torch.softmax(log_p, dim=0) * outcome.weight
-            log_p = torch.logsumexp(log_p, dim=0) - math.log(len(log_p))
+            log_p = torch.logsumexp(log_p, dim=0) - (math.log(len(log_p)) + constant)
         else:  # a place without a row pulls at nothing
             share = log_p.new_zeros(log_p.numel())
             share = share.index_copy_(0, members.place, outcome.weight).view_as(log_p)
-            log_p = members.gather(log_p)
-        self.pull[:, :k] = share * (-0.5 * weight / n)
+            log_p = members.gather(log_p) - constant
+        torch.mul(share, -0.5 * weight / n, out=self.pull[:, :k])
         pull = self.pull.unsqueeze(-1)
-        self.networks.backward(-2.0 * pull * scaled, pull * (1.0 - squares))
+        logvar_grad = torch.addcmul(pull, pull, squares, value=-1.0)
+        self.networks.backward(-2.0 * pull * scaled, logvar_grad)
         loss = (outcome.weight * log_p).mean()
         supervised = misfit[:, k:].sum() / (n * n_targets) + logvar_limits_loss(model.ensemble)
         return ModelGradient(loss, *outcome[1:]), supervised

@@ -58,7 +58,7 @@ def likelihood_step(
 
 def logvar_limits_loss(ensemble: Ensemble) -> Tensor:
     """What keeps the log-variance limits near each other."""
-    spread: Tensor = ensemble.max_logvar.sum() - ensemble.lower_limit.sum()
+    spread: Tensor = (ensemble.max_logvar - ensemble.lower_limit).sum()
     return LOGVAR_LIMIT_WEIGHT * spread
 
 

@@ -120,7 +120,8 @@ def outcome_of(
     """r + gamma (1 - d) V(s') - Q(s, a) of sampled targets y ``(B, D)``."""
     next_obs, reward = model.outcome(obs, action, y)
     terminated = model.termination(obs, action, next_obs.detach())
-    advantage = reward + gamma * torch.where(terminated, 0.0, value.v(next_obs))
+    continued = value.v(next_obs).masked_fill(terminated, 0.0)
+    advantage = torch.add(reward, continued, alpha=gamma)
     if settings.baseline:
         with torch.no_grad():
             baseline = value.q(obs, action)

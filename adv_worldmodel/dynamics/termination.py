@@ -87,7 +87,7 @@ class Termination:
 
 
 def _within(next_obs: Tensor, bound: Mapping[str, Any]) -> Tensor:
-    """`(B,)`: all components in the bound hold it. NaN is never within."""
+    """`(B, width)`: which components in the bound hold it. NaN is never within."""
     start, stop = int(bound["start"]), bound["stop"]
     if next_obs.shape[-1] <= start or (stop is not None and next_obs.shape[-1] < stop):
         raise ValueError(
@@ -98,15 +98,14 @@ def _within(next_obs: Tensor, bound: Mapping[str, Any]) -> Tensor:
     part = next_obs[:, start:stop]
     low = -math.inf if bound["low"] is None else float(bound["low"])
     high = math.inf if bound["high"] is None else float(bound["high"])
-    held = (low <= part) & (part <= high) if bound["closed"] else (low < part) & (part < high)
-    return torch.all(held, dim=-1)
+    return (low <= part) & (part <= high) if bound["closed"] else (low < part) & (part < high)
 
 
 def _all_within(next_obs: Tensor, spec: Mapping[str, Any]) -> Tensor:
     held = [_within(next_obs, bound) for bound in spec["bounds"]]
     if spec.get("finite", False):
-        held.append(torch.isfinite(next_obs).all(dim=-1))
-    return torch.stack(held).all(dim=0)
+        held.append(torch.isfinite(next_obs))
+    return torch.cat(held, dim=-1).all(dim=-1)
 
 
 def _tip_height(next_obs: Tensor, spec: Mapping[str, Any]) -> Tensor:

@@ -160,7 +160,7 @@ class WorldModel(nn.Module):
 
     def outcome(self, obs: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Raw next state ``(B, S)`` and reward ``(B,)`` of standardised targets ``(B, D)``."""
-        raw = y * self.target_std + self.target_mean
+        raw = torch.addcmul(self.target_mean, y, self.target_std)
         next_obs = obs + raw[..., -self.obs_dim :]
         if self.bounded:
             next_obs = torch.clamp(next_obs, self.obs_low, self.obs_high)

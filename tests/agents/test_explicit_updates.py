@@ -175,7 +175,9 @@ def test_both_forms_of_the_actions_gradient_agree(layer_norm: bool) -> None:
         critics.forward(torch.randn(BATCH, S + A, generator=generator))
         lowest = torch.randint(3, (BATCH,), generator=generator)
         forms = (critics.action_grad_by_critic, critics.action_grad_at_once)
-        torch.testing.assert_close(*(form(lowest, A) for form in forms))
+        torch.testing.assert_close(*(form(lowest, A, -0.5) for form in forms))
+        doubled = critics.action_grad(lowest, A, 2.0)
+        torch.testing.assert_close(doubled, 2.0 * critics.action_grad(lowest, A, 1.0))
 
 
 def test_the_metrics_have_their_names() -> None:

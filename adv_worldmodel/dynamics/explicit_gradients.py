@@ -144,8 +144,7 @@ class ExplicitModelGradient:
             log_p = members.gather(log_p) - constant
         torch.mul(share, -0.5 * weight / n, out=self.pull[:, :k])
         pull = self.pull.unsqueeze(-1)
-        logvar_grad = torch.addcmul(pull, pull, squares, value=-1.0)
-        self.networks.backward(-2.0 * pull * scaled, logvar_grad)
+        self.networks.backward(-2.0 * pull * scaled, pull * (1.0 - squares))
         loss = (outcome.weight * log_p).mean()
         supervised = misfit[:, k:].sum() / (n * n_targets) + logvar_limits_loss(model.ensemble)
         return ModelGradient(loss, *outcome[1:]), supervised

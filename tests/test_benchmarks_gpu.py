@@ -19,6 +19,7 @@ from tests.benchmarks.configuration import SCORES, SMALL
 from tests.benchmarks.gpu import main
 from tests.benchmarks.gpu_checks import Trial, compared, difference, parameters, run_checks, waits
 from tests.benchmarks.gpu_report import goal_cells, speed_rows, speed_text
+from tests.benchmarks.mps import CONTROL, mps
 
 ENOUGH = (
     "--rows 300 --starts 30 --updates 4 --agent-hidden 16 --model-hidden 12 12 --seconds 0.01 "
@@ -161,6 +162,7 @@ def test_the_table_sets_the_goals_beside_what_was_measured() -> None:
         "iterations_plain": {**iteration, "seconds": 6.0},
         "beside": {"checkpoint": 3.0, "evaluation": 1.2},
         "processes": {"processes": 5, "seconds": 1.0, "slowest": 2.0},
+        "mps": {"processes": 5, "seconds": 1.0, "slowest": 1.5},
     }  # fmt: skip
     rows = {row[0]: row[1:] for row in speed_rows(result)}
     assert rows["agent, updates/s"] == ("500", "5,000", "10.00", "4,000/s", "reached")
@@ -172,8 +174,9 @@ def test_the_table_sets_the_goals_beside_what_was_measured() -> None:
     assert rows["  with 200 of them, minutes"][1:] == ("34.2", "-", "25", "MISSED")
     # 2000 iterations of 2 s
     assert rows["2000 iterations, 5 at once, minutes"][1:] == ("66.7", "-", "60", "MISSED")
+    assert rows["2000 iterations, 5 at once with MPS, minutes"][1:] == ("50", "-", "60", "reached")
     assert "2,000 MiB of tensors, 3,000 MiB taken" in speed_text(result)
-    result |= {"task": "halfcheetah", "parts_plain": None, "processes": None}
+    result |= {"task": "halfcheetah", "parts_plain": None, "processes": None, "mps": None}
     del result["iterations_plain"]
     rows = {row[0]: row[1:] for row in speed_rows(result)}
     assert rows["iteration, s"] == ("-", "0.6", "-", "-", "")  # the goal is Hopper's
@@ -196,6 +199,27 @@ def test_a_small_run_of_everything(tmp_path: Path, capfd: pytest.CaptureFixture[
     printed = capfd.readouterr().out
     assert "checks: 19 of 19 passed" in printed
     assert "2000 iterations, 2 at once" in printed
+
+
+def test_mps_is_a_daemon_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that writes down what it is told, and where."""
+    said = tmp_path / "said"
+    control = tmp_path / CONTROL
+    control.write_text(f'#!/bin/sh\necho "$CUDA_MPS_PIPE_DIRECTORY $@ $(cat)" >> {said}\n')
+    control.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with mps():
+        place = os.environ["CUDA_MPS_PIPE_DIRECTORY"]
+        assert Path(place).is_dir()
+    assert said.read_text().split() == [place, "-d", place, "quit"]
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+    assert not Path(place).exists()
+    control.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(RuntimeError, match="exit status 1"), mps():
+        pass
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RuntimeError, match="no nvidia-cuda-mps-control here"), mps():
+        pass
 
 
 def test_nothing_is_begun_after_the_budget(

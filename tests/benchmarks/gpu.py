@@ -18,6 +18,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ from tests.benchmarks import gpu_speed, workload
 from tests.benchmarks.configuration import Configuration, dimensions
 from tests.benchmarks.gpu_checks import Check, Trial, run_checks
 from tests.benchmarks.gpu_report import speed_text
+from tests.benchmarks.mps import mps
 
 STAGES = ("checks", "parts", "iterations", "processes")
+#: Only where it is asked for: not every machine has what it needs.
+MORE_STAGES = ("mps",)
 Result = dict[str, Any]
 
 
@@ -45,7 +49,10 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument(name, help=text, **kwargs)
 
     add("--device", "cuda, cuda:N, or cpu to try the program itself", default="cuda")
-    add("--stages", "what to do", nargs="+", choices=STAGES, default=list(STAGES))
+    add(
+        "--stages", "what to do; mps: the processes once more, with NVIDIA's MPS",
+        nargs="+", choices=STAGES + MORE_STAGES, default=list(STAGES),
+    )  # fmt: skip
     add("--tasks", "names or SxA", nargs="+", default=["hopper", "halfcheetah"])
     add("--rows", "of data", type=int, default=1_000_000)
     add("--starts", "rollouts per iteration", type=int, default=50_000)
@@ -162,17 +169,21 @@ class Bench:
                         c, d, self.device, seconds=self.options.seconds
                     ),
                 )
-            if "processes" in self.options.stages and task == self.options.tasks[0]:
-                result["processes"] = self.attempt(
-                    f"processes, {task}",
-                    lambda c=c: gpu_speed.measure_processes(  # type: ignore[misc]
-                        c,
-                        self.device,
-                        processes=self.options.processes,
-                        iterations=self.options.process_iterations,
-                    ),
-                )
+            for stage, around in (("processes", nullcontext), ("mps", mps)):
+                if stage in self.options.stages and task == self.options.tasks[0]:
+                    result[stage] = self.attempt(
+                        f"{stage}, {task}",
+                        lambda c=c, around=around: self.processes(c, around),  # type: ignore[misc]
+                    )
             print(speed_text(result), end="\n\n", flush=True)
+
+    def processes(self, c: Configuration, around: Callable[[], Any]) -> Result:
+        """Several at once, in such a context."""
+        o = self.options
+        with around():
+            return gpu_speed.measure_processes(
+                c, self.device, processes=o.processes, iterations=o.process_iterations
+            )
 
     def check(self, c: Configuration, dataset: Any) -> None:
         """Print each check when it is done."""

@@ -75,14 +75,14 @@ def iteration_rows(
     return rows
 
 
-def process_rows(measured: Result, *, hopper: bool) -> list[Row]:
+def process_rows(measured: Result, how: str, *, hopper: bool) -> list[Row]:
     """Several processes at once: as long as the slowest takes."""
     n, seconds = measured["processes"], float(measured["slowest"])
     minutes = seconds * RUN.iterations / 60
     goal = goal_cells(minutes, PROCESSES_GOAL if hopper else None, least=False)
     return [
-        (f"iteration, {n} processes, s", "-", number(seconds), "-", "-", ""),
-        (f"{RUN.iterations} iterations, {n} at once, minutes", "-", number(minutes), "-", *goal),
+        (f"iteration, {n} {how}, s", "-", number(seconds), "-", "-", ""),
+        (f"{RUN.iterations} iterations, {n} {how}, minutes", "-", number(minutes), "-", *goal),
     ]
 
 
@@ -93,8 +93,9 @@ def speed_rows(result: Result) -> list[Row]:
     if (graphs := result.get("iterations_graphs")) is not None:
         plain, beside = result.get("iterations_plain"), result.get("beside") or {}
         rows += iteration_rows(graphs, plain, beside, hopper=hopper)
-    if (processes := result.get("processes")) is not None:
-        rows += process_rows(processes, hopper=hopper)
+    for stage, how in (("processes", "at once"), ("mps", "at once with MPS")):
+        if (measured := result.get(stage)) is not None:
+            rows += process_rows(measured, how, hopper=hopper)
     return rows
 
 

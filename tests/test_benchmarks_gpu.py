@@ -44,11 +44,11 @@ def test_the_difference_is_relative_to_the_largest_number() -> None:
 def test_a_comparison_asks_for_equality_and_on_a_gpu_for_a_graph() -> None:
     one, near, far = (torch.tensor([x]) for x in (1.0, 1.00001, 1.001))
     pair = [one], [one]
-    assert compared("x", [near], *pair, captured=True, device="cuda").passed
-    assert not compared("x", [near], *pair, captured=False, device="cuda:0").passed
-    assert compared("x", [near], *pair, captured=False, device="cpu").passed
-    assert not compared("x", [far], *pair, captured=True, device="cuda").passed
-    noisy = compared("x", [far], [one], [far], captured=True, device="cuda")
+    assert compared("x", [[near], *pair], captured=True, device="cuda").passed
+    assert not compared("x", [[near], *pair], captured=False, device="cuda:0").passed
+    assert compared("x", [[near], *pair], captured=False, device="cpu").passed
+    assert not compared("x", [[far], *pair], captured=True, device="cuda").passed
+    noisy = compared("x", [[far], [one], [far]], captured=True, device="cuda")
     assert not noisy.passed
     assert "plain twice: 1.0e-03" in noisy.detail
 

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         description="Correctness and speed of RAMBO on a CUDA device.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    defaults = {f.name: f.default for f in dataclasses.fields(Configuration)}
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Configuration)}
 
     def add(name: str, text: str, **kwargs: Any) -> None:
         p.add_argument(name, help=text, **kwargs)
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--updates", "of agent and adversary per iteration", type=int, default=1000)
     for network in ("agent", "model"):
         key = f"{network}_hidden"
-        add(f"--{network}-hidden", "widths", nargs="+", type=int, default=list(defaults[key]))  # type: ignore[call-overload]
+        add(f"--{network}-hidden", "widths", nargs="+", type=int, default=list(defaults[key]))
     add("--seconds", "per part and path", type=float, default=3.0)
     add("--iterations", "timed, with graphs", type=int, default=20)
     add("--plain-iterations", "timed, without", type=int, default=2)

@@ -133,18 +133,13 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     return worst
 
 
-def compared(
-    name: str,
-    graph: Sequence[Tensor],
-    plain: Sequence[Tensor],
-    again: Sequence[Tensor],
-    captured: bool,
-    device: str,
-) -> Check:
+def compared(name: str, found: Sequence[Sequence[Tensor]], captured: bool, device: str) -> Check:
     """Equal within the tolerance and, on a GPU, by replaying a graph.
 
-    :param again: a second plain run; what it differs by from the first is the device's own doing.
+    :param found: by the graph, plainly, and plainly again: what the last two differ by is the
+        device's own doing.
     """
+    graph, plain, again = found
     worst, noise = difference(graph, plain), difference(again, plain)
     ok = worst <= TOLERANCE and (captured or not device.startswith("cuda"))
     what = "captured" if captured else "not captured"
@@ -178,7 +173,7 @@ def check_agent(
     step = trials[0].agent._step
     found = [parameters(trial.agent) for trial in trials]
     captured = step is not None and step.captured
-    return compared(f"agent update, {name}", *found, captured, device)
+    return compared(f"agent update, {name}", found, captured, device)
 
 
 def check_adversary(
@@ -202,7 +197,7 @@ def check_adversary(
         found.append([*trial.model.ensemble.state_dict().values(), *dual])
         captured |= adversary._step is not None and adversary._step.captured
     name = f"adversary update, {score}" + (", lambda by the constraint" if weight == "auto" else "")
-    return compared(name, *found, captured, device)
+    return compared(name, found, captured, device)
 
 
 def check_rollout(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
@@ -221,7 +216,7 @@ def check_rollout(c: Configuration, dataset: OfflineDataset, device: str) -> Che
             seen += [out.next_obs, out.reward, out.terminated]
         found.append(seen)
         captured |= world._transition.captured
-    return compared(f"{STEPS} rollout steps", *found, captured, device)
+    return compared(f"{STEPS} rollout steps", found, captured, device)
 
 
 @contextmanager
@@ -261,7 +256,7 @@ def check_fit(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
             )
         found.append(list(model.ensemble.state_dict().values()))
         captured |= bool(tries) and all(tries)
-    return compared("fit", *found, captured, device)
+    return compared("fit", found, captured, device)
 
 
 def check_clone(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
@@ -274,7 +269,7 @@ def check_clone(c: Configuration, dataset: OfflineDataset, device: str) -> Check
             trial.agent.clone(2, batch_size=c.batch)
         found.append(list(trial.agent.actor.state_dict().values()))
         captured |= bool(tries) and all(tries)
-    return compared("cloning", *found, captured, device)
+    return compared("cloning", found, captured, device)
 
 
 def check_combo(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
@@ -287,7 +282,7 @@ def check_combo(c: Configuration, dataset: OfflineDataset, device: str) -> Check
         trial.agent.train(UPDATES, c.batch)
     step = trials[0].agent._step
     found = [parameters(trial.agent) for trial in trials]
-    return compared("agent update, COMBO", *found, step is not None and step.captured, device)
+    return compared("agent update, COMBO", found, step is not None and step.captured, device)
 
 
 def check_warm_up(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
@@ -308,7 +303,7 @@ def check_warm_up(c: Configuration, dataset: OfflineDataset, device: str) -> Che
         steps.append(trial.agent._step)
     found = [parameters(trial.agent) for trial in trials]
     captured = all(step is not None and step.captured for step in steps[:3])
-    return compared("critic warm-up and a second learn", *found, captured, device)
+    return compared("critic warm-up and a second learn", found, captured, device)
 
 
 def check_resumed(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
@@ -326,7 +321,7 @@ def check_resumed(c: Configuration, dataset: OfflineDataset, device: str) -> Che
     agent.train(UPDATES, c.batch)
     captured = agent._step is not None and agent._step.captured
     found = (parameters(agent), undisturbed, undisturbed)
-    return compared("a training that goes on from a snapshot", *found, captured, device)
+    return compared("a training that goes on from a snapshot", found, captured, device)
 
 
 def waits(work: Callable[[], object], device: str) -> list[str]:

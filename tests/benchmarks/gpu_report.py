@@ -36,7 +36,7 @@ def ratio(one: float | None, other: float | None) -> str:
 def part_rows(graphs: list[Result], plain: list[Result]) -> list[Row]:
     """Rates of the parts."""
     others = {row["part"]: float(row["per_second"]) for row in plain}
-    rows = []
+    rows: list[Row] = []
     for row in graphs:
         name, rate, other = row["part"], float(row["per_second"]), others.get(row["part"])
         goal = goal_cells(rate, RATE_GOALS.get(name), least=True, unit="/s")
@@ -58,7 +58,7 @@ def iteration_rows(
     """Seconds of an iteration and its phases, and what a whole run would take."""
     one, other = float(graphs["seconds"]), None if plain is None else float(plain["seconds"])
     goal = goal_cells(one, ITERATION_GOAL if hopper else None, least=False)
-    rows = [("iteration, s", number(other), number(one), ratio(other, one), *goal)]
+    rows: list[Row] = [("iteration, s", number(other), number(one), ratio(other, one), *goal)]
     for phase, seconds in graphs["phases"].items():
         slow = None if plain is None else plain["phases"][phase]
         cells = (number(slow), number(seconds), ratio(slow, seconds))

@@ -91,8 +91,8 @@ class KernelCount(TorchDispatchMode):
     """Counts operations of the ``meta`` device that compute something."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count: int = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -115,7 +115,8 @@ def kernels(update: Callable[[], object]) -> int:
     update()
     with KernelCount() as counter, patch.object(ADAM, "step", counter.adam_step):
         update()
-    return counter.count
+    found: int = counter.count
+    return found
 
 
 def of_agent(dataset: OfflineDataset, *, autograd: bool, **settings: Any) -> int:

@@ -32,6 +32,7 @@ __all__ = [
     "EvaluationRow",
     "Evaluator",
     "evaluate",
+    "is_due",
     "read_evaluations",
     "render",
     "resolve_env",
@@ -165,6 +166,11 @@ def evaluate(
         return evaluator.evaluate(policy, deterministic=deterministic)
 
 
+def is_due(iteration: int, every: int, each_from: int | None) -> bool:
+    """Whether an iteration is evaluated, even if it is not the last one of its training."""
+    return iteration % every == 0 or (each_from is not None and iteration >= each_from)
+
+
 class EvaluationCallback(BaseCallback):
     """Evaluates every `every` iterations, from one on each, and after the last one.
 
@@ -202,16 +208,11 @@ class EvaluationCallback(BaseCallback):
         self.path = None if path is None else Path(path)
         #: one row per evaluation
         self.history: list[EvaluationRow] = [
-            row for row in history or () if self.is_due(row["iteration"])
+            row for row in history or () if is_due(row["iteration"], every, each_from)
         ]
         self._resumed = history is not None
         self._rollouts = 0
         self._last = 0
-
-    def is_due(self, iteration: int) -> bool:
-        """Whether this iteration is evaluated, even if it is not the last one."""
-        each = self.each_from is not None and iteration >= self.each_from
-        return each or iteration % self.every == 0
 
     def _on_training_start(self) -> None:
         self._last = self._iteration()
@@ -227,7 +228,7 @@ class EvaluationCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         iteration = self._iteration()
-        if self.is_due(iteration):
+        if is_due(iteration, self.every, self.each_from):
             self._evaluate(iteration)
 
     def _on_rollout_end(self) -> None:

@@ -36,7 +36,7 @@ ADAM = torch.optim.Adam
 #: Of a fused Adam step: one for its counters, one for all parameters.
 KERNELS_OF_ADAM = 2
 #: Operations that give memory and compute nothing.
-ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::detach")
+ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided")
 
 
 @contextmanager
@@ -92,15 +92,14 @@ class KernelCount(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count: int = 0
+        self.count = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **kwargs or {})
-        given = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        written = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        on_device = any(x.device.type == "meta" for x in [*given, *written])
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        on_device = any(x.device.type == "meta" for x in tensors)
         if on_device and not func.is_view and func.name().split(".")[0] not in ALLOCATIONS:
             self.count += 1
         return out
@@ -113,10 +112,10 @@ class KernelCount(TorchDispatchMode):
 def kernels(update: Callable[[], object]) -> int:
     """Of one call; the first one, which makes what lasts, is not counted."""
     update()
-    with KernelCount() as counter, patch.object(ADAM, "step", counter.adam_step):
+    counter = KernelCount()
+    with counter, patch.object(ADAM, "step", counter.adam_step):
         update()
-    found: int = counter.count
-    return found
+    return counter.count
 
 
 def of_agent(dataset: OfflineDataset, *, autograd: bool, **settings: Any) -> int:

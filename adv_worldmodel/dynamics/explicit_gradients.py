@@ -136,8 +136,10 @@ class ExplicitModelGradient:
         misfit = (squares + logvar).sum(-1)  # -2 log N(y), less a constant
         log_p, constant = -0.5 * misfit[:, :k], 0.5 * n_targets * LOG_2PI
         if self.mixture:
-            share = torch.softmax(log_p, dim=0) * outcome.weight
-            log_p = torch.logsumexp(log_p, dim=0) - (math.log(len(log_p)) + constant)
+            log_share = torch.log_softmax(log_p, dim=0)
+            share = log_share.exp() * outcome.weight
+            # what the greatest lost is the logarithm of the sum (`logsumexp` is nine kernels)
+            log_p = log_p.amax(0) - log_share.amax(0) - (math.log(len(log_p)) + constant)
         else:  # a place without a row pulls at nothing
             share = log_p.new_zeros(log_p.numel())
             share = share.index_copy_(0, members.place, outcome.weight).view_as(log_p)

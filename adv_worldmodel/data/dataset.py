@@ -260,10 +260,9 @@ class OfflineDataset:
         Rows after the last end are no episode, unless there is no other.
         """
         ended = self.terminations | self.truncations
-        if self.goal_terminals:
-            terminal = np.flatnonzero(self.terminations[:-1])
-            goes_on = np.all(self.next_observations[terminal] == self.observations[terminal + 1], 1)
-            ended[terminal[goes_on]] = self.truncations[terminal[goes_on]]
+        if self.goal_terminals:  # of the terminations those after which the rows do not go on
+            stops = infer_truncations(self.observations, self.next_observations, ~self.terminations)
+            ended = self.truncations | stops
         ends = np.flatnonzero(ended)
         return ends if ends.size else np.array([len(self) - 1], dtype=np.intp)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from functools import lru_cache
 from typing import Any
 
 import gymnasium as gym
@@ -95,12 +94,22 @@ def spaces_for(
     return unbounded, action_box_of(actions, where), True
 
 
-@lru_cache(maxsize=64)
-def _built(env_id: str) -> tuple[Space[Any], Space[Any], int | None]:
-    """Observation space, action space and time limit."""
+Built = tuple[Space[Any], Space[Any], int | None]
+#: What `_built` has found, and how the id was registered then.
+_BUILT: dict[str, tuple[object, Built]] = {}
+
+
+def _built(env_id: str) -> Built:
+    """Observation space, action space and time limit, of the id as it is registered now."""
+    name = env_id.rpartition(":")[2]
+    known = _BUILT.get(env_id)
+    if known is not None and known[0] is gym.registry.get(name):
+        return known[1]
     env = make_quietly(env_id)
     try:
         limit = None if env.spec is None else env.spec.max_episode_steps
-        return env.observation_space, env.action_space, limit
+        found = env.observation_space, env.action_space, limit
     finally:
         env.close()
+    _BUILT[env_id] = gym.registry.get(name), found
+    return found

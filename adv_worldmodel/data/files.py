@@ -112,6 +112,16 @@ def _read_hdf5(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
     return arrays, stated if isinstance(stated, str) and stated else None
 
 
+def _env_id_of(stated: NDArray[Any], path: Path) -> str:
+    """Text or bytes, alone or as the one entry of an array."""
+    value = stated.item() if stated.size == 1 else None
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if not isinstance(value, str):
+        raise ValueError(f"{path}: 'env_id' is {stated!r:.80}; expected one environment id.")
+    return value
+
+
 def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
     with _reading(path):
         if not zipfile.is_zipfile(
@@ -120,7 +130,7 @@ def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
             raise ValueError("no zip archive")
     with _reading(path), np.load(path, allow_pickle=False) as file:
         present = list(file.files)
-        stated = str(file["env_id"]) if "env_id" in present else None
+        stated = _env_id_of(file["env_id"], path) if "env_id" in present else None
     keys = chain.from_iterable(wanted_keys(present, str(path)).values())
     with _reading(path), np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in keys}

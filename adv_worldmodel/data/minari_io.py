@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +22,7 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from adv_worldmodel.data import validation
-from adv_worldmodel.data.dataset import OfflineDataset
+from adv_worldmodel.data.dataset import OfflineDataset, infer_truncations
 from adv_worldmodel.data.environments import buildable, check_fit
 from adv_worldmodel.data.links import stored_elsewhere
 
@@ -80,7 +81,8 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
     """All episodes of a `MinariDataset` (of those it is filtered to).
 
     An episode of T steps has T + 1 observations, so every transition has its true successor. An
-    episode with neither flag at its end counts as truncated.
+    episode with neither flag at its end counts as truncated; where terminations stand inside an
+    episode they are goals that end none (`goal_terminals`).
 
     :param dataset: with flat Box observations and actions.
     :param env_id: environment to evaluate in; None: the one the data set names.
@@ -91,6 +93,7 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
     action_space = validation.flat_box(dataset.action_space, "action", where)
     _refuse_links(dataset, where)
     parts: list[tuple[Any, ...]] = []
+    goals = False
     for episode in _episodes(dataset, where):
         label = f"{where}: episode {episode.id}"
         observations = validation.numeric(episode.observations, "observations", label)
@@ -104,6 +107,7 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
         truncations = np.array(episode.truncations)
         if len(truncations) and len(terminations):
             truncations[-1] |= not terminations[-1]
+        goals |= bool(terminations[:-1].any())
         states, successors = observations[:-1], observations[1:]
         parts.append((states, actions, episode.rewards, successors, terminations, truncations))
     if not parts:
@@ -124,6 +128,7 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
         action_space=action_space,
         name=where,
         env_id=env_id,
+        goal_terminals=goals,
     )
 
 
@@ -132,8 +137,10 @@ def to_minari(
 ) -> MinariDataset:
     """Writes `dataset` as the Minari set `dataset_id` into `minari_folder()`.
 
-    Where a successor is not the next row's observation an episode is closed as truncated, since
-    Minari stores each observation once. Rewards are written as they are (with `reward_offset`).
+    Where a successor is not the next row's observation (but for rounding) an episode is closed as
+    truncated, since Minari stores each observation once. Rewards are written as they are (with
+    `reward_offset`). An environment that was registered with a class or function in place of its
+    name is not named in the set, of which a warning tells.
 
     :raises ValueError: no Minari id, or a set of that id exists.
     """
@@ -148,11 +155,10 @@ def to_minari(
     import minari
     from minari.data_collector import EpisodeBuffer  # type: ignore[import-untyped]
 
-    truncations = dataset.truncations.copy()
-    gaps = np.any(dataset.next_observations[:-1] != dataset.observations[1:], axis=1)
-    truncations[:-1] |= gaps & ~dataset.terminations[:-1]
-    truncations[-1] |= not dataset.terminations[-1]
-    ends = np.flatnonzero(dataset.terminations | truncations) + 1
+    truncations = dataset.truncations | infer_truncations(
+        dataset.observations, dataset.next_observations, dataset.terminations
+    )
+    ends = np.union1d(dataset.episode_ends(), np.flatnonzero(truncations)) + 1
     buffers = []
     for index, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         rows = slice(int(start), int(end))
@@ -167,20 +173,41 @@ def to_minari(
                 truncations=truncations[rows],
             )
         )
-    env_id = dataset.env_id if dataset.env_id and buildable(dataset.env_id) else None
+    environment = _named(dataset.env_id, dataset_id)
     with warnings.catch_warnings():
         # Minari warns once for each of author, algorithm, link and description that is not given.
         warnings.simplefilter("ignore")
-        return minari.create_dataset_from_buffers(
-            dataset_id,
-            buffers,
-            # "module:ID": buildable() has imported the module, Minari knows the plain id
-            env=env_id and env_id.rpartition(":")[2],
-            observation_space=dataset.observation_space,
-            action_space=dataset.action_space,
-            description=description or f"Converted from {dataset.name}.",
-            data_format="hdf5",
+        try:
+            return minari.create_dataset_from_buffers(
+                dataset_id,
+                buffers,
+                env=environment,
+                observation_space=dataset.observation_space,
+                action_space=dataset.action_space,
+                description=description or f"Converted from {dataset.name}.",
+                data_format="hdf5",
+            )
+        except BaseException:  # half a set would block its id
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _named(env_id: str | None, dataset_id: str) -> str | None:
+    """The environment as Minari can write it into the set; None where there is none."""
+    if env_id is None or not buildable(env_id):
+        return None
+    plain = env_id.rpartition(":")[2]  # buildable() has imported the module, Minari knows this
+    try:
+        gym.spec(plain).to_json()
+    except (TypeError, ValueError) as error:
+        warnings.warn(
+            f"minari:{dataset_id} will not name its environment: {plain} is registered with what "
+            f"no file can hold ({_first_line(error)}). Register it with entry_point='module:Class',"
+            " or name it where the set is used (env_id=, --env).",
+            stacklevel=3,
         )
+        return None
+    return plain
 
 
 def _check_metadata(path: Path) -> None:

@@ -35,13 +35,15 @@ def from_replay_buffer(
 
     A done row counts as truncated if the buffer recorded it as a time-out, else as terminated. With
     `optimize_memory_usage` the successor of a done row is overwritten by the next episode's first
-    observation: such rows are dropped and the row before them ends the episode as truncated. A row
-    that the newest one overwrites in a full buffer is dropped too.
+    observation: such rows are dropped and the row before them ends the episode as truncated, so
+    that no termination is left, of which a warning tells. A row that the newest one overwrites in a
+    full buffer is dropped too.
 
     :param buffer: with flat Box observations and actions; n_envs >= 1.
     :param actions: SB3's off-policy algorithms store actions scaled to [-1, 1] ("scaled"), who
         fills a buffer by hand mostly stores the environment's own ("raw"). "auto" takes the one
-        that the data fit, and if both fit "scaled", of which a warning tells.
+        that the data fit. If both fit a warning tells; taken is "raw" where the action space lies
+        within [-1, 1], which scaled actions would have left, and else "scaled".
     :param name: how messages and results call the data.
     :param env_id: environment to evaluate in.
     :raises ValueError: an empty buffer, other spaces, or as `OfflineDataset`.
@@ -78,7 +80,7 @@ def from_replay_buffer(
     validation.warn_of_rounding(stored, following, name)
     dones = validation.flag_vector(column(buffer.dones), "dones", name)
     timeouts = validation.flag_vector(column(buffer.timeouts), "timeouts", name)
-    if not buffer.handle_timeout_termination and dones.any():
+    if not shared and not buffer.handle_timeout_termination and dones.any():
         warnings.warn(
             f"{name}: handle_timeout_termination=False, so every done counts as a termination. If "
             "episodes were cut by a time limit, fill a buffer with it.",
@@ -96,6 +98,14 @@ def from_replay_buffer(
         truncations |= before_dropped & ~terminations
         if not kept.any():
             raise ValueError(f"{name}: every row ends its episode, so no successor is known.")
+        lost = int((terminations & ~kept).sum())
+        if lost and not terminations[kept].any():
+            warnings.warn(
+                f"{name}: recorded with optimize_memory_usage=True, which keeps no last state of "
+                f"an episode: {lost} rows that terminated are left out, no termination is left, "
+                "and values go on where the task ended. Record with optimize_memory_usage=False.",
+                stacklevel=2,
+            )
     else:
         truncations |= infer_truncations(observations, next_observations, terminations)
     action_rows = validation.float_matrix(column(buffer.actions), "actions", name)
@@ -113,8 +123,8 @@ def from_replay_buffer(
     )
 
 
-#: Stored actions that come so near to 1 and never pass it are taken as scaled without a word: an
-#: SB3 agent's first, uniform ones do.
+#: Stored actions that come so near to 1 and never pass it are taken as scaled without a word, where
+#: raw ones would pass it: an SB3 agent's first, uniform ones come so near.
 LIKELY_SCALED = 0.95
 
 
@@ -131,16 +141,18 @@ def _raw_actions(
         fits_scaled = bool((np.abs(actions) <= 1.0 + slack).all())
         unit = bool(((space.low == -1.0) & (space.high == 1.0)).all())  # both are the same
         reaches = float(np.abs(actions).max()) >= LIKELY_SCALED
-        if fits_raw and fits_scaled and not unit and not reaches:
+        narrower = (space.low > -1.0) | (space.high < 1.0)
+        inside = bool(((space.low >= -1.0) & (space.high <= 1.0)).all())
+        # Neither fitting is reported as raw.
+        stored = "scaled" if fits_scaled and not unit and not (fits_raw and inside) else "raw"
+        if fits_raw and fits_scaled and not unit and (narrower.any() or not reaches):
             warnings.warn(
                 f"{name}: the actions fit the action space's bounds as well as [-1, 1], to which "
-                "SB3's agents scale what they store; taken as scaled. Say which they are: "
+                f"SB3's agents scale what they store; taken as {stored}. Say which they are: "
                 "from_replay_buffer(..., actions='scaled'), or actions='raw' if they are the "
                 "environment's own.",
                 stacklevel=3,
             )
-        # Neither fitting is reported as raw.
-        stored = "scaled" if fits_scaled and not unit else "raw"
     if stored == "raw":
         return actions
     middle = (space.high + space.low) / 2.0

@@ -270,7 +270,8 @@ class WorldModel(nn.Module):
         :param termination: the user's function, needed again if the model was made with one.
         :param reward_function: likewise for a known reward.
         :raises FileNotFoundError: a file is missing.
-        :raises ValueError: a file is damaged, from a newer version, or needs a function.
+        :raises ValueError: a file is damaged, from a newer version, needs a function, or needs
+            none of those given.
         """
         folder = Path(folder)
         description, tensors = FORMAT.read(folder)
@@ -279,6 +280,16 @@ class WorldModel(nn.Module):
             raise ValueError(
                 f"{folder} was fitted with a known reward function: pass reward_function="
             )
+        own_rule = description["termination"].get("kind") != "function"
+        for name, idle in (
+            ("termination", termination is not None and own_rule),
+            ("reward_function", reward_function is not None and not known_reward),
+        ):
+            if idle:
+                raise ValueError(
+                    f"{name} would change nothing: the world model in {folder} has its own; set it "
+                    "where the model is fitted"
+                )
         obs_dim, action_dim = description["observation_dim"], description["action_dim"]
         with _fitting(folder):
             spaces = _box(tensors, "obs", obs_dim), _box(tensors, "action", action_dim)

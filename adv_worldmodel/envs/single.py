@@ -20,7 +20,8 @@ class AdvWorldModelEnv(gym.Env[Array, Array]):
     """What ``gym.make("AdvWorldModel-v0", dataset=...)`` returns (inside Gymnasium's wrappers).
 
     Takes the arguments of :class:`AdvWorldModelVectorEnv`, whose single row it shows. Its episodes
-    end after ``horizon`` steps: ``max_episode_steps`` of ``gym.make`` can only shorten them.
+    end after ``horizon`` steps: ``max_episode_steps`` of ``gym.make``, which Gymnasium keeps for
+    its own wrapper, can only shorten them.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
@@ -60,7 +61,11 @@ class AdvWorldModelEnv(gym.Env[Array, Array]):
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Sample (s', r) from the model; truncated after ``horizon`` steps."""
-        batch = self._envs.action_tensor(np.asarray(action)[None])
+        action = np.asarray(action)
+        if action.shape != self.action_space.shape:
+            expected = self.action_space.shape
+            raise ValueError(f"the action has shape {action.shape}, expected {expected}")
+        batch = self._envs.action_tensor(action[None])
         out = self._envs.advance(batch)
         done = out.terminated | out.truncated
         self._envs.restart(done)

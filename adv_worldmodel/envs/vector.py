@@ -47,7 +47,8 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     :param world_model: a fitted model or the folder of a saved one. By default one is fitted to
         the data, with a progress bar, and kept in a cache.
     :param horizon: k, steps after which an episode is truncated.
-    :param max_episode_steps: what :func:`gymnasium.make_vec` calls the horizon.
+    :param max_episode_steps: what :func:`gymnasium.make_vec` calls the horizon (here alone: with
+        ``vectorization_mode="sync"`` give ``horizon``).
     :param fit: settings of the fit made where ``world_model`` is not given.
     :param termination: rule of the model that is fitted here (:func:`make_termination`), or the
         function that a saved one needs again; a :class:`WorldModel` has its own.
@@ -105,7 +106,9 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         device = resolve_device(device)
         functions = {"termination": termination, "reward_function": reward_function}
         if world_model is None:
-            settings = fit or FitSettings()
+            settings = FitSettings() if fit is None else fit
+            if not isinstance(settings, FitSettings):
+                raise TypeError(f"fit is {type(fit).__name__}: expected FitSettings(...)")
             world_model = cached_world_model(
                 self.dataset,
                 settings,

@@ -6,6 +6,7 @@ early), medium-replay (the replay buffer of that training), medium-expert (rows 
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -84,9 +85,12 @@ def load_policy(path: str | Path) -> BasePolicy:
         settings = dict(data["policy_kwargs"])
         if data.get("use_sde"):  # on-policy algorithms keep it beside the other settings
             settings["use_sde"] = True
-        policy: BasePolicy = data["policy_class"](
-            data["observation_space"], data["action_space"], lambda _: 0.0, **settings
-        )
+        kind = data["policy_class"]
+        parameters = inspect.signature(kind).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if takes_any or "lr_schedule" in parameters:  # ARS has none
+            settings["lr_schedule"] = lambda _: 0.0
+        policy: BasePolicy = kind(data["observation_space"], data["action_space"], **settings)
         policy.load_state_dict(params["policy"])
     except Exception as error:  # unpickling what is no agent raises whatever it likes
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -109,7 +113,8 @@ def collect(
 ) -> OfflineDataset:
     """Exactly `rows` transitions of the policies, one policy after the other, in equal shares.
 
-    Each policy begins a new episode; its last one counts as truncated where it is unfinished.
+    Each policy begins a new episode; its last one counts as truncated where it is unfinished. A
+    policy with state-dependent exploration (gSDE) draws it anew for each episode.
     The first episode starts from `reset(seed=seed)`, and equal arguments give equal rows.
 
     :param env_id: Gymnasium id or `module:ID`.
@@ -130,7 +135,10 @@ def collect(
     with make_box_env(env_id) as env, _apart(seed), bar:
         observation_space, space = cast(Box, env.observation_space), cast(Box, env.action_space)
         scale = noise * (space.high - space.low) / 2.0
-        observations = np.empty((rows, *observation_space.shape), np.float32)
+        # as they come: the data set makes them float32, and warns where that is too coarse
+        observations: NDArray[Any] = np.empty(
+            (rows, *observation_space.shape), observation_space.dtype
+        )
         next_observations = np.empty_like(observations)
         actions = np.empty((rows, *space.shape), np.float32)
         rewards = np.empty(rows, np.float32)
@@ -144,6 +152,7 @@ def collect(
                 if over:
                     observation, memory = env.reset(seed=start)[0], None
                     start = None
+                    _explore_anew(policy)
                 if policy is None:
                     action = rng.uniform(space.low, space.high)
                 else:
@@ -172,6 +181,13 @@ def collect(
         name=name,
         env_id=full_id(env_id),
     )
+
+
+def _explore_anew(policy: PolicyPredictor | None) -> None:
+    """Draw the exploration matrix of a policy with gSDE, which otherwise keeps its first one."""
+    for part in (policy, getattr(policy, "actor", None)):  # on-policy algorithms, SAC and its kin
+        if getattr(part, "use_sde", False) and hasattr(part, "reset_noise"):
+            cast(Any, part).reset_noise()
 
 
 @contextmanager

@@ -5,12 +5,22 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.spaces import Box
 
 from adv_worldmodel.data import OfflineDataset, load_dataset
 from tests.adv_worldmodel.data.two_episodes import arrays
+
+
+class Torque(PendulumEnv):
+    """The pendulum with other bounds of its actions."""
+
+    def __init__(self, torque: float) -> None:
+        super().__init__()
+        self.action_space = Box(-torque, torque, (1,), np.float32)
 
 
 def test_bounds_are_the_unit_box_or_else_the_range_of_the_data() -> None:
@@ -77,6 +87,19 @@ def test_bounds_are_those_of_an_environment_that_can_be_built() -> None:
         assert both.observation_space == wide
     with pytest.raises(ValueError, match="'observations' has 1 dimensions per row, but Pendulum"):
         OfflineDataset.from_arrays(**arrays(), env_id="Pendulum-v1")
+
+
+def test_an_id_that_is_registered_anew_gives_its_new_bounds() -> None:
+    states = {key: np.zeros((3, 3)) for key in ("observations", "next_observations")}
+    try:
+        for torque in (2.0, 3.0):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # gymnasium's, of the second one
+                gym.register("Again-v0", lambda torque=torque: Torque(torque))
+            dataset = OfflineDataset.from_arrays(**arrays(**states), env_id="Again-v0")
+            assert dataset.action_space.high == torque
+    finally:
+        del gym.registry["Again-v0"]
 
 
 @pytest.mark.filterwarnings("ignore:mine. no action bounds are known")

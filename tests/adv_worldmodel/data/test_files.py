@@ -180,6 +180,17 @@ def test_the_environment_that_a_file_names_gives_the_bounds(tmp_path: Path) -> N
         load_dataset(write(tmp_path / "wrong.npz", env_id="Pendulum-v1"))
 
 
+@pytest.mark.parametrize("stated", [b"Pendulum-v1", ["Pendulum-v1"], np.array([[b"Pendulum-v1"]])])
+def test_an_npz_may_name_its_environment_in_any_form(tmp_path: Path, stated: Any) -> None:
+    zeros = np.zeros((8, 3), np.float32)
+    states = {"observations": zeros, "next_observations": zeros}
+    np.savez(tmp_path / "set.npz", **(COLUMNS | states), env_id=stated)
+    assert load_dataset(tmp_path / "set.npz").env_id == "Pendulum-v1"
+    np.savez(tmp_path / "set.npz", **(COLUMNS | states), env_id=["Pendulum-v1", "Hopper-v5"])
+    with pytest.raises(ValueError, match=r"set.npz: 'env_id' is array.* expected one environment"):
+        load_dataset(tmp_path / "set.npz")
+
+
 @pytest.mark.parametrize("name", ["set.hdf5", "set.npz"])
 def test_a_file_states_the_bounds_of_its_actions(tmp_path: Path, name: str) -> None:
     bounds = {"action_low": np.array([-1.5]), "action_high": np.array([3.0])}

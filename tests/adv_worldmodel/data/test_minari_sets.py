@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import gymnasium as gym
 import minari  # type: ignore[import-untyped]
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.spaces import Box, Dict, Discrete, Space
 from minari.data_collector import EpisodeBuffer  # type: ignore[import-untyped]
+from minari.dataset.minari_storage import MinariStorage  # type: ignore[import-untyped]
 
 from adv_worldmodel.data import OfflineDataset, from_minari, load_dataset, to_minari
 from adv_worldmodel.data.minari_io import _usable, local_ids
@@ -96,6 +99,64 @@ def test_gaps_become_time_outs() -> None:
     back = load_dataset("mine/gap-v0")
     np.testing.assert_array_equal(back.truncations, [False, True, True])
     np.testing.assert_array_equal(back.next_observations, dataset.next_observations)
+
+
+def test_rounding_makes_no_gap() -> None:
+    """Successors one unit of rounding off the next row, as a recorder may write them."""
+    pendulum = load_dataset("pendulum-random")
+    near = np.nextafter(pendulum.next_observations, np.float32(9))
+    to_minari(replace(pendulum, next_observations=near), "mine/near-v0")
+    back = load_dataset("mine/near-v0")
+    np.testing.assert_array_equal(back.truncations, pendulum.truncations)
+    assert back.behaviour_return == pytest.approx(pendulum.behaviour_return)
+
+
+def test_goals_that_end_no_episode_come_back_as_such() -> None:
+    """0 -> 1 -> 2 -> 3 with the goal at 2 and 3, then 5 -> 6."""
+    dataset = line(
+        observations=[[0.0], [1.0], [2.0], [5.0]],
+        next_observations=[[1.0], [2.0], [3.0], [6.0]],
+        actions=[[0.0]] * 4,
+        rewards=[0.0, 1.0, 1.0, 0.0],
+        terminations=[False, True, True, False],
+        truncations=[False, False, False, True],
+        goal_terminals=True,
+    )
+    to_minari(dataset, "mine/goals-v0")
+    back = load_dataset("mine/goals-v0")
+    assert back.goal_terminals
+    assert not load_dataset(to_minari(line(), "mine/line-v0")).goal_terminals
+    for data in (dataset, back):
+        np.testing.assert_array_equal(data.episode_lengths(), [3, 1])
+        np.testing.assert_array_equal(data.episode_returns(), [2.0, 0.0])
+
+
+def test_an_environment_that_no_file_can_name_is_left_out() -> None:
+    class Own(PendulumEnv):
+        pass
+
+    gym.register("Own-v0", Own)  # the class, where a file needs its name
+    try:
+        data = load_dataset("pendulum-random", env_id="Own-v0")
+        with pytest.warns(UserWarning, match="will not name its environment: Own-v0"):
+            to_minari(data, "mine/own-v0")
+        back = load_dataset("mine/own-v0")
+        assert back.env_id is None
+        assert load_dataset("mine/own-v0", env_id="Own-v0").content_hash == data.content_hash
+    finally:
+        del gym.registry["Own-v0"]
+
+
+def test_a_set_that_fails_half_way_leaves_its_id_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MinariStorage, "update_metadata", full)
+        with pytest.raises(OSError, match="no space"):
+            to_minari(line(), "mine/line-v0")
+    assert local_ids() == []
+    to_minari(line(), "mine/line-v0")
 
 
 def test_an_existing_or_malformed_id_is_not_written() -> None:

@@ -66,7 +66,10 @@ def test_a_full_ring_starts_at_its_oldest_row(n_envs: int) -> None:
 @pytest.mark.parametrize("n_envs", [1, 2])
 def test_shared_observations_never_pair_two_episodes(n_envs: int) -> None:
     buffer = filled(7, n_envs=n_envs, optimize_memory_usage=True, handle_timeout_termination=False)
-    dataset = load_dataset(buffer)
+    lost = f": {2 * n_envs} rows that terminated are left out, no termination is left"
+    with pytest.warns(UserWarning, match=lost) as caught:
+        dataset = load_dataset(buffer)
+    assert len(caught) == 1
     # steps 2 and 5 are done: their successors were overwritten by the next episode's first state
     np.testing.assert_array_equal(dataset.rewards, [0, 1, 3, 4, 6] * n_envs)
     np.testing.assert_array_equal(dataset.next_observations, dataset.observations + 1)
@@ -129,21 +132,27 @@ def test_raw_or_scaled_is_what_the_data_fit(
 
 
 @pytest.mark.parametrize(
-    ("bounds", "stored", "scaled_back"),
-    [((-2.0, 2.0), [0.5, -0.9], [1.0, -1.8]), ((0.0, 0.5), [0.4, 0.2], [0.35, 0.3])],
+    ("bounds", "stored", "scaled_back", "taken"),
+    [
+        ((-2.0, 2.0), [0.5, -0.9], [1.0, -1.8], "scaled"),
+        ((-0.5, 2.0), [0.5, 0.99], [1.375, 1.9875], "scaled"),  # raw ones could, if rarely
+        ((0.0, 0.5), [0.4, 0.2], [0.35, 0.3], "raw"),  # scaled ones would leave [0, 0.5]
+        ((0.0, 1.0), [0.0, 0.99], [0.5, 0.995], "raw"),
+    ],
 )
-def test_actions_that_fit_both_are_taken_as_sb3_s_agents_store_them_with_a_warning(
-    bounds: tuple[float, float], stored: list[float], scaled_back: list[float]
+def test_actions_that_fit_both_are_read_with_a_warning(
+    bounds: tuple[float, float], stored: list[float], scaled_back: list[float], taken: str
 ) -> None:
     buffer = hand_filled(bounds, stored)
     with pytest.warns(UserWarning, match=r"from_replay_buffer\(..., actions='scaled'\)") as caught:
         dataset = load_dataset(buffer)
     assert "\n" not in str(caught[0].message)
-    np.testing.assert_allclose(dataset.actions[:, 0], scaled_back, rtol=1e-6)
+    readings = {"scaled": scaled_back, "raw": stored}
+    np.testing.assert_allclose(dataset.actions[:, 0], readings[taken], rtol=1e-6)
     with warnings.catch_warnings():  # who says it, means it
         warnings.simplefilter("error")
-        for reading, expected in (("scaled", scaled_back), ("raw", stored)):
-            said = from_replay_buffer(buffer, actions=reading)
+        for reading, expected in readings.items():
+            said = from_replay_buffer(buffer, actions=reading)  # type: ignore[arg-type]
             np.testing.assert_allclose(said.actions[:, 0], expected, rtol=1e-6)
 
 

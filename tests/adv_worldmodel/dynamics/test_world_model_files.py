@@ -93,6 +93,10 @@ def test_functions_must_be_handed_in_again(tmp_path: Path) -> None:
         WorldModel.load(tmp_path, device="cpu", reward_function=reward)
     loaded = WorldModel.load(tmp_path, device="cpu", termination=rule, reward_function=reward)
     assert same_steps(model, loaded)
+    random_model().save(tmp_path / "own")  # has its own
+    for name, function in (("termination", rule), ("reward_function", reward)):
+        with pytest.raises(ValueError, match=f"{name} would change nothing: the world model in"):
+            WorldModel.load(tmp_path / "own", **{name: function})  # type: ignore[arg-type]
 
 
 # --- what is refused ----------------------------------------------------------------------------

@@ -184,8 +184,10 @@ def test_stepping_from_a_state_of_choice(
 def test_wrong_actions_are_explained(pendulum: OfflineDataset, pendulum_model: WorldModel) -> None:
     env = make(pendulum, pendulum_model).unwrapped
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"shape \(1, 3\), expected \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"shape \(3,\), expected \(1,\)"):
         env.step(np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match=r"shape \(\), expected \(1,\)"):
+        env.step(0.5)
     with pytest.raises(ValueError, match="not finite"):
         env.step(np.array([np.inf], np.float32))
 

@@ -41,6 +41,11 @@ def test_wrong_settings_are_explained(
         envs_on(line, line_model(), **wrong)
 
 
+def test_a_dictionary_is_no_fit_settings(pendulum: OfflineDataset) -> None:
+    with pytest.raises(TypeError, match=r"fit is dict: expected FitSettings\(...\)"):
+        AdvWorldModelVectorEnv(pendulum, fit={"max_steps": 3})  # type: ignore[arg-type]
+
+
 def test_another_data_set_s_model_is_refused(pendulum: OfflineDataset, line_model: Build) -> None:
     with pytest.raises(ValueError, match=r"observations of length 1, pendulum-1000 has length 3"):
         envs_on(pendulum, line_model())

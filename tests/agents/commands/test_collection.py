@@ -9,8 +9,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
+from sb3_contrib import ARS
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.policies import BasePolicy
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO
@@ -41,6 +44,35 @@ class Constant:
     ) -> tuple[NDArray[np.float32], None]:
         self.asked.add(deterministic)
         return self.action, None
+
+
+class StartsAlike:
+    """A policy that sees the same state always."""
+
+    def __init__(self, policy: BasePolicy) -> None:
+        self.policy, self.use_sde = policy, True
+
+    def reset_noise(self) -> None:
+        self.policy.reset_noise()  # type: ignore[operator]
+
+    def predict(self, observation: Any, state: Any, deterministic: bool) -> tuple[Any, Any]:
+        return self.policy.predict(np.ones(3, np.float32), state, deterministic=deterministic)
+
+
+class Far(gym.Env[Any, Any]):
+    """Positions near 100,000 that change by 1e-4."""
+
+    observation_space = Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state = np.array([1e5])
+        return self.state.copy(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.state += 1e-4 * action
+        return self.state.copy(), 0.0, False, False, {}
 
 
 def assert_happened(dataset: OfflineDataset, env: gym.Env[Any, Any]) -> None:
@@ -120,6 +152,30 @@ def test_equal_seeds_give_equal_data_whatever_torch_drew_before() -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@pytest.mark.parametrize("kind", [SAC, PPO])
+def test_state_dependent_exploration_is_drawn_by_the_seed_and_for_each_episode(
+    kind: type[SAC | PPO],
+) -> None:
+    """What explores is a function of the state, of which an episode keeps one."""
+    agents = [kind("MlpPolicy", gym.make("Pendulum-v1"), use_sde=True, **small()) for _ in "ab"]
+    agents[1].policy.load_state_dict(agents[0].policy.state_dict())
+    agents[1].predict(np.zeros(3, np.float32))
+    seeds = (1, 1, 2)
+    data = [collect("Pendulum-v1", [agents[i % 2]], 30, seed=s) for i, s in enumerate(seeds)]
+    assert data[0].content_hash == data[1].content_hash != data[2].content_hash
+    actions = collect("Pendulum-v1", [StartsAlike(agents[0].policy)], 600, seed=1).actions
+    assert len(set(actions[:, 0].tolist())) == 3  # of 3 episodes, each in one state
+
+
+def test_observations_that_float32_is_too_coarse_for_are_warned_of() -> None:
+    gym.register("Far-v0", "tests.agents.commands.test_collection:Far", max_episode_steps=50)
+    try:
+        with pytest.warns(UserWarning, match="float32"):
+            collect("Far-v0", [None], 100)
+    finally:
+        del gym.registry["Far-v0"]
+
+
 def test_a_replay_is_all_that_sac_saw() -> None:
     # 100 random steps, then 20 of the policy with an update each.
     model = train_sac(DOUBLE, 120)
@@ -135,16 +191,21 @@ def test_a_replay_is_all_that_sac_saw() -> None:
         assert torch.equal(weights[key], value), key
 
 
-@pytest.mark.parametrize("name", ["SAC", "PPO", "PPO with gSDE", "RAMBO"])
+@pytest.mark.parametrize("name", ["SAC", "PPO", "PPO with gSDE", "ARS", "RAMBO"])
 def test_a_loaded_policy_acts_as_the_saved_one(
     name: str, tmp_path: Path, pendulum: OfflineDataset, pendulum_model: WorldModel
 ) -> None:
-    agent: SAC | PPO
+    agent: SAC | PPO | ARS
     if name == "RAMBO":
         world = make_sb3_env(pendulum, 4, 2, world_model=pendulum_model, device="cpu")
         agent = RAMBO("MlpPolicy", world, **small())
     elif name == "SAC":
         agent = SAC("MlpPolicy", gym.make("Pendulum-v1"), **small())
+    elif name == "ARS":
+        agent = ARS("MlpPolicy", gym.make("Pendulum-v1"), **small())
+        agent.policy.load_state_dict(  # its weights start at zero
+            {key: torch.randn_like(value) for key, value in agent.policy.state_dict().items()}
+        )
     else:
         agent = PPO("MlpPolicy", gym.make("Pendulum-v1"), use_sde="gSDE" in name, **small())
     agent.save(tmp_path / "agent.zip")

@@ -7,6 +7,7 @@ more than the model gives, they are wrong, whatever the world is like.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from adv_worldmodel import OfflineDataset, WorldModel
+from adv_worldmodel.data.environments import buildable, time_limit
 from adv_worldmodel.seeding import make_generator
 from agents.rambo import RAMBO
 from agents.updates import sample_action
@@ -32,7 +34,7 @@ class ModelCheck:
     discounted: NDArray[np.float64]
     lengths: NDArray[np.int64]  #: steps
     values: NDArray[np.float64]  #: min_j Q_j(s, mean action) at the starts
-    max_steps: int  #: after which an episode is cut: the data's longest
+    max_steps: int  #: after which an episode is cut
 
 
 @torch.no_grad()
@@ -51,7 +53,9 @@ def check_in_model(
     :param agent: its policy acts, by its mean action.
     :param model: the fit, or what the adversary has made of it; with its noise, its members drawn
         anew each step.
-    :param dataset: gives the starts and the longest episode.
+    :param dataset: gives the starts, and by its longest episode the steps after which one is cut.
+        Where rows are not in order these are the environment's time limit or, where that is not
+        known, as many steps as leave 5 % of the discount.
     :param gamma: discount of what is compared with the critics; default the agent's.
     :param alpha: entropy coefficient of the soft values that the critics learnt; 0: plain ones. By
         default what the agent's is at present, 0 without ``entropy_in_target``. The policy's
@@ -76,7 +80,7 @@ def check_in_model(
     if len(set(sizes.values())) > 1:
         raise ValueError(f"observations and actions differ in their shapes: {sizes}")
     starts = dataset.episode_starts()
-    max_steps = int(dataset.episode_lengths().max())
+    max_steps = _longest(dataset, gamma)
     generator = make_generator(seed, "model check", model.device)
     rows = torch.randint(len(starts), (episodes,), generator=generator, device=model.device)
     obs = torch.as_tensor(dataset.observations[starts], device=model.device)[rows]
@@ -115,3 +119,12 @@ def check_in_model(
         values=values.double().cpu().numpy(),
         max_steps=max_steps,
     )
+
+
+def _longest(dataset: OfflineDataset, gamma: float) -> int:
+    if dataset.in_order:
+        return int(dataset.episode_lengths().max())
+    limit = None
+    if dataset.env_id is not None and buildable(dataset.env_id):
+        limit = time_limit(dataset.env_id)
+    return limit or math.ceil(3.0 / max(1.0 - gamma, 1e-3))

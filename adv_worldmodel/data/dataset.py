@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -286,11 +287,23 @@ class OfflineDataset:
         return returns
 
     @property
+    def in_order(self) -> bool:
+        """Whether rows follow one another in time; not in a log that was shuffled.
+
+        There most rows are an episode of one step, which nothing terminated.
+        """
+        alone = (self.episode_lengths() == 1) & ~self.terminations[self.episode_ends()]
+        return 2 * int(alone.sum()) <= len(self)
+
+    @property
     def behaviour_return(self) -> float:
         """Mean of `episode_returns`, without a last episode that the recording's end cut.
 
         It is taken for cut where it did not terminate and is shorter than another truncated one.
+        NaN where the rows are not `in_order`: nobody knows then what an episode was.
         """
+        if not self.in_order:
+            return math.nan
         returns, lengths, ends = self.episode_returns(), self.episode_lengths(), self.episode_ends()
         if not self.terminations[ends[-1]]:
             others = lengths[:-1][~self.terminations[ends[:-1]]]

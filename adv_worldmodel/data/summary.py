@@ -13,7 +13,7 @@ from adv_worldmodel.data.scores import normalised_score
 def describe(dataset: OfflineDataset) -> str:
     """Sizes, range of every dimension, episode returns and lengths, several lines."""
     returns, lengths = dataset.episode_returns(), dataset.episode_lengths()
-    score = normalised_score(dataset.env_id, dataset.behaviour_return)
+    score = normalised_score(dataset.env_id, dataset.behaviour_return) if dataset.in_order else None
     lines = [
         dataset.name,
         f"  environment    {dataset.env_id or 'unknown (name one to evaluate: env_id=)'}",
@@ -27,6 +27,8 @@ def describe(dataset: OfflineDataset) -> str:
         _spread("  episode length", lengths.astype(np.float64)),
         _spread("  reward        ", dataset.rewards.astype(np.float64)),
     ]
+    if not dataset.in_order:
+        lines.append("  order          rows do not follow one another: episodes mean nothing")
     if dataset.reward_offset:
         lines.append(f"  reward offset  {dataset.reward_offset:g} (in rewards, not in returns)")
     if score is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import time
 import warnings
@@ -29,6 +30,13 @@ from adv_worldmodel.dynamics.termination import (
 from adv_worldmodel.dynamics.world_model import SMALLEST_STD, RewardFunction, WorldModel
 from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.seeding import make_generator
+
+#: Times the squared error of predicting the mean at which a fit counts as diverged, and as poor.
+DIVERGED_ERROR, POOR_ERROR = 10.0, 2.0
+#: That error, where the mean of targets that hardly vary has less.
+LEAST_ERROR_OF_MEAN = 0.1
+#: Rows from which on one should not make the scale, and the share of the variance that does.
+ROWS_OF_A_SCALE, OUTLIER_SHARE = 100, 1.0 / 3.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class FitSettings:
 
 
 class FitDivergedError(FloatingPointError):
-    """A fit to data, of a model or of a clone, ended in values that are not finite.
+    """A fit to data, of a model or of a clone, ended in values that are not finite or far off.
 
     :param quantity: which number.
     :param history: it by epoch.
@@ -147,6 +155,7 @@ def fit_world_model(
         torch.maximum(model.obs_high, states.amax(0), out=model.obs_high)
     columns = {"observations": obs, "actions": action, "rewards": reward.unsqueeze(1)}
     _warn_of_tiny_units(dataset.name, columns)
+    _warn_of_outliers(dataset.name, columns, next_obs)
     model.set_scales(torch.cat([obs, action], -1), model.raw_targets(obs, next_obs, reward))
     inputs, targets = model.encode(dataset)
 
@@ -192,6 +201,35 @@ def _warn_of_tiny_units(name: str, columns: Mapping[str, Tensor]) -> None:
             warnings.warn(
                 f"{name}: '{key}' dimension {i} varies by {float(spread[i]):.2g} only and counts "
                 "as constant: if it means anything, give it in a smaller unit",
+                stacklevel=3,
+            )
+
+
+def _warn_of_outliers(name: str, columns: Mapping[str, Tensor], next_obs: Tensor) -> None:
+    """Warn of single rows that make the scale of a dimension, in which the others are alike.
+
+    :param name: of the data.
+    :param columns: by name, raw, ``(N, D)``; ``observations`` are one of them.
+    :param next_obs: ``(N, S)``.
+    """
+    if len(next_obs) < ROWS_OF_A_SCALE:
+        return
+    of_columns = (
+        (key, i, rows[:, i].double()) for key, rows in columns.items() for i in range(rows.shape[1])
+    )
+    obs = columns["observations"]
+    of_changes = (
+        ("next_observations - observations", i, next_obs[:, i].double() - obs[:, i])
+        for i in range(obs.shape[1])
+    )
+    for key, i, values in itertools.chain(of_columns, of_changes):
+        squares = values.sub_(values.mean()).square_()
+        greatest, row = squares.max(dim=0)
+        if greatest > OUTLIER_SHARE * squares.sum() and squares.mean() > SMALLEST_STD**2:
+            warnings.warn(
+                f"{name}: row {int(row)} alone makes the scale of '{key}' dimension {i}, "
+                f"{float(greatest.sqrt()):.3g} from the mean: the model will hardly tell the other "
+                "rows apart; if it is an error, leave it out",
                 stacklevel=3,
             )
 
@@ -256,5 +294,28 @@ def _descend(
             "learning_rate (model.fit_learning_rate)",
             "fit/holdout_mse",
             errors,
+        )
+    worst = float(best_mse.sort().values[settings.n_elites - 1])
+    of_mean = max(
+        LEAST_ERROR_OF_MEAN,
+        *(
+            float(torch.linalg.vector_norm(rows)) ** 2 / rows.numel()
+            for rows in (targets, targets[holdout])
+        ),
+    )
+    if worst > DIVERGED_ERROR * of_mean:
+        raise FitDivergedError(
+            f"the fit of the world model diverged: an elite's error on held-out data is {worst:.3g}"
+            f", that of the data's mean {of_mean:.3g}: lower learning_rate "
+            "(model.fit_learning_rate)",
+            "fit/holdout_mse",
+            errors,
+        )
+    if worst > POOR_ERROR * of_mean:
+        warnings.warn(
+            f"the world model predicts held-out data worse than their mean does (squared error "
+            f"{worst:.3g} of an elite, {of_mean:.3g} of the mean): lower learning_rate, or more "
+            "max_steps",
+            stacklevel=3,
         )
     return best, best_mse, steps, len(errors)

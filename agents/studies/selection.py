@@ -22,9 +22,13 @@ VALUE_SETTINGS = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """One configuration; means over its runs that finished, None where none has the number."""
+    """One configuration; means over its runs that finished, None where none has the number.
+
+    A run that diverged and went on counts for nothing, unless there is no other.
+    """
 
     group: Group
+    seeds: int  #: runs that count
     q_avg: float | None  #: mean Q of the last iteration
     q_var: float | None  #: variance of mean Q over the last 100 iterations
     heuristic: float | None  #: Q_avg + Q_var
@@ -92,6 +96,12 @@ def _select(
     choice = _least([(c.heuristic, c) for c in candidates])
     best = _least([(None if c.mean_return is None else -c.mean_return, c) for c in candidates])
     doubts = _doubts(groups)
+    if choice is not None:
+        doubts += [
+            f"{choice.label} and {c.label} have the same Q_avg + Q_var"
+            for c in candidates
+            if c is not choice and c.heuristic == choice.heuristic
+        ]
     doubts += [f"{run.folder}: planned, without a result" for run in missing]
     doubts += [f"{run.folder}: cannot be read, and may be one of these" for run in damaged]
     return Selection(dataset, candidates, choice, best, tuple(doubts))
@@ -104,13 +114,15 @@ def _least(rated: Sequence[tuple[float | None, Candidate]]) -> Candidate | None:
 
 def _candidate(group: Group) -> Candidate:
     runs = [run for run in group.finished if _heuristic(run) is not None]
+    returning = runs or group.finished  # of the same runs as Q
     return Candidate(
         group=group,
+        seeds=len(returning),
         q_avg=_mean(known(runs, "q_avg")),
         q_var=_mean(known(runs, "q_var")),
         heuristic=_mean([value for run in runs if (value := _heuristic(run)) is not None]),
-        mean_return=_mean(known(group.finished, "return_mean")),
-        mean_score=_mean(known(group.finished, "score")),
+        mean_return=_mean(known(returning, "return_mean")),
+        mean_score=_mean(known(returning, "score")),
     )
 
 
@@ -138,9 +150,10 @@ def _doubts(groups: Sequence[Group]) -> list[str]:
             doubts.append(f"{group.label}: no run of seed {', '.join(absent)}")
         doubts += [f"{group.label}: {doubt}" for doubt in _doubts_of(group)]
     lengths = [run.result.get("iterations", 0) for group in groups for run in group.finished]
-    if lengths and min(lengths) < Q_VAR_ITERATIONS:
+    if lengths and min(lengths) < 2 * Q_VAR_ITERATIONS:
         doubts.append(
-            f"Q_var is over {Q_VAR_ITERATIONS} iterations, but there are runs of {min(lengths)}"
+            f"Q_var is over the last {Q_VAR_ITERATIONS} iterations: in a run of {min(lengths)} it "
+            "holds how the values came from 0 to their size"
         )
     return doubts
 
@@ -173,8 +186,7 @@ def report(selection: Selection) -> str:
     rows = []
     for candidate in selection.candidates:
         numbers = (candidate.q_avg, candidate.q_var, candidate.heuristic, candidate.mean_return)
-        seeds = str(len(candidate.group.finished))
-        rows.append([candidate.label, seeds, *map(number, numbers)])
+        rows.append([candidate.label, str(candidate.seeds), *map(number, numbers)])
     lines = [f"data set  {selection.dataset}", markdown_table(header, rows)]
     lines += usual_settings(candidate.group for candidate in selection.candidates)
     if selection.choice is None:

@@ -25,7 +25,13 @@ from agents.studies.run_groups import (
     setting_text,
 )
 from agents.training.checkpoints import has_checkpoints, has_trained
-from agents.training.config import MOST_SEEDS, TrainConfig, flat_settings, load_config
+from agents.training.config import (
+    MOST_SEEDS,
+    AdversaryConfig,
+    TrainConfig,
+    flat_settings,
+    load_config,
+)
 from agents.training.config_files import split_override
 from agents.training.preparation import read_dataset
 from agents.training.resumption import FREE, check_nothing_lost
@@ -84,6 +90,8 @@ class SweepPlan:
     configs: dict[str, TrainConfig]  #: of all runs, by the run folder below `folder`
     finished: frozenset[str]  #: those of them that are done
     begun: frozenset[str]  #: those that go on from a checkpoint
+    #: of the preset, what trains as another one does, without an adversary to set: by its name
+    left_out: dict[str, str]
     at_once: int
     lock: IO[str] = field(repr=False, compare=False)
 
@@ -120,13 +128,19 @@ def plan_sweep(
     given = list(range(base.seed, base.seed + (base.seeds or 1)))
     numbers = given if seeds is None else parse_seeds(seeds)
     variants: dict[str, TrainConfig] = {}
+    left_out: dict[str, str] = {}
     for of_grid in itertools.product(*axes):
         own: dict[str, TrainConfig] = {}
         for settings in together:
             words = [*overrides, "seeds=null", *itertools.chain(*of_grid), *settings]
             variant = load_config(config, words)
+            name = _folder_name(variant, keys)
             # one name: the configuration has a value of the preset already
-            own.setdefault(_folder_name(variant, keys), variant)
+            twin = next((n for n, v in own.items() if _as_trained(v) == _as_trained(variant)), name)
+            if twin == name:
+                own.setdefault(name, variant)
+            else:
+                left_out[name] = twin
         if twice := own.keys() & variants.keys():
             raise ValueError(f"two runs would share the folder {min(twice)}: a value stands twice")
         variants |= own
@@ -152,7 +166,18 @@ def plan_sweep(
     )
     for name in configs.keys() - finished - begun:
         check_only_a_run(RunFolder(_out(configs[name])))
-    return SweepPlan(folder, configs, finished, begun, at_once, lock)
+    return SweepPlan(folder, configs, finished, begun, left_out, at_once, lock)
+
+
+def _as_trained(config: TrainConfig) -> TrainConfig:
+    """The configuration with the defaults for what its weight of the adversary leaves unused."""
+    adversary, unused = config.adversary, set[str]()
+    if adversary.weight != "auto":
+        unused |= {"xi", "max_weight"}
+    if adversary.weight == 0:
+        unused |= {"score"}
+    defaults = {name: getattr(AdversaryConfig(), name) for name in unused}
+    return dataclasses.replace(config, adversary=dataclasses.replace(adversary, **defaults))
 
 
 def run_sweep(plan: SweepPlan, *, progress: bool = True) -> dict[str, str]:
@@ -169,6 +194,8 @@ def run_sweep(plan: SweepPlan, *, progress: bool = True) -> dict[str, str]:
         f"sweep        {len(plan.configs)} runs, {len(plan.finished)} of them finished before;"
     )
     runs.say(f"             {plan.at_once} at once, n_threads={threads}")
+    for name, twin in plan.left_out.items():
+        runs.say(f"left out     {name}: trains as {twin}, the adversary's weight being 0")
     add_planned(plan.folder, {n: compared_settings(c)["dataset"] for n, c in plan.configs.items()})
     for name, config in waiting.items():  # what an earlier call left before a checkpoint
         if name not in plan.begun:

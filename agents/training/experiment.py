@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -49,7 +50,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
 
     `result.json` in it holds, beside what the run was made from:
 
-    * `behaviour_return`: mean episode return of the data, `cloning_return`: of the clone (null
+    * `behaviour_return`: mean episode return of the data (null where their rows are not in order),
+      `cloning_return`: of the clone (null
       without cloning);
     * `env_id`: where the policy is evaluated; null, and nothing is known of returns, with
       `evaluation.episodes` = 0;
@@ -330,6 +332,7 @@ class _Experiment:
     def write_result(self, status: str, error: str | None = None) -> dict[str, Any]:
         """Write `result.json` as things stand and return its content."""
         config, prepared = self.config, self.prepared
+        behaviour = self.dataset.behaviour_return
         rows = self.evaluation.history if self.evaluation is not None else []
         result = {
             "status": status,
@@ -341,7 +344,7 @@ class _Experiment:
             "content_hash": self.dataset.content_hash,
             "seed": config.seed,
             "iterations": self.agent.iteration if self.agent is not None else 0,
-            "behaviour_return": self.dataset.behaviour_return,
+            "behaviour_return": None if math.isnan(behaviour) else behaviour,
             "cloning_return": self.cloning_return,
             **return_summary(rows, config.evaluation.last, prepared.env_id),
             **q_summary(

@@ -175,6 +175,12 @@ def read_dataset(config: TrainConfig, *, modules: bool = True) -> OfflineDataset
             f"{config.dataset} has {len(dataset)} transition: at least 2 are needed, one to fit "
             "the world model and one to hold out"
         )
+    if not dataset.in_order:
+        warnings.warn(
+            f"{config.dataset}: rows do not follow one another, as in a log that was shuffled: "
+            "training does not mind, but what an episode returned and how long it was is not known",
+            stacklevel=2,
+        )
     return dataset
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,21 @@ def test_an_episode_is_as_long_as_the_data_s_longest(
     np.testing.assert_allclose(found.returns, 5 * (1.0 - 10.0), rtol=1e-5)
     rest = 0.5**5 * value_at(agent, 10.0)  # beyond the cut, what the critics say
     np.testing.assert_allclose(found.discounted, 1.9375 + rest, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("env_id", "steps"), [(None, 6), ("MountainCarContinuous-v0", 999)])
+def test_without_order_the_environment_or_the_discount_says_how_long_an_episode_is(
+    walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel], env_id: str | None, steps: int
+) -> None:
+    model = two_a_step("never")
+    agent = agent_in(walk, model)
+    order = np.arange(len(walk))[::-1]
+    keys = ("observations", "actions", "rewards", "next_observations", "terminations")
+    columns = {key: getattr(walk, key)[order].copy() for key in keys}
+    alone = {"truncations": np.ones(len(walk), bool), "env_id": env_id}
+    backwards = replace(walk, **columns, **alone)
+    found = check_in_model(agent, model, backwards, episodes=3, gamma=0.5, alpha=0.0)
+    assert found.max_steps == steps  # 0.5^6 < 5 % of the discount
 
 
 def test_a_termination_ends_it(

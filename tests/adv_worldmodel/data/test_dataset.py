@@ -67,6 +67,18 @@ def test_a_last_episode_that_the_recording_cut_is_not_in_the_behaviour_s_return(
     assert episodes(300, 500, terminated=(0,)).behaviour_return == 400
 
 
+def test_a_shuffled_log_has_no_episodes_to_speak_of() -> None:
+    dataset = episodes(50, 50)
+    assert dataset.in_order
+    order = np.random.default_rng(0).permutation(100)
+    keys = ("observations", "actions", "rewards", "next_observations", "terminations")
+    shuffled = OfflineDataset.from_arrays(**{key: getattr(dataset, key)[order] for key in keys})
+    assert not shuffled.in_order
+    assert np.isnan(shuffled.behaviour_return)
+    ends = range(60)  # a task of one step is in order
+    assert episodes(*[1] * 60, terminated=tuple(ends)).behaviour_return == 1.0
+
+
 def test_unclosed_last_episode_counts_only_if_it_is_the_only_one() -> None:
     closed, none = OfflineDataset.from_arrays(**arrays()), np.zeros(3, bool)
     np.testing.assert_array_equal(replace(closed, truncations=none).episode_returns(), [3.0])

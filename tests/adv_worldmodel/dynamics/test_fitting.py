@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch import Tensor
 from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics import fitting
 from adv_worldmodel.dynamics.ensemble import Ensemble
-from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model
+from adv_worldmodel.dynamics.fitting import FitDivergedError, FitSettings, fit_world_model
 from adv_worldmodel.dynamics.likelihood import make_optimizer, supervised_loss, weight_decays
 from adv_worldmodel.dynamics.world_model import WorldModel
 
@@ -354,8 +356,41 @@ def test_slow_progress_of_one_network_is_progress(monkeypatch: pytest.MonkeyPatc
         return torch.zeros(())
 
     monkeypatch.setattr(fitting, "likelihood_step", fake)
+    monkeypatch.setattr(fitting, "LEAST_ERROR_OF_MEAN", 1e6)  # far off, and no divergence here
     settings = FitSettings(2, 1, (), batch_size=60, holdout=40, patience=2, max_steps=72)
     assert fit(linear_system(), settings).fit_info["epochs"] == 12
+
+
+def test_a_fit_that_is_worse_than_the_mean_is_told() -> None:
+    """Steps as large as 1, of a thousandth or of 0.3 of which others learn."""
+    data = linear_system()
+    settings = FitSettings(2, 2, (64, 64, 64, 64), batch_size=32, max_steps=60, learning_rate=1.0)
+    with pytest.raises(
+        FitDivergedError, match=r"an elite's error on held-out data is \S+, that of"
+    ):
+        fit(data, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(data, replace(settings, learning_rate=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("column", "place"),
+    [("observations", "'observations' dimension 0"), ("actions", "'actions' dimension 0"),
+     ("next_observations", "'next_observations - observations' dimension 0")],
+)  # fmt: skip
+def test_a_row_that_makes_the_scale_alone_is_named(column: str, place: str) -> None:
+    data = linear_system()
+    values = getattr(data, column).copy()
+    values[7] = 1e4
+    space = Box(-1e4, 1e4, (1,), np.float32)
+    spiked = replace(data, action_space=space, **{column: values})
+    with pytest.warns(UserWarning, match=re.escape(f"row 7 alone makes the scale of {place}")):
+        fit(spiked)
+    heavy = np.random.default_rng(0).standard_t(3, values.shape)  # large, and not alone
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(replace(data, action_space=space, **{column: heavy}))
 
 
 def test_bounds_are_as_wide_as_the_data() -> None:

@@ -33,7 +33,7 @@ def test_what_never_began_is_no_trusted_choice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, setting in SETTINGS.items():
-        make_run(tmp_path / name, setting, q_avg=1.0, q_var=1.0, return_mean=1.0)
+        make_run(tmp_path / name, setting, q_avg=float(setting[-1]), q_var=1.0, return_mean=1.0)
     names = dict.fromkeys((*SETTINGS, "k7/seed-0"), "pendulum-random")
     add_planned(tmp_path, names)
     (chosen,) = select(group_runs(find_runs([tmp_path])), find_missing([tmp_path]))
@@ -51,7 +51,7 @@ def test_a_data_set_without_any_run_is_nothing_to_choose_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, setting in SETTINGS.items():
-        make_run(tmp_path / name, setting, q_avg=1.0, q_var=1.0, return_mean=1.0)
+        make_run(tmp_path / name, setting, q_avg=float(setting[-1]), q_var=1.0, return_mean=1.0)
     add_planned(tmp_path, dict.fromkeys(SETTINGS, "pendulum-random") | {"x/seed-0": "another"})
     assert main(["select", str(tmp_path)]) == 1
     captured = capsys.readouterr()

@@ -53,7 +53,7 @@ def test_a_damaged_run_is_left_out_and_named(
     tmp_path: Path, name: str, text: str, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder, setting in (("a", "rollout.horizon=2"), ("b", "rollout.horizon=5")):
-        make_run(tmp_path / folder, setting, q_avg=1.0, q_var=1.0, return_mean=1.0)
+        make_run(tmp_path / folder, setting, q_avg=float(setting[-1]), q_var=1.0, return_mean=1.0)
     damaged = make_run(tmp_path / "c", "seed=1").path
     (damaged / name).write_text(text)
     assert main(["results", str(tmp_path)]) == 0

@@ -88,6 +88,20 @@ def test_a_run_that_ran_away_and_went_on_is_not_chosen_either(tmp_path: Path) ->
     assert chosen.doubts == ("rollout.horizon=5: seed 0 diverged, and went on",)
 
 
+def test_a_candidate_s_numbers_are_of_the_same_runs(tmp_path: Path) -> None:
+    """Of those that did not run away: seed 0 of each, whose sums are the same."""
+    for horizon, value in ((2, 10.0), (5, 30.0)):
+        known: dict[str, Any] = {"q_avg": 1.0, "q_var": 0.0, "return_mean": value}
+        make_run(tmp_path / f"k{horizon}", f"rollout.horizon={horizon}", **known)
+    away = {"q_avg": 1e9, "q_var": 0, "return_mean": -500.0, "divergence": {"quantity": "q"}}
+    more = ("rollout.horizon=5", "seed=1", "on_divergence=continue")
+    make_run(tmp_path / "away", *more, **away)
+    chosen = selection(tmp_path)
+    assert [(c.seeds, c.mean_return) for c in chosen.candidates] == [(1, 10.0), (1, 30.0)]
+    assert chosen.regret == 20.0
+    assert "rollout.horizon=2 and rollout.horizon=5 have the same Q_avg + Q_var" in chosen.doubts
+
+
 def test_missing_runs_are_named(tmp_path: Path) -> None:
     candidates(tmp_path, k2=(100, 0, 900), k5=(110, 0, 800))
     make_run(tmp_path / "more", "rollout.horizon=5", "seed=1", q_avg=1.0, q_var=1.0)
@@ -100,15 +114,16 @@ def test_missing_runs_are_named(tmp_path: Path) -> None:
 
 def test_short_runs_are_not_to_be_trusted(tmp_path: Path) -> None:
     numbers = {"q_avg": 1.0, "q_var": 1.0, "return_mean": 1.0}
-    make_run(tmp_path / "a", "rollout.horizon=2", iterations=99, **numbers)
-    make_run(tmp_path / "b", "rollout.horizon=5", iterations=100, **numbers)
-    assert selection(tmp_path).doubts == ("Q_var is over 100 iterations, but there are runs of 99",)
+    make_run(tmp_path / "a", "rollout.horizon=2", iterations=150, **numbers)
+    make_run(tmp_path / "b", "rollout.horizon=5", iterations=199, **(numbers | {"q_avg": 2.0}))
+    (doubt,) = selection(tmp_path).doubts
+    assert doubt.startswith("Q_var is over the last 100 iterations: in a run of 150 it holds how")
 
 
 def test_values_that_mean_different_things_are_not_compared(tmp_path: Path) -> None:
     numbers = {"q_avg": 60.0, "q_var": 1.0, "return_mean": 1.0}
     make_run(tmp_path / "a", "agent.gamma=0.9", q_ceiling=50.0, **numbers)
-    make_run(tmp_path / "b", "agent.gamma=0.99", q_ceiling=500.0, **numbers)
+    make_run(tmp_path / "b", "agent.gamma=0.99", q_ceiling=500.0, **(numbers | {"q_avg": 61.0}))
     differs, impossible = selection(tmp_path).doubts
     assert differs.startswith("agent.gamma differs")
     assert impossible.startswith("agent.gamma=0.9: seed 0 has a mean Q of 60.0, above the 50.0")
@@ -124,15 +139,15 @@ def test_values_of_other_entropy_costs_or_minima_are_not_compared(
 ) -> None:
     numbers = {"q_avg": 1.0, "q_var": 1.0, "return_mean": 1.0}
     make_run(tmp_path / "a", **numbers)
-    make_run(tmp_path / "b", setting, **numbers)
+    make_run(tmp_path / "b", setting, **(numbers | {"q_avg": 2.0}))
     (doubt,) = selection(tmp_path).doubts
     assert doubt.startswith(f"{setting.partition('=')[0]} differs between candidates")
 
 
 def test_the_paper_s_candidates_are_compared(tmp_path: Path) -> None:
-    numbers = {"q_avg": 1.0, "q_var": 1.0, "return_mean": 1.0}
+    numbers = {"q_var": 1.0, "return_mean": 1.0}
     for number, settings in enumerate(PRESETS["paper"]):
-        make_run(tmp_path / str(number), *settings, **numbers)
+        make_run(tmp_path / str(number), *settings, q_avg=float(number), **numbers)
     chosen = selection(tmp_path)
     assert len(chosen.candidates) == 3
     assert chosen.doubts == ()

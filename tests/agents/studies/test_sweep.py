@@ -106,6 +106,17 @@ def test_what_a_configuration_has_already_is_no_run_of_its_own(tmp_path: Path) -
         assert set(found) == {"mixture", "member", "pathwise"}
 
 
+def test_what_trains_as_another_run_is_left_out_and_said(tmp_path: Path) -> None:
+    """With lambda = 0 there is no adversary whose score could matter."""
+    found = plan(tmp_path, "adversary.weight=0", preset="ablations")
+    kept = [(c.adversary.weight, c.adversary.score) for c in found.configs.values()]
+    assert [score for weight, score in kept if weight == 0] == ["mixture"] * 3
+    assert sorted(str(w) for w, _ in kept if w != 0) == ["0.003", "0.03", "auto"]
+    assert len(found.left_out) == 2
+    assert all("score=" in name for name in found.left_out)
+    assert set(found.left_out.values()) <= {name.rpartition("/")[0] for name in found.configs}
+
+
 def test_a_value_that_stands_twice_in_the_grid_is_an_error_with_a_preset_too(
     tmp_path: Path,
 ) -> None:

@@ -16,7 +16,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 from tqdm import tqdm
 
-from adv_worldmodel.checks import check_finite, check_whole
+from adv_worldmodel.checks import check_finite, check_shares, check_whole
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.data.environments import buildable, check_fit
 from adv_worldmodel.device import resolve_device, shared_tensor
@@ -47,6 +47,8 @@ class FitSettings:
     :param n_elites: networks kept, the best on the holdout.
     :param hidden_sizes: widths of the hidden layers.
     :param learning_rate: Adam's.
+    :param beta: of the beta-NLL (Seitzer et al. 2022, see :func:`supervised_loss`), from 0, the
+        likelihood, to 1; 0.5 predicts jumps, such as contacts, far better after as many steps.
     :param batch_size: transitions per network and step.
     :param holdout: transitions held out (at most a tenth of the data).
     :param patience: epochs without improvement before the fit stops.
@@ -59,6 +61,7 @@ class FitSettings:
     n_elites: int = 5
     hidden_sizes: tuple[int, ...] = (200, 200, 200, 200)
     learning_rate: float = 3e-4
+    beta: float = 0.0
     batch_size: int = 256
     holdout: int = 1000
     patience: int = 10
@@ -73,6 +76,7 @@ class FitSettings:
         check_whole(at_least=1, **{name: getattr(self, name) for name in counts})
         check_whole(at_least=0, seed=self.seed)
         check_finite(learning_rate=self.learning_rate, improvement=self.improvement)
+        check_shares(beta=self.beta)
         if self.n_elites > self.n_networks:
             raise ValueError(f"n_elites = {self.n_elites} exceeds n_networks = {self.n_networks}")
         try:
@@ -85,7 +89,7 @@ class FitSettings:
         object.__setattr__(self, "hidden_sizes", widths)
         for name in (*counts, "seed"):
             object.__setattr__(self, name, operator.index(getattr(self, name)))
-        for name in ("learning_rate", "improvement"):
+        for name in ("learning_rate", "beta", "improvement"):
             object.__setattr__(self, name, float(getattr(self, name)))
 
 
@@ -250,7 +254,8 @@ def _descend(
     make_capturable(optimizer, inputs.device)
 
     def step(rows: Tensor) -> tuple[Tensor]:
-        return (likelihood_step(ensemble, optimizer, inputs[rows], targets[rows]),)
+        batch = inputs[rows], targets[rows]
+        return (likelihood_step(ensemble, optimizer, *batch, settings.beta),)
 
     graphed = GraphedStep(step, inputs.device)
     bootstrap = torch.randint(n, (settings.n_networks, n), generator=generator).to(inputs.device)

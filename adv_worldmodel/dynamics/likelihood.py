@@ -34,23 +34,36 @@ def make_optimizer(ensemble: Ensemble, learning_rate: float) -> torch.optim.Adam
     return torch.optim.Adam([*groups, {"params": rest}], lr=learning_rate, fused=True)
 
 
-def supervised_loss(ensemble: Ensemble, mean: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
+def supervised_loss(
+    ensemble: Ensemble, mean: Tensor, logvar: Tensor, y: Tensor, beta: float = 0.0
+) -> Tensor:
     """L_sup of P eq. 9, 2 / D times the negative log-likelihood, and the log-variance limits.
 
     Sum over members of the mean over rows and dimensions of (y - mu)^2 / sigma^2 + log sigma^2.
     The L2 terms live in the optimiser (:func:`make_optimizer`).
+
+    :param beta: each term counts sigma^(2 beta) times, as a constant: the beta-NLL of Seitzer et
+        al. 2022. The likelihood's own gradient in the mean is divided by sigma^2, so that what is
+        badly predicted at first is taken for noise and hardly learnt any more; with 1 it is that of
+        the squared error.
     """
-    fit = ((y - mean).square() * torch.exp(-logvar) + logvar).mean(dim=(-2, -1)).sum()
-    return fit + logvar_limits_loss(ensemble)
+    terms = (y - mean).square() * torch.exp(-logvar) + logvar
+    if beta > 0.0:
+        terms = terms * torch.exp(beta * logvar.detach())
+    return terms.mean(dim=(-2, -1)).sum() + logvar_limits_loss(ensemble)
 
 
 def likelihood_step(
-    ensemble: Ensemble, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor
+    ensemble: Ensemble,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    beta: float = 0.0,
 ) -> Tensor:
     """One step of maximum likelihood on a batch; returns its :func:`supervised_loss`."""
     mean, logvar = ensemble(inputs)
     optimizer.zero_grad()
-    loss = supervised_loss(ensemble, mean, logvar, targets)
+    loss = supervised_loss(ensemble, mean, logvar, targets, beta)
     loss.backward()
     optimizer.step()
     return loss.detach()

@@ -90,6 +90,14 @@ class ModelConfig(Section):
         ),
     ] = "auto"
     fit_learning_rate: Annotated[float, Setting("Adam's (P Table 4)", above=0)] = 3e-4
+    fit_beta: Annotated[
+        float,
+        Setting(
+            "of the fit's beta-NLL: 0 the likelihood (P); 0.5 learns jumps better",
+            at_least=0,
+            at_most=1,
+        ),
+    ] = 0.0
     fit_batch_size: Annotated[int, Setting("rows per network and step (P Table 4)", at_least=1)] = (
         256
     )

@@ -101,6 +101,7 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
         n_elites=model.n_elites,
         hidden_sizes=model.hidden_sizes,
         learning_rate=model.fit_learning_rate,
+        beta=model.fit_beta,
         batch_size=model.fit_batch_size,
         holdout=model.holdout,
         patience=model.patience,

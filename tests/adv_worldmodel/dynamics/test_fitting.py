@@ -82,6 +82,37 @@ def test_supervised_loss_is_the_likelihood_times_two_by_dimensions() -> None:
     torch.testing.assert_close(found, 2.0 / 4.0 * nll - constant)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_beta_weighs_the_gradients_by_the_variance(beta: float) -> None:
+    """At 0 they are the likelihood's, at 1 those in the mean are the squared error's."""
+    ensemble = Ensemble(1, 1, 2, (2,))
+    y = torch.tensor([[[1.0, -2.0]]])
+    mean = torch.tensor([[[0.25, 0.5]]], requires_grad=True)
+    logvar = torch.tensor([[[-3.0, 1.0]]], requires_grad=True)
+    supervised_loss(ensemble, mean, logvar, y, beta).backward()
+    error, variance = y - mean.detach(), logvar.detach().exp()
+    share = 0.5 * variance**beta  # of two dimensions
+    torch.testing.assert_close(mean.grad, share * -2.0 * error / variance)
+    torch.testing.assert_close(logvar.grad, share * (1.0 - error.square() / variance))
+
+
+def test_beta_learns_jumps_that_the_likelihood_takes_for_noise() -> None:
+    """s' = s + a, and + 3 more in a corner of the plane, a twentieth of it."""
+    rng = np.random.default_rng(0)
+    obs, action = rng.uniform(-1, 1, (2, 4000, 1))
+    jump = (obs > 0.5) & (action > 0.6)
+    space = Box(-1.0, 1.0, (1,), np.float32)
+    data = OfflineDataset.from_arrays(
+        obs, action, np.zeros(4000), obs + action + 3.0 * jump, np.zeros(4000, bool),
+        action_space=space,
+    )  # fmt: skip
+    settings = FitSettings(2, 2, (32, 32), learning_rate=3e-3, max_steps=600, patience=100)
+    plain, weighted = (
+        max(fit(data, replace(settings, beta=beta)).fit_info["holdout_mse"]) for beta in (0.0, 0.5)
+    )
+    assert weighted < 0.6 * plain
+
+
 def test_weight_decays_are_the_papers() -> None:
     assert weight_decays(5) == (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
     assert [len(weight_decays(n)) for n in range(1, 8)] == list(range(1, 8))

@@ -22,13 +22,13 @@ def test_the_fit_has_the_model_s_settings_and_the_run_s_seed() -> None:
         "pendulum-random",
         [
             "seed=5", "model.n_networks=4", "model.n_elites=3", "model.hidden_sizes=[9, 7]",
-            "model.fit_learning_rate=2e-3", "model.fit_batch_size=17", "model.holdout=23",
-            "model.patience=6", "model.max_steps=11",
+            "model.fit_learning_rate=2e-3", "model.fit_beta=0.3", "model.fit_batch_size=17",
+            "model.holdout=23", "model.patience=6", "model.max_steps=11",
         ],
     )  # fmt: skip
     assert prepare(config).fit == FitSettings(
-        4, 3, (9, 7), learning_rate=2e-3, batch_size=17, holdout=23, patience=6, max_steps=11,
-        seed=5,
+        4, 3, (9, 7), learning_rate=2e-3, beta=0.3, batch_size=17, holdout=23, patience=6,
+        max_steps=11, seed=5,
     )  # fmt: skip
 
 

@@ -179,7 +179,11 @@ class _Experiment:
         with written_aside(self.folder.world_model) as aside:
             model.save(aside)
         info = model.fit_info
-        self.say(f"world model  {info['steps']} steps, holdout NLL {info['holdout_nll']:.2f}")
+        errors = [info["holdout_mse"][i] for i in info["elites"]]
+        self.say(
+            f"world model  {info['steps']} steps; on held-out data NLL {info['holdout_nll']:.2f}, "
+            f"squared error {sum(errors) / len(errors):.3g} of the variance"
+        )
         self.agent = build_agent(prepared, model)
 
     def clone(self) -> None:

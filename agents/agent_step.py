@@ -56,7 +56,7 @@ class AgentStep:
     def taken_from(model: RAMBO) -> tuple[Any, ...]:
         """What an update of the agent takes as it is; see :func:`taken_from_outside`."""
         tensors = (*model.policy.parameters(), *model.policy.buffers())
-        return taken_from_outside(tensors, *_optimizers(model))
+        return *taken_from_outside(tensors, *_optimizers(model)), model.settings_of_updates()
 
     def _with_graphs(self) -> bool:
         """Whether the updates may be captured, on a GPU; says why they may not."""

@@ -46,13 +46,17 @@ class COMBO(RAMBO):
 
         :raises ValueError: ``real_ratio`` leaves no row of data or none of the model.
         """
-        n_real = round(self.real_ratio * batch_size)
+        n_real = self.replay_buffer.n_real(batch_size)
         if not 0 < n_real < batch_size:
             raise ValueError(
                 f"real_ratio = {self.real_ratio} puts {n_real} rows of data into batches of "
                 f"{batch_size}: COMBO needs data and model rows, choose one in between"
             )
         super().train(gradient_steps, batch_size)
+
+    def settings_of_updates(self) -> tuple[Any, ...]:
+        """RAMBO's, and the regulariser's weight."""
+        return (*super().settings_of_updates(), self.beta)
 
     def _make_update(self, parts: SACParts, batch_size: int) -> Update:
         return lambda batch, noise: combo_update(parts, batch, noise, self.beta)

@@ -79,6 +79,7 @@ def check_in_model(
     }
     if len(set(sizes.values())) > 1:
         raise ValueError(f"observations and actions differ in their shapes: {sizes}")
+    agent.policy.set_training_mode(False)
     starts = dataset.episode_starts()
     max_steps = _longest(dataset, gamma)
     generator = make_generator(seed, "model check", model.device)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import time
 import warnings
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -110,27 +112,9 @@ class RAMBO(SAC):
             raise ValueError(
                 f"{policy.__name__} is no RAMBOPolicy: give 'MlpPolicy', or subclass RAMBOPolicy"
             )
-        if rollout_policy not in ROLLOUT_POLICIES:
-            raise ValueError(f"rollout_policy = {rollout_policy!r} is not 'current' or 'random'")
-        check_whole(
-            at_least=1,
-            retain_iterations=retain_iterations,
-            gradient_steps=gradient_steps,
-            batch_size=batch_size,
-        )
-        check_whole(at_least=0, critic_warmup=critic_warmup)
-        check_shares(real_ratio=real_ratio, gamma=gamma, tau=tau)
-        check_finite(
-            learning_rate=0.0 if callable(learning_rate) else learning_rate,  # see _setup_model
-            actor_learning_rate=actor_learning_rate,
-            entropy_learning_rate=entropy_learning_rate,
-            cloning_weight=cloning_weight,
-            ent_coef=0.0 if isinstance(ent_coef, str) else ent_coef,  # SB3 reads it
-        )
-        if cloning_weight > 0.0 and round(real_ratio * batch_size) < 1:
-            raise ValueError(
-                f"cloning_weight = {cloning_weight} needs rows of data: real_ratio = {real_ratio}"
-            )
+        if not callable(learning_rate):  # a schedule is refused by _check_settings
+            check_finite(learning_rate=learning_rate)
+            learning_rate = float(learning_rate)  # SB3 takes no number of NumPy's
         if critic_warmup > 0 and ent_coef == "auto" and entropy_in_target:
             warnings.warn(
                 "critic_warmup evaluates the cloned policy with the entropy coefficient at its "
@@ -207,9 +191,49 @@ class RAMBO(SAC):
             return float(self.ent_coef_tensor)
         return float(self.log_ent_coef.detach().exp())
 
-    def _setup_model(self) -> None:
-        if callable(self.learning_rate):  # SB3's load may bring one too
+    def _check_settings(self) -> None:
+        """Refuse what cannot be meant, of the constructor and of ``load(..., setting=value)``."""
+        if callable(self.learning_rate):
             raise ValueError("learning_rate is a schedule, RAMBO's are constant: give a number")
+        if self.rollout_policy not in ROLLOUT_POLICIES:
+            raise ValueError(
+                f"rollout_policy = {self.rollout_policy!r} is not 'current' or 'random'"
+            )
+        check_whole(
+            at_least=1,
+            retain_iterations=self.retain_iterations,
+            gradient_steps=self.gradient_steps,
+            batch_size=self.batch_size,
+        )
+        check_whole(at_least=0, critic_warmup=self.critic_warmup)
+        check_shares(real_ratio=self.real_ratio, gamma=self.gamma, tau=self.tau)
+        check_finite(
+            learning_rate=self.learning_rate,
+            actor_learning_rate=self.actor_learning_rate,
+            entropy_learning_rate=self.entropy_learning_rate,
+            cloning_weight=self.cloning_weight,
+            # SB3 reads their texts
+            ent_coef=0.0 if isinstance(self.ent_coef, str) else self.ent_coef,
+        )
+        target = self.target_entropy
+        if not isinstance(target, str) and not (isinstance(target, Real) and math.isfinite(target)):
+            raise ValueError(f"target_entropy = {target!r} must be 'auto' or a finite number")
+        if self.cloning_weight > 0.0 and round(self.real_ratio * self.batch_size) < 1:
+            raise ValueError(
+                f"cloning_weight = {self.cloning_weight} needs rows of data: "
+                f"real_ratio = {self.real_ratio}"
+            )
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """SB3's, and the generators of this agent and its buffer."""
+        super().set_random_seed(seed)
+        if seed is not None:
+            self.seed = seed
+            self._generator = make_generator(seed, "agent", self.device)
+            self.replay_buffer.generator = make_generator(seed, "replay", self.device)
+
+    def _setup_model(self) -> None:
+        self._check_settings()
         self.replay_buffer_class = MixedReplayBuffer
         self._attach_data()
         super()._setup_model()
@@ -244,7 +268,7 @@ class RAMBO(SAC):
                     "both the same device"
                 )
             dataset = env.dataset
-            self.train_freq = (env.horizon, "step")
+            self.train_freq = (int(env.horizon), "step")
             self._convert_train_freq()
             self.buffer_size = self.retain_iterations * self.timesteps_per_iteration
         self.replay_buffer = MixedReplayBuffer(
@@ -352,7 +376,7 @@ class RAMBO(SAC):
         start = time.perf_counter()
         self.policy.set_training_mode(True)
         step, frozen = self._step, self.iteration < self.critic_warmup
-        now = (batch_size, frozen, AgentStep.taken_from(self))
+        now = (batch_size, frozen, AgentStep.taken_from(self))  # a callback may change them
         if step is None or (step.batch_size, step.actor_frozen, step.outside) != now:
             step = self._step = AgentStep(self, batch_size, actor_frozen=frozen)
         sums = torch.zeros(len(self.metrics), device=self.device)
@@ -398,10 +422,21 @@ class RAMBO(SAC):
         """
         return load_weights(cls, folder, device)
 
+    def settings_of_updates(self) -> tuple[Any, ...]:
+        """The settings that an update takes as they are when it is made."""
+        names = ("gamma", "tau", "target_entropy", "entropy_in_target", "cloning_weight")
+        return tuple(getattr(self, name) for name in names)
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        self._check_settings()  # attributes may have been set since
         self._step = None  # parameters may have been loaded since: capture anew
         if self.train_freq.frequency != _as_world(self.env).horizon:  # type: ignore[union-attr]
             self._attach_data()  # as in another environment
+        elif self.buffer_size != self.retain_iterations * self.timesteps_per_iteration:
+            rows = self.replay_buffer
+            self._attach_data()
+            self.replay_buffer.take_rollouts(rows)
+        self.replay_buffer.real_ratio = self.real_ratio
         self._set_learning_rates()  # those in a zip are the ones it was saved with
         return super()._setup_learn(*args, **kwargs)
 

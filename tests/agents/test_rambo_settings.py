@@ -1,0 +1,124 @@
+"""Settings and seeds that change after an agent was made count from then on, or are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor, nn
+
+from adv_worldmodel import OfflineDataset, WorldModel
+from agents import COMBO, RAMBO
+from agents.model_check import check_in_model
+from tests.agents.small_agents import HORIZON, N_ENVS, MakeAgent, run
+
+
+def parameters(agent: RAMBO) -> Tensor:
+    return nn.utils.parameters_to_vector(agent.policy.parameters()).detach()
+
+
+class SetInSecond(BaseCallback):
+    """Gives the agent another value of a setting before the updates of the second iteration."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        super().__init__()
+        self.name, self.value = name, value
+
+    def _on_rollout_start(self) -> None:
+        if self.model.iteration == 1:  # type: ignore[attr-defined]
+            setattr(self.model, self.name, self.value)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("gamma", 0.5), ("tau", 0.5), ("target_entropy", 3.0), ("cloning_weight", 1.0),
+     ("entropy_in_target", False)],
+)  # fmt: skip
+def test_a_callback_may_change_a_setting(make_agent: MakeAgent, name: str, value: Any) -> None:
+    usual = run(make_agent(), 3)
+    first, changed = (
+        run(make_agent(), iterations, callback=SetInSecond(name, value)) for iterations in (1, 3)
+    )
+    assert torch.equal(parameters(first), parameters(run(make_agent(), 1)))
+    assert not torch.equal(parameters(changed), parameters(usual))
+
+
+def test_combo_s_weight_too(make_agent: MakeAgent) -> None:
+    usual, changed = (
+        run(make_agent(COMBO), 3, callback=callback)
+        for callback in (None, SetInSecond("beta", 5.0))
+    )
+    assert not torch.equal(parameters(changed), parameters(usual))
+
+
+def test_share_and_age_of_rows_may_change_between_two_trainings(make_agent: MakeAgent) -> None:
+    agent = run(make_agent(retain_iterations=3), 2)
+    assert agent.replay_buffer.synthetic is not None
+    rows = agent.replay_buffer.synthetic[: agent.replay_buffer.size()].clone()
+    agent.real_ratio, agent.retain_iterations = 0.25, 4
+    run(agent, 1, reset_num_timesteps=False)
+    buffer = agent.replay_buffer
+    assert buffer.n_real(16) == 4
+    assert buffer.buffer_size == 4 * N_ENVS * HORIZON
+    assert buffer.size() == 3 * N_ENVS * HORIZON
+    assert torch.equal(buffer.synthetic[: len(rows)], rows)  # type: ignore[index]
+
+
+def test_a_seed_makes_what_follows_happen_again(make_agent: MakeAgent) -> None:
+    agents = [make_agent(seed=seed) for seed in (None, 7, 7)]
+    for agent in agents:
+        agent.policy.load_state_dict(agents[0].policy.state_dict())
+        agent.policy.critic_target.load_state_dict(agents[0].policy.critic_target.state_dict())
+    for agent, seed in zip(agents, (3, 3, 4), strict=True):
+        agent.set_random_seed(seed)
+        run(agent, 2)
+    assert torch.equal(parameters(agents[0]), parameters(agents[1]))
+    assert not torch.equal(parameters(agents[0]), parameters(agents[2]))
+
+
+WRONG = [
+    ({"rollout_policy": "currrent"}, "'currrent' is not 'current' or 'random'"),
+    ({"gamma": 1.5}, "gamma = 1.5 must lie between 0 and 1"),
+    ({"critic_warmup": -5}, "critic_warmup = -5 must be at least 0"),
+    ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+    ({"cloning_weight": 1.0, "real_ratio": 0.0}, "needs rows of data: real_ratio = 0.0"),
+    ({"target_entropy": float("nan")}, "target_entropy = nan must be 'auto' or a finite number"),
+    ({"target_entropy": None}, "target_entropy = None must be"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_wrong_settings_are_refused_by_every_door(
+    make_agent: MakeAgent, tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_agent(**wrong)
+    agent = make_agent()
+    agent.save(tmp_path / "agent.zip")
+    with pytest.raises(ValueError, match=message):
+        RAMBO.load(tmp_path / "agent.zip", env=agent.get_env(), **wrong)
+    for name, value in wrong.items():
+        setattr(agent, name, value)
+    with pytest.raises(ValueError, match=message):
+        run(agent, 1)
+
+
+def test_numbers_of_numpy_are_settings_too(make_agent: MakeAgent) -> None:
+    agent = make_agent(learning_rate=np.float32(1e-3), horizon=np.int64(2), n_envs=np.int64(4))
+    assert run(agent, 1).num_timesteps == 8
+
+
+def test_a_check_leaves_the_policy_as_it_is(
+    make_agent: MakeAgent, pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    agent = run(make_agent(), 1)  # after which its mode is that of training
+    assert agent.policy.training
+    check_in_model(agent, pendulum_model, pendulum, episodes=2)
+    assert not agent.policy.training

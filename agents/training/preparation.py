@@ -115,6 +115,12 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
             "an episode does not end by itself",
             stacklevel=2,
         )
+    if not dataset.in_order and not resumed:
+        warnings.warn(
+            f"{config.dataset}: rows do not follow one another, as in a log that was shuffled: "
+            "training does not mind, but what an episode returned and how long it was is not known",
+            stacklevel=2,
+        )
     if config.iterations == 1 and _has_adversary(config) and not resumed:
         warnings.warn(
             "iterations = 1: the adversary's updates come before the second rollout, so the model "
@@ -175,12 +181,6 @@ def read_dataset(config: TrainConfig, *, modules: bool = True) -> OfflineDataset
         raise ValueError(
             f"{config.dataset} has {len(dataset)} transition: at least 2 are needed, one to fit "
             "the world model and one to hold out"
-        )
-    if not dataset.in_order:
-        warnings.warn(
-            f"{config.dataset}: rows do not follow one another, as in a log that was shuffled: "
-            "training does not mind, but what an episode returned and how long it was is not known",
-            stacklevel=2,
         )
     return dataset
 

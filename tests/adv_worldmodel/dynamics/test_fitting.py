@@ -357,9 +357,9 @@ def test_each_network_has_a_bootstrap_of_the_rows(monkeypatch: pytest.MonkeyPatc
     seen: list[Tensor] = []
     step = fitting.likelihood_step
 
-    def watched(ensemble: Any, optimizer: Any, x: Tensor, y: Tensor) -> Tensor:
+    def watched(ensemble: Any, optimizer: Any, x: Tensor, y: Tensor, *beta: float) -> Tensor:
         seen.append(x)
-        return step(ensemble, optimizer, x, y)
+        return step(ensemble, optimizer, x, y, *beta)
 
     monkeypatch.setattr(fitting, "likelihood_step", watched)
     fit(linear_system(), FitSettings(2, 1, (4,), batch_size=60, holdout=40, max_steps=12))
@@ -376,7 +376,7 @@ def test_slow_progress_of_one_network_is_progress(monkeypatch: pytest.MonkeyPatc
     """Its error falls by 0.6 % of itself each epoch, less than the 1 % that count at once."""
     calls = 0
 
-    def fake(ensemble: Ensemble, optimizer: Any, x: Tensor, y: Tensor) -> Tensor:
+    def fake(ensemble: Ensemble, optimizer: Any, x: Tensor, y: Tensor, *beta: float) -> Tensor:
         nonlocal calls
         with torch.no_grad():
             for weight in ensemble.weights:

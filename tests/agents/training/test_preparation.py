@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from adv_worldmodel import FitSettings
+from adv_worldmodel import FitSettings, load_dataset
 from agents.studies.run_groups import compared_settings
 from agents.training.config import load_config
 from agents.training.preparation import prepare
@@ -158,3 +158,17 @@ def test_a_data_set_with_a_tilde_in_front_is_named_by_its_whole_path(
     config = load_config("base", ["dataset=~nosuch.npz", "model.termination=never"])
     assert prepare(config).resolved_config.dataset == str(tmp_path / "~nosuch.npz")
     assert compared_settings(config)["dataset"] == str(tmp_path / "~nosuch.npz")
+
+
+def test_a_shuffled_log_is_warned_of_once_at_the_start(tmp_path: Path) -> None:
+    data = load_dataset("pendulum-random")
+    order = np.random.default_rng(0).permutation(len(data))[:300]
+    keys = ("observations", "actions", "rewards", "next_observations", "terminations")
+    np.savez(tmp_path / "log.npz", **{key: getattr(data, key)[order] for key in keys})
+    words = [f"dataset={tmp_path / 'log.npz'}", "data.env_id=Pendulum-v1"]
+    config = load_config("pendulum-random", words)
+    with pytest.warns(UserWarning, match="rows do not follow one another"):
+        prepare(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(config, resumed=True)

@@ -271,10 +271,12 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
         # of a stranger's file, no module is imported
         data = read_dataset(config, modules=args.trust)
         if trained_on not in (None, data.content_hash):
+            named = (config.data.env_id, config.evaluation.env_id)
+            for env_id in filter(None, named):  # whose spaces are the data's
+                check_trusted(folder.config, env_id, args.trust, "give --trust")
             raise ValueError(
                 f"{config.dataset} is not read as when {args.run} was trained: bring the data "
-                "back, give --dataset FILE where they have moved, or --trust where their "
-                "environment is a module's"
+                "back, or give --dataset FILE where they have moved"
             )
         found = check_in_model(
             policy, model, data, episodes=args.episodes, gamma=config.agent.gamma,

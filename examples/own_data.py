@@ -1,4 +1,4 @@
-"""Your own arrays in, a policy for the real environment out."""
+"""Your own arrays in, a policy for the real environment out (own_data_policy.zip)."""
 
 import gymnasium as gym
 import numpy as np

@@ -295,21 +295,32 @@ class OfflineDataset:
         alone = (self.episode_lengths() == 1) & ~self.terminations[self.episode_ends()]
         return 2 * int(alone.sum()) <= len(self)
 
+    def whole_episodes(self) -> NDArray[np.bool_]:
+        """Which episodes the recording did not cut; (episodes,).
+
+        The last one is taken for cut where it did not terminate and is shorter than another
+        truncated one; others (of several policies, say) where at least two truncated ones share the
+        greatest length, which is then the time limit, and they are truncated below it.
+        """
+        lengths, truncated = self.episode_lengths(), ~self.terminations[self.episode_ends()]
+        longest = lengths[truncated].max(initial=0)
+        cut = truncated & (lengths < longest)
+        if np.count_nonzero(truncated & (lengths == longest)) < 2:
+            cut[:-1] = False
+        whole: NDArray[np.bool_] = ~cut
+        return whole
+
     @property
     def behaviour_return(self) -> float:
-        """Mean of `episode_returns`, without a last episode that the recording's end cut.
+        """Mean of `episode_returns` of the `whole_episodes`.
 
-        It is taken for cut where it did not terminate and is shorter than another truncated one.
         NaN where the rows are not `in_order`: nobody knows then what an episode was.
         """
-        if not self.in_order:
-            return math.nan
-        returns, lengths, ends = self.episode_returns(), self.episode_lengths(), self.episode_ends()
-        if not self.terminations[ends[-1]]:
-            others = lengths[:-1][~self.terminations[ends[:-1]]]
-            if others.size and lengths[-1] < others.max():
-                returns = returns[:-1]
-        return float(returns.mean())
+        return (
+            float(self.episode_returns()[self.whole_episodes()].mean())
+            if self.in_order
+            else math.nan
+        )
 
     def _arrays(self) -> list[tuple[str, NDArray[Any]]]:
         keys = ("observations", "actions", "rewards", "next_observations")

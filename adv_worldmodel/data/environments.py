@@ -36,6 +36,8 @@ def environment_spaces(env_id: str) -> tuple[Box, Box]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         near = get_close_matches(env_id, gym.registry, n=3, cutoff=0.6)
         hint = f" Near ids: {', '.join(near)}." if near else ""
+        if ":" in env_id:
+            hint += " A module of the current folder is found with PYTHONPATH=. before the command."
         raise ValueError(
             f"Environment '{env_id}' cannot be built here: {reason}.{hint} Name another one "
             "(env_id=), install what it needs, or leave env_id out."

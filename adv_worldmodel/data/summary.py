@@ -16,7 +16,7 @@ def describe(dataset: OfflineDataset) -> str:
     score = normalised_score(dataset.env_id, dataset.behaviour_return) if dataset.in_order else None
     lines = [
         dataset.name,
-        f"  environment    {dataset.env_id or 'unknown (name one to evaluate: env_id=)'}",
+        f"  environment    {dataset.env_id or 'unknown (name one: data.env_id=ID, --env ID)'}",
         f"  transitions    {len(dataset):,} in {len(returns):,} episodes "
         f"({int(dataset.terminations.sum()):,} terminated, "
         f"{int((dataset.truncations & ~dataset.terminations).sum()):,} truncated)",

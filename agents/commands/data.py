@@ -176,10 +176,12 @@ def _make(arguments: argparse.Namespace) -> int:
         arrays |= {"action_low": dataset.action_space.low, "action_high": dataset.action_space.high}
         with written_where_named(target) as aside:
             np.savez_compressed(aside, allow_pickle=False, env_id=env_id, **arrays)
-    returns = dataset.episode_returns()
+    whole = dataset.whole_episodes()
+    returns = dataset.episode_returns()[whole]
+    cut = f", {(~whole).sum():,} cut" if not whole.all() else ""
     print_unless_gone(
-        f"{env_id}: {len(dataset):,} transitions in {len(returns):,} episodes "
-        f"({int(dataset.terminations.sum()):,} terminated), "
+        f"{env_id}: {len(dataset):,} transitions in {len(whole):,} episodes "
+        f"({int(dataset.terminations.sum()):,} terminated{cut}), "
         f"return {returns.mean():.1f} +- {returns.std():.1f}"
     )
     print_unless_gone(str(target))

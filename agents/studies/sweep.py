@@ -41,6 +41,7 @@ from agents.training.run_folder import (
     check_new_folder,
     check_only_a_run,
     check_unlocked,
+    holds_run,
     lock_folder,
 )
 
@@ -291,6 +292,8 @@ def _lock(folder: Path) -> IO[str]:
     if not folder.exists():
         check_new_folder(str(folder))
         folder.mkdir(parents=True)
+    if holds_run(folder):
+        raise ValueError(f"{folder} holds a run of its own: give another out=FOLDER")
     return lock_folder(folder, "another sweep", "give another out=FOLDER")
 
 

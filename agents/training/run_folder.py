@@ -32,7 +32,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from agents.training.atomic_files import find_asides, is_stream, remove
+from agents.training.atomic_files import find_asides, is_stream, remove, write_json
 
 try:
     import fcntl
@@ -276,13 +276,13 @@ def check_unlocked(path: Path) -> None:
 def check_new_folder(out: str | None, *, overwrite: bool = False) -> None:
     """Raise ValueError unless `new_run_folder` can make its folder; writes nothing."""
     path = Path("runs" if out is None else out)
-    if overwrite and _holds_run(path):
+    if overwrite and holds_run(path):
         check_unlocked(path)
         return
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: give out=FOLDER that does not exist yet")
     if out is not None and path.is_dir() and any(file.name != LOCK for file in path.iterdir()):
-        if _holds_run(path):
+        if holds_run(path):
             raise ValueError(
                 f"out={out} holds a run: go on with it by 'adv-worldmodel train --resume {out}', "
                 "replace it by --overwrite, or give another folder"
@@ -314,7 +314,7 @@ def check_parents(path: Path, remedy: str) -> None:
         raise ValueError(f"{parent} is not writable: {remedy}")
 
 
-def _holds_run(path: Path) -> bool:
+def holds_run(path: Path) -> bool:
     """Whether a run wrote there: a `config.yaml` beside nothing of a run may be the user's own."""
     folder = RunFolder(path)
     return folder.config.is_file() and sum(written.exists() for written in folder.written) > 1
@@ -333,7 +333,9 @@ def check_only_a_run(folder: RunFolder) -> None:
 
 
 def _remove_run(folder: RunFolder) -> None:
-    """Remove all that a run writes, and no file of the user's."""
+    """Remove all that a run writes, its subfolders whole, and no file of the user's beside them."""
+    with suppress(OSError, ValueError):  # what is left by an interruption is no finished run
+        write_json(folder.result, folder.read_result() | {"status": "interrupted"})
     folder.remove_asides()
     for path in folder.written:
         remove(path)
@@ -348,7 +350,7 @@ def new_run_folder(
     """
     if out is not None:
         path = Path(out)
-        if overwrite and _holds_run(path):
+        if overwrite and holds_run(path):
             with run_locked(path):
                 _remove_run(RunFolder(path))
         path.mkdir(parents=True, exist_ok=True)

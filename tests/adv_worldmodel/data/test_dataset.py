@@ -58,6 +58,11 @@ def episodes(*lengths: int, terminated: tuple[int, ...] = ()) -> OfflineDataset:
 def test_a_last_episode_that_the_recording_cut_is_not_in_the_behaviour_s_return() -> None:
     assert episodes(1000, 500).behaviour_return == 1000
     assert episodes(1000, 500).episode_returns().tolist() == [1000, 500]
+    # shares of two policies: the time limit is 200
+    assert episodes(200, 50, 200, 50).whole_episodes().tolist() == [True, False, True, False]
+    assert episodes(200, 50, 200, 50).behaviour_return == 200
+    assert episodes(200, 50, 200, terminated=(1,)).behaviour_return == 150  # it ended by itself
+    assert episodes(90, 50, 70).behaviour_return == 70  # no limit is to be seen: the last alone
     assert episodes(1000, 300, 500, terminated=(1,)).behaviour_return == 650
     # whole ones: the only one, one that terminated, one as long as the time limit allows
     assert episodes(500).behaviour_return == 500

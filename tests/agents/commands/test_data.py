@@ -131,7 +131,9 @@ def test_make_writes_a_minari_set_that_says_where_it_comes_from(
     assert dataset.env_id == "Pendulum-v1"
     assert dataset.episode_lengths().tolist() == [200, 50]
     assert dataset.content_hash == collect("Pendulum-v1", [None], 250, seed=3).content_hash
-    assert summary.startswith("Pendulum-v1: 250 transitions in 2 episodes (0 terminated), return -")
+    assert summary.startswith(
+        "Pendulum-v1: 250 transitions in 2 episodes (0 terminated, 1 cut), return -"
+    )
 
 
 def test_make_writes_the_same_rows_to_a_file(tmp_path: Path) -> None:

@@ -358,3 +358,9 @@ def test_a_damaged_result_stops_no_sweep(tmp_path: Path) -> None:
     run.result.write_text("")
     (run.checkpoints / "iteration-000002").mkdir(parents=True)
     assert plan(tmp_path, seeds="0:2").begun == {"pendulum-random/seed-0"}
+
+
+def test_a_run_s_folder_is_no_place_for_a_sweep(tmp_path: Path) -> None:
+    (make_run(tmp_path / "run").path / "policy.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"run holds a run of its own: give another out=FOLDER"):
+        plan(tmp_path / "run", grid=["agent.gamma=0.9"])

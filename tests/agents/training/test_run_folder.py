@@ -291,3 +291,19 @@ def test_a_signal_takes_effect_after_the_files_are_written() -> None:
     assert written == ["whole"]
     with pytest.raises(KeyboardInterrupt):  # and the handler is the old one again
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_removal_that_is_interrupted_leaves_no_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.config.write_text("dataset: pendulum-random")
+    write_json(folder.result, {"status": "finished", "return_mean": 1.0})
+
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder, "remove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        new_run_folder(str(tmp_path), "name", 0, overwrite=True)
+    assert folder.read_result()["status"] == "interrupted"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from adv_worldmodel import OfflineDataset, WorldModel
-from adv_worldmodel.data.environments import buildable, time_limit
+from adv_worldmodel.data.environments import time_limit
 from adv_worldmodel.seeding import make_generator
 from agents.rambo import RAMBO
 from agents.updates import sample_action
@@ -125,7 +125,4 @@ def check_in_model(
 def _longest(dataset: OfflineDataset, gamma: float) -> int:
     if dataset.in_order:
         return int(dataset.episode_lengths().max())
-    limit = None
-    if dataset.env_id is not None and buildable(dataset.env_id):
-        limit = time_limit(dataset.env_id)
-    return limit or math.ceil(3.0 / max(1.0 - gamma, 1e-3))
+    return time_limit(dataset.env_id) or math.ceil(3.0 / max(1.0 - gamma, 1e-3))

@@ -205,9 +205,7 @@ def _time_limits(
     terminations: NDArray[np.bool_], env_id: str | None, where: str
 ) -> NDArray[np.bool_]:
     """Truncations (N,) wherever an episode has lasted for the environment's time limit."""
-    limit = None
-    if env_id is not None and buildable(env_id):
-        limit = time_limit(env_id)
+    limit = time_limit(env_id)
     if limit is None:
         if not terminations.all():
             warnings.warn(

@@ -286,7 +286,7 @@ class OfflineDataset:
         returns: NDArray[np.float64] = sums - self.reward_offset * self.episode_lengths()
         return returns
 
-    @property
+    @cached_property
     def in_order(self) -> bool:
         """Whether rows follow one another in time; not in a log that was shuffled.
 
@@ -310,17 +310,15 @@ class OfflineDataset:
         whole: NDArray[np.bool_] = ~cut
         return whole
 
-    @property
+    @cached_property
     def behaviour_return(self) -> float:
         """Mean of `episode_returns` of the `whole_episodes`.
 
         NaN where the rows are not `in_order`: nobody knows then what an episode was.
         """
-        return (
-            float(self.episode_returns()[self.whole_episodes()].mean())
-            if self.in_order
-            else math.nan
-        )
+        if not self.in_order:
+            return math.nan
+        return float(self.episode_returns()[self.whole_episodes()].mean())
 
     def _arrays(self) -> list[tuple[str, NDArray[Any]]]:
         keys = ("observations", "actions", "rewards", "next_observations")

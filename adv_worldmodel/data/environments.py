@@ -48,9 +48,9 @@ def environment_spaces(env_id: str) -> tuple[Box, Box]:
     )
 
 
-def time_limit(env_id: str) -> int | None:
-    """Steps after which Gymnasium truncates an episode of `env_id`, which can be built here."""
-    return _built(env_id)[2]
+def time_limit(env_id: str | None) -> int | None:
+    """Steps after which Gymnasium truncates an episode of `env_id`; None where it is unknown."""
+    return _built(env_id)[2] if env_id is not None and buildable(env_id) else None
 
 
 def check_fit(env_id: str, observation_dim: int, action_dim: int, where: str) -> None:

@@ -143,9 +143,10 @@ def _raw_actions(
         reaches = float(np.abs(actions).max()) >= LIKELY_SCALED
         narrower = (space.low > -1.0) | (space.high < 1.0)
         inside = bool(((space.low >= -1.0) & (space.high <= 1.0)).all())
+        doubtful = fits_raw and fits_scaled and not unit
         # Neither fitting is reported as raw.
-        stored = "scaled" if fits_scaled and not unit and not (fits_raw and inside) else "raw"
-        if fits_raw and fits_scaled and not unit and (narrower.any() or not reaches):
+        stored = "scaled" if fits_scaled and not unit and not (doubtful and inside) else "raw"
+        if doubtful and (narrower.any() or not reaches):
             warnings.warn(
                 f"{name}: the actions fit the action space's bounds as well as [-1, 1], to which "
                 f"SB3's agents scale what they store; taken as {stored}. Say which they are: "

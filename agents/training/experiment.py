@@ -51,8 +51,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     `result.json` in it holds, beside what the run was made from:
 
     * `behaviour_return`: mean episode return of the data (null where their rows are not in order),
-      `cloning_return`: of the clone (null
-      without cloning);
+      `cloning_return`: of the clone (null without cloning);
     * `env_id`: where the policy is evaluated; null, and nothing is known of returns, with
       `evaluation.episodes` = 0;
     * `return_mean`, `return_std`: mean over the last `evaluation.last` evaluations of their mean

@@ -393,7 +393,7 @@ def test_slow_progress_of_one_network_is_progress(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_fit_that_is_worse_than_the_mean_is_told() -> None:
-    """Steps as large as 1, of a thousandth or of 0.3 of which others learn."""
+    """With steps of 1, where those of a thousandth learn."""
     data = linear_system()
     settings = FitSettings(2, 2, (64, 64, 64, 64), batch_size=32, max_steps=60, learning_rate=1.0)
     with pytest.raises(

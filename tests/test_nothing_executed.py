@@ -311,7 +311,16 @@ def test_a_minari_set_does_not_choose_what_is_imported(
 ) -> None:
     spec = planted(f"{module}:Line-v0", marker)
     metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"env_spec": spec}))
-    assert load_dataset("mine/line-v0").env_id is None
+    with pytest.warns(UserWarning, match=f"names the environment '{module}:Line-v0'"):
+        assert load_dataset("mine/line-v0").env_id is None
+    assert not marker.exists()
+
+
+def test_a_file_does_not_choose_what_is_imported(tmp_path: Path, module: str, marker: Path) -> None:
+    with np.load(io.BytesIO(npz(marker))) as arrays:
+        np.savez(tmp_path / "log.npz", **{**arrays, "env_id": np.array(f"{module}:Pendulum-v1")})
+    with pytest.warns(UserWarning, match=f"names the environment '{module}:Pendulum-v1'"):
+        assert load_dataset(str(tmp_path / "log.npz")).env_id is None
     assert not marker.exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from difflib import get_close_matches
 from typing import Any
 
@@ -23,6 +24,22 @@ def buildable(env_id: str | None) -> bool:
     except Exception:  # an environment's own constructor may raise anything
         return False
     return True
+
+
+def without_module(env_id: str, where: str) -> str | None:
+    """The id that a data set states; None, with a warning, if to build it imports a module.
+
+    :param where: the data set, for the warning.
+    """
+    if ":" not in env_id:
+        return env_id
+    warnings.warn(
+        f"{where} names the environment {env_id!r}, for which a module of its choice would be "
+        "imported: it is taken for no known environment. If you trust the module, name it yourself "
+        "(env_id=, --env; data.env_id= in a configuration).",
+        stacklevel=2,
+    )
+    return None
 
 
 def environment_spaces(env_id: str) -> tuple[Box, Box]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from adv_worldmodel.data.columns import from_columns, wanted_keys
 from adv_worldmodel.data.dataset import OfflineDataset
+from adv_worldmodel.data.environments import without_module
 from adv_worldmodel.data.links import stored_elsewhere
 from adv_worldmodel.data.validation import freeze
 
@@ -50,9 +51,8 @@ def load_file(
     arrays, stated = _read_npz(path) if path.suffix == ".npz" else _read_hdf5(path)
     for array in arrays.values():
         freeze(array)  # else the data set would copy them
-    # An id such as "module:Name-v0" would import a module of the file's choice.
-    if env_id is None and stated is not None and ":" not in stated:
-        env_id = stated
+    if env_id is None and stated is not None:
+        env_id = without_module(stated, where)
     return from_columns(
         arrays, where, name=name or where, env_id=env_id, goal_terminals=goal_terminals
     )

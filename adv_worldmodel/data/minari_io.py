@@ -23,7 +23,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from adv_worldmodel.data import validation
 from adv_worldmodel.data.dataset import OfflineDataset, infer_truncations
-from adv_worldmodel.data.environments import buildable, check_fit
+from adv_worldmodel.data.environments import buildable, check_fit, without_module
 from adv_worldmodel.data.links import stored_elsewhere
 
 if TYPE_CHECKING:
@@ -112,10 +112,11 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
         parts.append((states, actions, episode.rewards, successors, terminations, truncations))
     if not parts:
         raise ValueError(f"{where}: the data set is empty (no episodes); expected at least 1.")
-    # As in a file, an id such as "module:Name-v0" would import a module of the file's choice.
     spec = dataset.env_spec
-    if env_id is None and spec is not None and ":" not in spec.id and _is_registered(spec, where):
-        env_id = _usable(spec.id, observation_space.shape[0], action_space.shape[0])
+    if env_id is None and spec is not None:
+        stated = without_module(spec.id, where)
+        if stated is not None and _is_registered(spec, where):
+            env_id = _usable(stated, observation_space.shape[0], action_space.shape[0])
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return OfflineDataset(
         observations=columns[0],

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from agents.training.config import TrainConfig
     from agents.training.preparation import Preparation
     from agents.training.resumption import Resumption
+    from agents.training.run_folder import RunFolder
 
 #: Exit code of a run whose critics or fit ran away.
 DIVERGED = 3
@@ -249,6 +250,16 @@ def _train_seeds(config: TrainConfig) -> int:
     return 0
 
 
+def _say_unfinished(folder: RunFolder) -> None:
+    """One line on a run that did not finish, or whose values ran away."""
+    result = folder.result_or_nothing()
+    status = result.get("status", "finished")  # a folder with only a policy has no result
+    if status != "finished":
+        print(f"run          {status}{f': {why}' if (why := result.get('error')) else ''}")
+    elif result.get("divergence") is not None:
+        print("run          diverged, and went on")
+
+
 def _evaluate_in_model(args: argparse.Namespace) -> int:
     from agents.model_check import check_in_model
     from agents.training.config import load_config
@@ -282,6 +293,7 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
             policy, model, data, episodes=args.episodes, gamma=config.agent.gamma,
             alpha=folder.alpha_in_values(config.agent), seed=args.seed,
         )  # fmt: skip
+    _say_unfinished(folder)
     mean, std = found.returns.mean(), found.returns.std()
     print(f"world model  {place}")
     print(f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes")
@@ -317,6 +329,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             except RuntimeError as error:  # nothing draws on this machine; the message has remedies
                 raise ValueError(str(error)) from error
     evaluation = evaluate(policy, env_id, episodes=args.episodes, seed=args.seed)
+    _say_unfinished(folder)
     mean, std = evaluation.return_mean, evaluation.return_std
     print(f"environment  {env_id}")
     print(f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -49,6 +50,29 @@ def test_evaluate_runs_the_policy_of_the_run(
     assert main(["evaluate", str(run_folder), "--episodes", "1", "--seed", "3"]) == 0
     expected = evaluate(RunFolder(run_folder).load_policy("cpu"), "Pendulum-v1", episodes=1, seed=3)
     assert f"{expected.return_mean:.1f} +- 0.0 over 1 episodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("result", "line"),
+    [
+        ({"status": "diverged", "error": "Q is infinite"}, "run          diverged: Q is infinite"),
+        ({"divergence": {"quantity": "q_mean"}}, "run          diverged, and went on"),
+        ({"status": "running"}, "run          running"),
+    ],
+)
+def test_evaluate_says_what_became_of_the_run(
+    run_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    result: dict[str, Any],
+    line: str,
+) -> None:
+    assert main(["evaluate", str(run_folder), "--episodes", "1"]) == 0
+    assert "run " not in capsys.readouterr().out
+    copy = RunFolder(shutil.copytree(run_folder, tmp_path / "copy"))
+    copy.result.write_text(json.dumps(copy.read_result() | result))
+    assert main(["evaluate", str(copy.path), "--episodes", "1"]) == 0
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_evaluate_takes_the_episodes_of_its_seed(

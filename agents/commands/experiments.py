@@ -12,7 +12,7 @@ from agents.commands.terminal import PROG, positive, user_input
 from agents.training.signals import terminated_as_interrupted
 
 if TYPE_CHECKING:
-    from agents.studies.run_groups import DamagedRun
+    from agents.studies.run_groups import DamagedRun, Run
 
 # scipy, matplotlib and torch take seconds to import: only the commands do, not --help.
 
@@ -95,7 +95,7 @@ def add_experiment_parsers(
 def _results(args: argparse.Namespace) -> int:
     from agents.studies.aggregate import aggregate, markdown, write_csv
     from agents.studies.planned_runs import find_missing
-    from agents.studies.run_groups import find_readable_runs, group_runs
+    from agents.studies.run_groups import group_runs
     from agents.training.atomic_files import write_text_where_named
     from agents.training.progress import print_unless_gone
     from agents.training.run_folder import check_file
@@ -104,7 +104,7 @@ def _results(args: argparse.Namespace) -> int:
         check_file(Path(file))
     if args.plot is not None and Path(args.plot).suffix.lower() != ".png":
         raise ValueError(f"--plot {args.plot}: only PNG is drawn, give a name that ends in .png")
-    runs, damaged = find_readable_runs(args.runs)
+    runs, damaged = _readable(args.runs)
     groups = group_runs(runs)
     rows = aggregate(groups)
     left_out = len(runs) - sum(len(group.runs) for group in groups)
@@ -129,6 +129,16 @@ def _results(args: argparse.Namespace) -> int:
     return 0
 
 
+def _readable(paths: Sequence[str]) -> tuple[list[Run], list[DamagedRun]]:
+    """ValueError where no run can be read."""
+    from agents.studies.run_groups import find_readable_runs
+
+    runs, damaged = find_readable_runs(paths)
+    if not runs:
+        raise ValueError(damaged[0].error)
+    return runs, damaged
+
+
 def _say_left_out(damaged: Sequence[DamagedRun]) -> None:
     for run in damaged:
         print(f"{PROG}: left out: {run.folder}: {run.error}", file=sys.stderr)
@@ -136,11 +146,11 @@ def _say_left_out(damaged: Sequence[DamagedRun]) -> None:
 
 def _select(args: argparse.Namespace) -> int:
     from agents.studies.planned_runs import find_missing
-    from agents.studies.run_groups import find_readable_runs, group_runs
+    from agents.studies.run_groups import group_runs
     from agents.studies.selection import report, select
     from agents.training.progress import print_unless_gone
 
-    runs, damaged = find_readable_runs(args.runs)
+    runs, damaged = _readable(args.runs)
     selections = select(group_runs(runs), find_missing(args.runs), damaged)
     print_unless_gone("\n\n".join(report(selection) for selection in selections))
     _say_left_out(damaged)

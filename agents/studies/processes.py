@@ -26,7 +26,7 @@ from agents.training.progress import LINE_EVERY, duration, print_unless_gone
 from agents.training.resumption import FREE, Resumption, prepare_resumption
 from agents.training.run_folder import FolderInUseError, RunFolder
 
-__all__ = ["ON_ONE_GPU", "RunProcesses", "cores"]
+__all__ = ["ON_ONE_GPU", "RunProcesses", "folder_of", "shared_out"]
 
 #: Runs that share a GPU unless more are asked for: each has its own context and data there.
 ON_ONE_GPU = 5
@@ -51,7 +51,7 @@ class RunProcesses:
     def __init__(self, configs: Mapping[str, TrainConfig], at_once: int, progress: bool) -> None:
         self.configs, self.at_once, self.progress = configs, at_once, progress
         self.processes: dict[str, SpawnProcess] = {}
-        self._ears: dict[str, Connection] = {}
+        self._receivers: dict[str, Connection] = {}
         self._refused: dict[str, str] = {}  # why a run could not begin or go on
         self.reported: set[str] = set()
         self.stopping = False
@@ -93,11 +93,11 @@ class RunProcesses:
     def _start(self, name: str) -> None:
         # spawn: a fork would share what CUDA has set up in this process
         context = multiprocessing.get_context("spawn")
-        self._ears[name], mouth = context.Pipe(duplex=False)
-        process = context.Process(target=_run_one, args=(self.configs[name], mouth), name=name)
+        self._receivers[name], sender = context.Pipe(duplex=False)
+        process = context.Process(target=_run_one, args=(self.configs[name], sender), name=name)
         with _ctrl_c_is_for_this_process():
             process.start()
-        mouth.close()
+        sender.close()
         self.processes[name] = process
 
     def _report(self) -> None:
@@ -106,7 +106,7 @@ class RunProcesses:
             if name in self.reported or process.is_alive():
                 continue
             self.reported.add(name)
-            self._hear(name, process.exitcode)
+            self._receive(name, process.exitcode)
             self.say(f"{name:<12} {self._error(name) or 'finished'}")
         now = time.monotonic()
         if self.progress and now - self.last_line >= LINE_EVERY and (left := self._running()):
@@ -114,12 +114,12 @@ class RunProcesses:
             done = ", ".join(f"{name} {self._iterations(name)}" for name in left)
             print_unless_gone(f"iterations: {done}; {duration(now - self.started)}", sys.stderr)
 
-    def _hear(self, name: str, exit_code: int | None) -> None:
+    def _receive(self, name: str, exit_code: int | None) -> None:
         """Take down why a run did not end as it should, where it could not write that itself."""
         status = self._result(name).get("status", "running")
         error, in_use = None, False
-        with suppress(EOFError, OSError), self._ears.pop(name) as ear:
-            error, in_use = ear.recv()
+        with suppress(EOFError, OSError), self._receivers.pop(name) as receiver:
+            error, in_use = receiver.recv()
         if error is not None and (in_use or status == "finished"):
             self._refused[name] = error  # what lies there is not this run's to change
             return
@@ -129,19 +129,14 @@ class RunProcesses:
             with suppress(OSError):  # a full disk, a folder that is gone: the others go on
                 _record_failure(self.configs[name], error)
 
-    def _folder(self, name: str) -> RunFolder:
-        out = self.configs[name].out
-        assert out is not None
-        return RunFolder(Path(out))
-
     def _iterations(self, name: str) -> str:
         """How many of the run's iterations are done."""
-        rows = self._folder(name).iterations_logged()
+        rows = folder_of(self.configs[name]).iterations_logged()
         iterations = self.configs[name].iterations
         return f"{min(rows, iterations)}/{iterations}"  # the last evaluation has a row of its own
 
     def _result(self, name: str) -> dict[str, Any]:
-        return self._folder(name).result_or_nothing()
+        return folder_of(self.configs[name]).result_or_nothing()
 
     def _error(self, name: str) -> str | None:
         """Why the run of an ended process did not finish; None if it did."""
@@ -172,10 +167,31 @@ class RunProcesses:
             process.join()
 
 
+def shared_out(
+    n_runs: int, *, on_gpu: bool, jobs: int | None = None, n_threads: int | None = None
+) -> tuple[int, int]:
+    """How many of `n_runs` run at once, and torch's CPU threads of each.
+
+    :param on_gpu: whether they share a GPU.
+    :param jobs: runs at once, if the user says; else one per core, on a GPU at most `ON_ONE_GPU`.
+    :param n_threads: threads, if the user says; else the cores by the runs at once.
+    """
+    available = cores()
+    most = min(available, ON_ONE_GPU) if on_gpu else available
+    at_once = min(jobs or most, n_runs)
+    return at_once, n_threads or max(1, available // at_once)
+
+
 def cores() -> int:
     """Cores that this process may use."""
     known = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
+def folder_of(config: TrainConfig) -> RunFolder:
+    """The run folder that `out` names."""
+    assert config.out is not None
+    return RunFolder(Path(config.out))
 
 
 @contextmanager
@@ -192,11 +208,11 @@ def _ctrl_c_is_for_this_process() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run_one(config: TrainConfig, mouth: Connection) -> None:
+def _run_one(config: TrainConfig, sender: Connection) -> None:
     """The process of one run; what goes wrong stands in its `result.json`.
 
-    :param mouth: what is said of a run that cannot begin or go on: why, and whether another process
-        is at work in its folder.
+    :param sender: told of a run that cannot begin or go on: why, and whether another process is at
+        work in its folder.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -204,12 +220,12 @@ def _run_one(config: TrainConfig, mouth: Connection) -> None:
         try:
             prepared, resumption = _prepare(config)
         except (ValueError, OSError) as error:  # a data set that is not there, and the like
-            mouth.send((" ".join(str(error).split()), isinstance(error, FolderInUseError)))
+            sender.send((" ".join(str(error).split()), isinstance(error, FolderInUseError)))
             raise SystemExit(1) from None
         try:
             run(prepared, progress=False, resumption=resumption)
         except FolderInUseError as error:
-            mouth.send((str(error), True))
+            sender.send((str(error), True))
             raise SystemExit(1) from None
     except (DivergenceError, FloatingPointError):
         raise SystemExit(1) from None
@@ -220,20 +236,19 @@ def _run_one(config: TrainConfig, mouth: Connection) -> None:
 
 def _prepare(config: TrainConfig) -> tuple[Preparation, Resumption | None]:
     """A run that its folder holds already goes on."""
-    assert config.out is not None
-    if RunFolder(Path(config.out)).config.is_file():
-        changing = [key for key in FREE if key not in ("device", "name")]
+    folder = folder_of(config)
+    if folder.config.is_file():
+        changing = [key for key in FREE if key != "name"]
         now = [f"{key}={setting_text(getattr(config, key))}" for key in changing]
-        return prepare_resumption(config.out, now)
+        return prepare_resumption(folder.path, now)
     return prepare(config), None
 
 
 def _record_failure(config: TrainConfig, error: str) -> None:
     """Give a run that could not do it a `result.json` that says why it failed."""
-    assert config.out is not None
-    folder = RunFolder(Path(config.out))
+    folder = folder_of(config)
     folder.path.mkdir(parents=True, exist_ok=True)
-    written = folder.read_result() if folder.result.is_file() else {}
+    written = folder.result_or_nothing()
     if not folder.config.is_file():
         write_text(folder.config, dump_config(dataclasses.replace(config, out=None)))
     unknown = {"env_id": None, "iterations": 0, "return_mean": None, "score": None}

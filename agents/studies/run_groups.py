@@ -148,7 +148,6 @@ def find_readable_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[Dam
 
     :param paths: see `find_runs`.
     :raises FileNotFoundError: see `find_runs`.
-    :raises ValueError: none can be read.
     """
     found: dict[Path, Run | DamagedRun] = {}
     for path in map(Path, paths):
@@ -167,8 +166,6 @@ def find_readable_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[Dam
                 found[folder.resolve()] = _read_or_say(folder)
     runs = [run for run in found.values() if isinstance(run, Run)]
     damaged = [run for run in found.values() if isinstance(run, DamagedRun)]
-    if damaged and not runs:
-        raise ValueError(damaged[0].error)
     return runs, damaged
 
 

@@ -1,7 +1,6 @@
 """Several seeds of one experiment at the same time, each a run in a process of its own.
 
-The processes share the GPU, or the cores: on a CPU each gets `cores // seeds` threads (at least
-one) and no more run at once than there are cores. Each writes an ordinary run folder
+The processes share the GPU, or the cores (see `shared_out`). Each writes an ordinary run folder
 `<out>/seed-<s>`, whose `config.yaml` reruns that seed alone.
 """
 
@@ -12,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.studies.processes import ON_ONE_GPU, RunProcesses, cores
+from agents.studies.processes import RunProcesses, shared_out
 from agents.training.config import TrainConfig
 from agents.training.preparation import prepare
 from agents.training.results import seeds_table
 from agents.training.run_folder import new_run_folder
 
-__all__ = ["SeedRuns", "SeedsPlan", "prepare_seeds", "run_seeds", "train_seeds"]
+__all__ = ["SeedRuns", "SeedsPlan", "prepare_seeds", "run_seeds"]
 
 
 @dataclass(frozen=True)
@@ -40,40 +39,29 @@ class SeedsPlan:
 class SeedRuns:
     """What came of it."""
 
-    folder: Path  #: holds the run folders `seed-<s>`
     results: dict[int, dict[str, Any]]  #: `result.json`; empty for a run that wrote none
     errors: dict[int, str]  #: why a run did not finish
-
-
-def train_seeds(config: TrainConfig, *, progress: bool = True) -> SeedRuns:
-    """Train `config.seeds` runs, seeds `config.seed` and up, at the same time.
-
-    A script that calls this needs the guard `if __name__ == "__main__":`, as always where Python
-    starts processes: each imports the script anew.
-
-    Prints, unless `progress` is False, what the runs do, a table at the end, and the folder.
-
-    :raises ValueError, FileNotFoundError: as `experiment.train`, before anything is written.
-    :raises KeyboardInterrupt: passed on when all runs have ended and their files are written.
-    """
-    return run_seeds(prepare_seeds(config), progress=progress)
 
 
 def prepare_seeds(config: TrainConfig) -> SeedsPlan:
     """Read and check, once, all that `config` names; see `agents.training.preparation.prepare`."""
     n = config.seeds or 1
     prepared = prepare(dataclasses.replace(config, seeds=None))
-    available = cores()
-    return SeedsPlan(
-        config,
-        range(config.seed, config.seed + n),
-        config.n_threads or max(1, available // n),
-        min(n, available if prepared.device.type == "cpu" else ON_ONE_GPU),
+    at_once, n_threads = shared_out(
+        n, on_gpu=prepared.device.type != "cpu", n_threads=config.n_threads
     )
+    return SeedsPlan(config, range(config.seed, config.seed + n), n_threads, at_once)
 
 
 def run_seeds(plan: SeedsPlan, *, progress: bool = True) -> SeedRuns:
-    """Run a checked plan; see `train_seeds`."""
+    """Train the seeds of a checked plan at the same time.
+
+    Prints, unless `progress` is False, what the runs do, a table at the end, and the folder. A
+    script that calls this needs the guard `if __name__ == "__main__":`, as always where Python
+    starts processes: each imports the script anew.
+
+    :raises KeyboardInterrupt: passed on when all runs have ended and their files are written.
+    """
     folder = new_run_folder(plan.config.out, plan.config.name, "seeds").path
     names = {seed: f"seed-{seed}" for seed in plan.seeds}
     configs = {name: plan.of_seed(seed, folder) for seed, name in names.items()}
@@ -86,7 +74,6 @@ def run_seeds(plan: SeedsPlan, *, progress: bool = True) -> SeedRuns:
     finally:
         results, errors = runs.results(), runs.errors()
         found = SeedRuns(
-            folder,
             {seed: results[name] for seed, name in names.items()},
             {seed: errors[name] for seed, name in names.items() if name in errors},
         )

@@ -15,12 +15,12 @@ import torch
 
 from agents.studies.aggregate import aggregate, markdown
 from agents.studies.planned_runs import add_planned, read_planned
-from agents.studies.processes import ON_ONE_GPU, RunProcesses, cores
+from agents.studies.processes import RunProcesses, folder_of, shared_out
 from agents.studies.run_groups import (
     BESIDE,
     READ_WITH,
     compared_settings,
-    find_runs,
+    find_readable_runs,
     group_runs,
     setting_text,
 )
@@ -145,11 +145,12 @@ def plan_sweep(
         if twice := own.keys() & variants.keys():
             raise ValueError(f"two runs would share the folder {min(twice)}: a value stands twice")
         variants |= own
-    available = cores()
-    on_gpu = base.device != "cpu" and torch.cuda.is_available()
-    most = min(available, ON_ONE_GPU) if on_gpu else available
-    at_once = min(jobs or most, len(variants) * len(numbers))
-    n_threads = base.n_threads or max(1, available // at_once)
+    at_once, n_threads = shared_out(
+        len(variants) * len(numbers),
+        on_gpu=base.device != "cpu" and torch.cuda.is_available(),
+        jobs=jobs,
+        n_threads=base.n_threads,
+    )
     # Seeds inside: the next variant then finds the fits of these seeds in the cache.
     configs = {
         name: dataclasses.replace(variant, seed=seed, out=str(folder / name), n_threads=n_threads)
@@ -161,24 +162,21 @@ def plan_sweep(
     read_planned(folder)  # what is wrong with it is said before anything starts
     finished = frozenset(name for name, config in configs.items() if _is_finished(config, data))
     for name in configs.keys() - finished:
-        check_unlocked(_out(configs[name]))
+        check_unlocked(folder_of(configs[name]).path)
     begun = frozenset(
         name for name, config in configs.items() if name not in finished and _goes_on(config, data)
     )
     for name in configs.keys() - finished - begun:
-        check_only_a_run(RunFolder(_out(configs[name])))
+        check_only_a_run(folder_of(configs[name]))
     return SweepPlan(folder, configs, finished, begun, left_out, at_once, lock)
 
 
 def _as_trained(config: TrainConfig) -> TrainConfig:
-    """The configuration with the defaults for what its weight of the adversary leaves unused."""
-    adversary, unused = config.adversary, set[str]()
-    if adversary.weight != "auto":
-        unused |= {"xi", "max_weight"}
-    if adversary.weight == 0:
-        unused |= {"score"}
-    defaults = {name: getattr(AdversaryConfig(), name) for name in unused}
-    return dataclasses.replace(config, adversary=dataclasses.replace(adversary, **defaults))
+    """The configuration without the estimator of the adversary's gradient where it has none."""
+    if config.adversary.weight != 0:
+        return config
+    adversary = dataclasses.replace(config.adversary, score=AdversaryConfig.score)
+    return dataclasses.replace(config, adversary=adversary)
 
 
 def run_sweep(plan: SweepPlan, *, progress: bool = True) -> dict[str, str]:
@@ -200,16 +198,18 @@ def run_sweep(plan: SweepPlan, *, progress: bool = True) -> dict[str, str]:
     add_planned(plan.folder, {n: compared_settings(c)["dataset"] for n, c in plan.configs.items()})
     for name, config in waiting.items():  # what an earlier call left before a checkpoint
         if name not in plan.begun:
-            shutil.rmtree(_out(config), ignore_errors=True)
+            shutil.rmtree(folder_of(config).path, ignore_errors=True)
     try:
         runs.run()
     finally:
-        written = [_out(c) for c in plan.configs.values() if RunFolder(_out(c)).result.is_file()]
-        if written and progress:
-            groups = group_runs(find_runs(written))
-            runs.say(markdown(aggregate(groups), groups).rstrip())
-        runs.say(str(plan.folder))
         plan.lock.close()
+        folders = [folder_of(config) for config in plan.configs.values()]
+        written = [folder.path for folder in folders if folder.result.is_file()]
+        if written and progress:
+            found, damaged = find_readable_runs(written)
+            groups = group_runs(found)
+            runs.say(markdown(aggregate(groups), groups, damaged=damaged).rstrip())
+        runs.say(str(plan.folder))
     return runs.errors()
 
 
@@ -280,11 +280,6 @@ def _folder_name(config: TrainConfig, keys: Sequence[str]) -> str:
     return re.sub(r"[^\w.=,+-]+", "-", ",".join(parts)) or config.name
 
 
-def _out(config: TrainConfig) -> Path:
-    assert config.out is not None
-    return Path(config.out)
-
-
 def _lock(folder: Path) -> IO[str]:
     """Let no other sweep write into `folder`, which is made, as long as the file is open."""
     if folder.exists() and not folder.is_dir():
@@ -317,7 +312,7 @@ class _Contents:
 
 def _goes_on(config: TrainConfig, data: _Contents) -> bool:
     """Whether the run's folder holds a checkpoint of this run; ValueError if of another one."""
-    folder = RunFolder(_out(config))
+    folder = folder_of(config)
     trained = has_trained(folder.checkpoints)
     if not trained and not folder.iterations_logged():  # nothing to lose but the clone
         return False
@@ -357,7 +352,7 @@ def _is_finished(config: TrainConfig, data: _Contents) -> bool:
 
     One of fewer iterations is not finished: it goes on from its checkpoint.
     """
-    folder = RunFolder(_out(config))
+    folder = folder_of(config)
     if not folder.path.exists():
         return False
     written = {path.name for path in folder.path.iterdir()} - {LOCK}

@@ -75,8 +75,8 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
     started = time.perf_counter()
     if config.seeds is not None:
         raise ValueError(
-            f"seeds = {config.seeds} asks for several runs: use agents.studies.seeds."
-            "train_seeds(config), or seeds=null for one"
+            f"seeds = {config.seeds} asks for several runs: give it to 'adv-worldmodel train', "
+            "or seeds=null for one"
         )
     if not resumed:
         check_new_folder(config.out, overwrite=overwrite)

@@ -67,6 +67,32 @@ def test_a_finished_run_that_cannot_go_on_stays_finished(tmp_path: Path) -> None
     assert RunFolder(out).result.read_bytes() == before
 
 
+def test_a_run_that_cannot_go_on_and_whose_result_is_damaged_stops_no_other(tmp_path: Path) -> None:
+    lost = make_run(tmp_path / "lost")  # without a checkpoint
+    lost.result.write_text("{")
+    lost.progress.write_text("time/iteration\n1\n")
+    outs = {"lost": lost.path, "good": tmp_path / "good"}
+    configs = {n: load_config("pendulum-random", [*TINY, f"out={o}"]) for n, o in outs.items()}
+    runs = RunProcesses(configs, 1, progress=False)
+    runs.run()
+    assert list(runs.errors()) == ["lost"]
+    assert lost.read_result()["status"] == "failed"
+
+
+def test_a_run_goes_on_where_the_sweep_says(tmp_path: Path) -> None:
+    """On a machine without the GPU that it began on."""
+    words = [*TINY, f"out={tmp_path / 'run'}"]
+    assert main(["train", "pendulum-random", *words]) == 0
+    folder = RunFolder(tmp_path / "run")
+    began = folder.config.read_text().replace("device: auto", "device: cuda:99")
+    folder.config.write_text(began)
+    longer = load_config("pendulum-random", [*words, "iterations=2", "device=cpu"])
+    runs = RunProcesses({"one": longer}, 1, progress=False)
+    runs.run()
+    assert runs.errors() == {}
+    assert folder.read_result()["iterations"] == 2
+
+
 def test_a_run_in_the_hands_of_another_process_is_left_alone(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", status="running")
     before = folder.result.read_bytes()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from agents.cli import main
-from agents.studies import seeds
+from agents.studies import processes
 from agents.studies.seeds import prepare_seeds
 from agents.training.config import load_config
 from agents.training.experiment import prepare, train
@@ -79,7 +79,7 @@ def test_one_run_is_not_several() -> None:
 
 
 def test_the_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seeds, "cores", lambda: 8)
+    monkeypatch.setattr(processes, "cores", lambda: 8)
     for n, threads, at_once in ((2, 4, 2), (3, 2, 3), (8, 1, 8), (20, 1, 8)):
         words = ["n_threads=null", "device=cpu", f"seeds={n}"]
         plan = prepare_seeds(load_config("pendulum-random", words))

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from agents.cli import _parser, main
-from agents.studies import sweep
-from agents.studies.processes import ON_ONE_GPU
-from agents.studies.sweep import SweepPlan, parse_seeds, plan_sweep, split_values
+from agents.studies import processes, sweep
+from agents.studies.processes import ON_ONE_GPU, RunProcesses
+from agents.studies.sweep import SweepPlan, parse_seeds, plan_sweep, run_sweep, split_values
 from agents.training.atomic_files import write_json
 from agents.training.config import flat_settings, load_config
 from agents.training.preparation import read_dataset
@@ -139,7 +139,7 @@ def test_the_command_line_knows_every_preset(preset: str) -> None:
 
 
 def test_the_cores_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "cores", lambda: 8)
+    monkeypatch.setattr(processes, "cores", lambda: 8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def of(jobs: int | None, seeds: str, threads: str = "null") -> tuple[int, int | None]:
@@ -358,6 +358,27 @@ def test_a_damaged_result_stops_no_sweep(tmp_path: Path) -> None:
     run.result.write_text("")
     (run.checkpoints / "iteration-000002").mkdir(parents=True)
     assert plan(tmp_path, seeds="0:2").begun == {"pendulum-random/seed-0"}
+
+
+def test_an_interrupted_sweep_with_a_damaged_result_ends_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "pendulum-random" / "seed-0", return_mean=-150.0)
+    run = make_run(tmp_path / "pendulum-random" / "seed-1", "seed=1")
+    run.result.write_text("")
+    (run.checkpoints / "iteration-000002").mkdir(parents=True)
+    found = plan(tmp_path, seeds="0:2")
+
+    def interrupted(_: RunProcesses) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunProcesses, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"Not in it: {run.path}: cannot be read" in lines
+    assert lines[-1] == str(tmp_path)
+    plan(tmp_path, seeds="0:2")  # the folder is free again
 
 
 def test_a_run_s_folder_is_no_place_for_a_sweep(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adv_worldmodel.errors import first_line
+
 #: Plain calls before the capture: libraries and optimisers allocate their state in them.
 WARM_UP_CALLS = 3
 #: Streams that torch has for each device.
@@ -164,7 +166,7 @@ class GraphedStep:
         except RuntimeError as error:
             torch.cuda.set_stream(main)  # a capture that fails at its end leaves its own behind
             cause = error.__context__ or error  # the end of a failed capture fails once more
-            self._give_up((str(cause).strip() or type(cause).__name__).splitlines()[0])
+            self._give_up(first_line(cause))
             return False
         finally:
             if collecting:

@@ -97,7 +97,7 @@ class MixedReplayBuffer(ReplayBuffer):
         """Model transitions held."""
         return self.buffer_size if self.full else self.pos
 
-    def extend(
+    def add_tensors(
         self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor, terminated: Tensor
     ) -> None:
         """Append one model step of ``n_envs`` rows; actions scaled to [-1, 1]."""
@@ -146,14 +146,14 @@ class MixedReplayBuffer(ReplayBuffer):
         done: NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        """SB3's form of :meth:`extend`; rows cut by the horizon are no terminations."""
+        """SB3's form of :meth:`add_tensors`; rows cut by the horizon are no terminations."""
         cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
         terminated = np.asarray(done, dtype=bool) & ~cut
         tensors = (
             torch.as_tensor(x, device=self.device)
             for x in (obs, action, reward, next_obs, terminated)
         )
-        self.extend(*tensors)
+        self.add_tensors(*tensors)
 
     def n_real(self, batch_size: int) -> int:
         """Real rows in a batch."""

@@ -91,8 +91,6 @@ class RamboCallback(BaseCallback):
         self.adversary_updates = adversary_updates
         self.seed = seed
         self.adversary: Adversary | None = None
-        #: seconds spent in adversarial updates so far
-        self.seconds = 0.0
 
     def _init_callback(self) -> None:
         self._refuse_nesting()
@@ -141,9 +139,7 @@ class RamboCallback(BaseCallback):
         found = self.adversary.run(self.adversary_updates, *self._foes, networks)
         for name, mean in found.items():
             self.logger.record(f"adversary/{name}", mean)
-        seconds = time.perf_counter() - start
-        self.seconds += seconds
-        self.logger.record("time/adversary_s", seconds)
+        self.logger.record("time/adversary_s", time.perf_counter() - start)
 
     def _on_step(self) -> bool:
         self._refuse_nesting()  # again: a list tells its parent only after its start

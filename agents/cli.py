@@ -310,8 +310,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         with user_input():
             raise ValueError("--dataset names the data of --in-model: give both")
     from adv_worldmodel.data.scores import normalised_score
-    from agents.training.evaluation import evaluate, render
+    from agents.training.evaluation import evaluate
     from agents.training.real_env import check_spaces, full_id, make_real_env
+    from agents.training.rendering import render
     from agents.training.run_folder import RunFolder, check_file
 
     with user_input():

@@ -70,7 +70,6 @@ class StackedCritic(BaseModel):
         net_arch: list[int],
         features_extractor: BaseFeaturesExtractor,
         features_dim: int,
-        normalize_images: bool = False,
         n_critics: int = 2,
         layer_norm: bool = False,
         share_features_extractor: bool = False,
@@ -79,7 +78,6 @@ class StackedCritic(BaseModel):
             observation_space,
             action_space,
             features_extractor=features_extractor,
-            normalize_images=normalize_images,
         )
         check_whole(at_least=1, n_critics=n_critics)
         self.n_critics, self.layer_norm = n_critics, layer_norm

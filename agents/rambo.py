@@ -115,13 +115,6 @@ class RAMBO(SAC):
         if not callable(learning_rate):  # a schedule is refused by _check_settings
             check_finite(learning_rate=learning_rate)
             learning_rate = float(learning_rate)  # SB3 takes no number of NumPy's
-        if critic_warmup > 0 and ent_coef == "auto" and entropy_in_target:
-            warnings.warn(
-                "critic_warmup evaluates the cloned policy with the entropy coefficient at its "
-                "start, 1, whose bonus may outweigh all rewards: give ent_coef='auto_0.05', or "
-                "entropy_in_target=False",
-                stacklevel=2,
-            )
         self.actor_learning_rate = actor_learning_rate
         self.entropy_learning_rate = entropy_learning_rate
         self.real_ratio, self.retain_iterations = real_ratio, retain_iterations
@@ -142,7 +135,7 @@ class RAMBO(SAC):
         if device == "auto" and isinstance(env, AdvWorldModelVecEnv):
             device = env.world.device
         if _init_setup_model:
-            env = _as_world(env)
+            env = _as_model_env(env)
             if torch.device(device).type != env.world.device.type:
                 raise ValueError(
                     f"the agent is asked for on {device}, its world model is on "
@@ -172,11 +165,18 @@ class RAMBO(SAC):
             device=device,
             _init_setup_model=_init_setup_model,
         )
+        if critic_warmup > 0 and ent_coef == "auto" and entropy_in_target:
+            warnings.warn(
+                "critic_warmup evaluates the cloned policy with the entropy coefficient at its "
+                "start, 1, whose bonus may outweigh all rewards: give ent_coef='auto_0.05', or "
+                "entropy_in_target=False",
+                stacklevel=2,
+            )
 
     @property
     def timesteps_per_iteration(self) -> int:
         """Synthetic transitions of one iteration: ``n_envs`` times the horizon."""
-        env = _as_world(self.env)
+        env = _as_model_env(self.env)
         return env.num_envs * env.horizon
 
     @property
@@ -261,7 +261,7 @@ class RAMBO(SAC):
         self._step = None
         dataset = None
         if self.env is not None:  # a policy loaded for prediction has none
-            env = _as_world(self.env)
+            env = _as_model_env(self.env)
             if torch.empty(0, device=self.device).device != env.world.device:
                 raise ValueError(
                     f"the agent is on {self.device}, its world model on {env.world.device}: give "
@@ -288,7 +288,7 @@ class RAMBO(SAC):
         The data are the new environment's. The policy goes on standardising states by those that
         it was built with: its weights are for such inputs.
         """
-        super().set_env(_as_world(env), force_reset)
+        super().set_env(_as_model_env(env), force_reset)
         self._attach_data()
 
     def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
@@ -369,7 +369,7 @@ class RAMBO(SAC):
         callback.on_rollout_start()  # the adversary changes the model here
         if self._acting is None:
             self._acting = SquashedPolicy(self)
-        return roll_out(self, self._acting, _as_world(env), callback, train_freq.frequency)
+        return roll_out(self, self._acting, _as_model_env(env), callback, train_freq.frequency)
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """``gradient_steps`` SAC updates on mixed batches, then one row of metrics."""
@@ -430,7 +430,7 @@ class RAMBO(SAC):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._check_settings()  # attributes may have been set since
         self._step = None  # parameters may have been loaded since: capture anew
-        if self.train_freq.frequency != _as_world(self.env).horizon:  # type: ignore[union-attr]
+        if self.train_freq.frequency != _as_model_env(self.env).horizon:  # type: ignore[union-attr]
             self._attach_data()  # as in another environment
         elif self.buffer_size != self.retain_iterations * self.timesteps_per_iteration:
             rows = self.replay_buffer
@@ -447,7 +447,7 @@ class RAMBO(SAC):
         return [*super()._excluded_save_params(), *caches, *states]
 
 
-def _as_world(env: Any) -> AdvWorldModelVecEnv:
+def _as_model_env(env: Any) -> AdvWorldModelVecEnv:
     if isinstance(env, AdvWorldModelVecEnv):
         return env
     found = "no environment" if env is None else type(env).__name__

@@ -40,7 +40,7 @@ def roll_out(
         actions = _act(agent, policy, obs)
         transition = world.advance(actions)
         rewards, dones = transition.reward, transition.terminated | transition.truncated
-        buffer.extend(
+        buffer.add_tensors(
             obs,
             policy.bounds.scale(actions),
             rewards,

@@ -19,8 +19,8 @@ LOG_2PI = math.log(2.0 * math.pi)
 LOG_2 = math.log(2.0)
 #: Actions are clipped to this inside (-1, 1): the density of tanh has no value on the bound.
 LARGEST_ACTION = 1.0 - 1e-4
-#: Order of the sums that :func:`sac_update` returns.
-METRICS = ("actor_loss", "critic_loss", "ent_coef_loss", "alpha", "q_mean", "entropy")
+#: Names, SB3's where it has one, and order of the numbers that :func:`sac_update` returns.
+METRICS = ("actor_loss", "critic_loss", "ent_coef_loss", "ent_coef", "q_mean", "entropy")
 
 
 def squashed_log_density(u: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

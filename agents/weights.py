@@ -71,7 +71,6 @@ def _describe(policy: RAMBOPolicy) -> dict[str, Any]:
         ("policy class", type(policy), type(policy) is RAMBOPolicy),
         ("activation_fn", policy.activation_fn, policy.activation_fn in names),
         ("features_extractor_class", extractor, extractor in (Standardise, FlattenExtractor)),
-        ("use_sde", True, not policy.actor_kwargs["use_sde"]),
     ):
         if not fits:
             raise ValueError(

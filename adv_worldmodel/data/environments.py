@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from adv_worldmodel.building import make_quietly
 from adv_worldmodel.data.validation import action_box_of, flat_box
+from adv_worldmodel.errors import first_line
 
 
 def buildable(env_id: str | None) -> bool:
@@ -50,7 +51,7 @@ def environment_spaces(env_id: str) -> tuple[Box, Box]:
     try:
         observation_space, action_space, _ = _built(env_id)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         near = get_close_matches(env_id, gym.registry, n=3, cutoff=0.6)
         hint = f" Near ids: {', '.join(near)}." if near else ""
         if ":" in env_id:

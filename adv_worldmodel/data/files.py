@@ -19,6 +19,7 @@ from adv_worldmodel.data.dataset import OfflineDataset
 from adv_worldmodel.data.environments import without_module
 from adv_worldmodel.data.links import stored_elsewhere
 from adv_worldmodel.data.validation import freeze
+from adv_worldmodel.errors import first_line
 
 SUFFIXES = (".hdf5", ".h5", ".npz")
 """File names that `load_file` reads."""
@@ -74,7 +75,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if reason.startswith("Object arrays"):
             raise ValueError(
                 f"{path}: holds pickled objects, which are not opened since that can run code; "

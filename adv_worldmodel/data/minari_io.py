@@ -25,6 +25,7 @@ from adv_worldmodel.data import validation
 from adv_worldmodel.data.dataset import OfflineDataset, infer_truncations
 from adv_worldmodel.data.environments import buildable, check_fit, without_module
 from adv_worldmodel.data.links import stored_elsewhere
+from adv_worldmodel.errors import first_line
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -71,7 +72,7 @@ def load_minari(dataset_id: str, *, env_id: str | None = None) -> OfflineDataset
         dataset = minari.load_dataset(dataset_id)
     except Exception as error:  # storage formats raise their own kinds
         raise ValueError(
-            f"minari:{dataset_id}: cannot be read ({_first_line(error)}). Delete "
+            f"minari:{dataset_id}: cannot be read ({first_line(error)}). Delete "
             f"{minari_folder() / dataset_id} and fetch or make the data set again."
         ) from None
     return from_minari(dataset, env_id=env_id)
@@ -203,7 +204,7 @@ def _named(env_id: str | None, dataset_id: str) -> str | None:
     except (TypeError, ValueError) as error:
         warnings.warn(
             f"minari:{dataset_id} will not name its environment: {plain} is registered with what "
-            f"no file can hold ({_first_line(error)}). Register it with entry_point='module:Class',"
+            f"no file can hold ({first_line(error)}). Register it with entry_point='module:Class',"
             " or name it where the set is used (env_id=, --env).",
             stacklevel=3,
         )
@@ -243,7 +244,7 @@ def _refuse_links(dataset: MinariDataset, where: str) -> None:
 
 def _unreadable(where: str, error: Exception) -> str:
     return (
-        f"{where}: an episode cannot be read ({_first_line(error)}). The files are truncated: "
+        f"{where}: an episode cannot be read ({first_line(error)}). The files are truncated: "
         "delete the data set and fetch or make it again."
     )
 
@@ -327,7 +328,7 @@ def _download(dataset_id: str) -> None:
     except Exception as error:  # whatever the network, the hub or a missing package raises
         raise FileNotFoundError(
             f"minari:{dataset_id}: not in {minari_folder()}, and downloading failed "
-            f"({_first_line(error)}).{_near(dataset_id)} Fetch it where there is a network "
+            f"({first_line(error)}).{_near(dataset_id)} Fetch it where there is a network "
             f"(minari download {dataset_id}) or set MINARI_DATASETS_PATH to the folder that has it."
         ) from None
     finally:
@@ -340,7 +341,3 @@ def _near(dataset_id: str) -> str:
         return f" No Minari data set is in {minari_folder()}."
     near = get_close_matches(dataset_id, ids, n=5, cutoff=0.3) or ids[:5]
     return f" Near local ids: {', '.join(near)}."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from adv_worldmodel.building import check_id, make_quietly
+from adv_worldmodel.errors import first_line
 
 
 def bound(
@@ -173,8 +174,7 @@ def read_environment(env_id: str) -> tuple[dict[str, Any] | None, str]:
     try:
         wrapped = make_quietly(env_id)
     except Exception as error:  # an environment's own constructor may raise anything
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return None, f"it cannot be built here ({why})"
+        return None, f"it cannot be built here ({first_line(error)})"
     try:
         env: Any = wrapped.unwrapped
         for cls in type(env).__mro__:

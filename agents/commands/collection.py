@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from adv_worldmodel.data import OfflineDataset, from_replay_buffer
 from adv_worldmodel.data.validation import flat_box
+from adv_worldmodel.errors import one_line
 from agents.training.real_env import check_spaces, full_id, make_real_env
 
 
@@ -93,10 +94,9 @@ def load_policy(path: str | Path) -> BasePolicy:
         policy: BasePolicy = kind(data["observation_space"], data["action_space"], **settings)
         policy.load_state_dict(params["policy"])
     except Exception as error:  # unpickling what is no agent raises whatever it likes
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{path} cannot be read as a Stable-Baselines3 agent ({reason}): give a file that its "
-            "save() wrote."
+            f"{path} cannot be read as a Stable-Baselines3 agent ({one_line(error)}): give a "
+            "file that its save() wrote."
         ) from error
     return policy
 
@@ -109,7 +109,6 @@ def collect(
     seed: int = 0,
     deterministic: bool = False,
     noise: float = 0.0,
-    name: str = "collected",
 ) -> OfflineDataset:
     """Exactly `rows` transitions of the policies, one policy after the other, in equal shares.
 
@@ -178,7 +177,7 @@ def collect(
         truncations=truncations,
         observation_space=observation_space,
         action_space=space,
-        name=name,
+        name="collected",
         env_id=full_id(env_id),
     )
 

@@ -1,4 +1,4 @@
-"""What the commands have in common: one-line errors, exit codes, an orderly end."""
+"""What the commands have in common: errors of one line, and counts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from adv_worldmodel.errors import one_line
 
 PROG = "adv-worldmodel"
 
@@ -20,7 +22,7 @@ def user_input() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         print(f"{PROG}: error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
 

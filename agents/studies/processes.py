@@ -16,6 +16,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from adv_worldmodel.errors import one_line
 from agents.studies.run_groups import setting_text
 from agents.training.atomic_files import write_json, write_text
 from agents.training.config import TrainConfig, dump_config
@@ -220,7 +221,7 @@ def _run_one(config: TrainConfig, sender: Connection) -> None:
         try:
             prepared, resumption = _prepare(config)
         except (ValueError, OSError) as error:  # a data set that is not there, and the like
-            sender.send((" ".join(str(error).split()), isinstance(error, FolderInUseError)))
+            sender.send((one_line(error), isinstance(error, FolderInUseError)))
             raise SystemExit(1) from None
         try:
             run(prepared, progress=False, resumption=resumption)

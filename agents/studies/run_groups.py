@@ -15,8 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from adv_worldmodel.errors import one_line
 from agents.training.config import TrainConfig, flat_settings, load_config
-from agents.training.config_files import expanded
+from agents.training.config_files import absolute_source
 from agents.training.run_folder import RunFolder
 
 __all__ = [
@@ -187,7 +188,7 @@ def _read_or_say(folder: Path) -> Run | DamagedRun:
     try:
         return _read(RunFolder(folder))
     except (ValueError, OSError) as error:
-        return DamagedRun(folder, " ".join(str(error).split()))
+        return DamagedRun(folder, one_line(error))
 
 
 def _read(folder: RunFolder) -> Run:
@@ -260,10 +261,7 @@ def compared_settings(config: TrainConfig) -> dict[str, Any]:
 
     A data set that is a file here is named by its absolute path, as in a run's `config.yaml`.
     """
-    flat = flat_settings(config)
-    source = expanded(config.dataset)
-    if source.suffix and source.is_file():
-        flat["dataset"] = str(source.resolve())
+    flat = flat_settings(config) | {"dataset": absolute_source(config.dataset)}
     return {key: value for key, value in flat.items() if key not in BESIDE}
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
+from adv_worldmodel.errors import one_line
 from agents.training.atomic_files import written_aside
 from agents.training.run_folder import CHECKPOINT
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointCallback", "Snapshot", "latest_checkpoint", "restore_counters"]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 KEPT = 2
 TENSORS_FILE, NUMBERS_FILE = "state.safetensors", "state.json"
 COUNTERS = ("num_timesteps", "iteration", "_n_updates", "_episode_num")
@@ -212,8 +213,7 @@ def read(folder: Path) -> Snapshot:
     except (
         AttributeError, OSError, KeyError, RecursionError, TypeError, ValueError, SafetensorError
     ) as error:  # fmt: skip
-        reason = " ".join(str(error).split())
-        raise ValueError(f"checkpoint {folder} cannot be read ({reason})") from error
+        raise ValueError(f"checkpoint {folder} cannot be read ({one_line(error)})") from error
 
 
 def latest_checkpoint(folder: Path) -> Snapshot | None:

@@ -338,7 +338,7 @@ def load_config(
         value of the wrong type or out of range.
     """
     path = find_config(path_or_name)
-    known = {key: takes_text_only(hint) for key, hint in _leaves()}
+    known = {key: takes_text_only(hint) for key, hint, _ in _leaves()}
     values = read_config(path, lambda key, where: _is_setting(key, where, known))
     values.setdefault("name", re.sub(r"[^\w.-]+", "-", path.stem).lstrip("-.") or "train")
     for override in overrides:
@@ -371,10 +371,7 @@ def flat_settings(config: TrainConfig) -> dict[str, Any]:
 
 def meanings() -> dict[str, str]:
     """What each setting means, by dotted key, in the order of :func:`flat_settings`."""
-    found = {name: setting.doc for name, (_, setting) in settings(TrainConfig).items()}
-    for name, kind in _section_types().items():
-        found |= {f"{name}.{key}": setting.doc for key, (_, setting) in settings(kind).items()}
-    return found
+    return {key: setting.doc for key, _, setting in _leaves()}
 
 
 def _build(values: Mapping[str, Any]) -> TrainConfig:
@@ -407,10 +404,10 @@ def _section_types() -> dict[str, type[Section]]:
     return sections(get_type_hints(TrainConfig, include_extras=True))
 
 
-def _leaves() -> Iterator[tuple[str, Any]]:
-    """Dotted key and type of each setting, in the order of the fields."""
-    for name, (hint, _) in settings(TrainConfig).items():
-        yield name, hint
+def _leaves() -> Iterator[tuple[str, Any, Setting]]:
+    """Dotted key, type and setting of each, in the order of the fields."""
+    for name, found in settings(TrainConfig).items():
+        yield name, *found
     for section, kind in _section_types().items():
-        for name, (hint, _) in settings(kind).items():
-            yield f"{section}.{name}", hint
+        for name, found in settings(kind).items():
+            yield f"{section}.{name}", *found

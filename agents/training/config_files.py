@@ -100,6 +100,12 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises RuntimeError
 
 
+def absolute_source(dataset: str) -> str:
+    """A data set that is a file here by its absolute path, any other name as it is."""
+    path = expanded(dataset)
+    return str(path.resolve()) if path.suffix and path.is_file() else dataset
+
+
 def find_config(path_or_name: str | Path) -> Path:
     """The file that a path or a shipped name stands for.
 

@@ -43,7 +43,7 @@ class DivergenceError(RuntimeError):
         super().__init__(message)
         self.details = _details(quantity, history, limit, iteration)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # it may come from another process
+    def __reduce__(self) -> tuple[Any, ...]:  # else a copy from another process would fail
         found = self.details
         given = (found[key] for key in ("quantity", "history", "limit", "iteration"))
         return type(self), (str(self), *given)
@@ -174,7 +174,7 @@ class DivergenceCallback(BaseCallback):
 
     def _entropy_terms(self) -> tuple[list[float], list[float]]:
         """Coefficient, from its start on, and entropy of each iteration."""
-        found = self._history.series("train/alpha") if self._alpha > 0.0 else []
+        found = self._history.series("train/ent_coef") if self._alpha > 0.0 else []
         return [self._alpha, *found], self._history.series("train/entropy")
 
     def _watch(self) -> None:

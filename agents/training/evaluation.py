@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypedDict
 
 import numpy as np
@@ -22,9 +21,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from adv_worldmodel.checks import check_whole
 from adv_worldmodel.data.scores import normalised_score
-from agents.training.real_env import check_spaces, make_real_env, resolve_env
-from agents.training.rendering import render
+from agents.training.real_env import check_spaces, make_real_env
 
 __all__ = [
     "Evaluation",
@@ -34,8 +33,6 @@ __all__ = [
     "evaluate",
     "is_due",
     "read_evaluations",
-    "render",
-    "resolve_env",
 ]
 
 
@@ -97,8 +94,7 @@ class Evaluator:
     """
 
     def __init__(self, env_id: str, *, episodes: int = 10, seed: int = 0) -> None:
-        if episodes < 1:
-            raise ValueError(f"An evaluation needs at least 1 episode, not {episodes}.")
+        check_whole(at_least=1, episodes=episodes)
         self.env_id = env_id
         self.episodes = episodes
         self.seed = seed
@@ -149,12 +145,7 @@ class Evaluator:
     def __enter__(self) -> Evaluator:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -182,10 +173,9 @@ class EvaluationCallback(BaseCallback):
     :param evaluator: what evaluates; the caller closes it.
     :param every: iterations between evaluations.
     :param each_from: iteration from which on each is evaluated; None: none.
-    :param path: `evaluations.csv` to append to, one flushed row per evaluation; None for no file. A
-        training that starts at iteration 0 begins the file anew.
-    :param history: rows of a training that goes on, with which the file begins anew, those left
-        out that are not due by now; None: the file, where there is one, is gone on with.
+    :param path: `evaluations.csv`, which is begun anew: one flushed row per evaluation; None for no
+        file.
+    :param history: rows of a training that goes on; those that are not due by now are left out.
     :param verbose: 1 prints each evaluation.
     """
 
@@ -196,21 +186,19 @@ class EvaluationCallback(BaseCallback):
         every: int = 1,
         each_from: int | None = None,
         path: str | Path | None = None,
-        history: Iterable[EvaluationRow] | None = None,
+        history: Iterable[EvaluationRow] = (),
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        if every < 1:
-            raise ValueError(f"every has to be at least 1 iteration, not {every}.")
+        check_whole(at_least=1, every=every)
         self.evaluator = evaluator
         self.every = every
         self.each_from = each_from
         self.path = None if path is None else Path(path)
         #: one row per evaluation
         self.history: list[EvaluationRow] = [
-            row for row in history or () if is_due(row["iteration"], every, each_from)
+            row for row in history if is_due(row["iteration"], every, each_from)
         ]
-        self._resumed = history is not None
         self._rollouts = 0
         self._last = 0
 
@@ -218,7 +206,7 @@ class EvaluationCallback(BaseCallback):
         self._last = self._iteration()
         if self.history and self.history[-1]["iteration"] == self._last:
             self._log(self.history[-1])  # for the dump of the iteration that comes
-        if self.path is None or (self._last > 0 and self.path.exists() and not self._resumed):
+        if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", newline="", encoding="utf-8") as file:

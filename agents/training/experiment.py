@@ -222,7 +222,7 @@ class _Experiment:
                 every=config.evaluation.every,
                 each_from=config.iterations - config.evaluation.each_of_last + 1,
                 path=self.folder.evaluations,
-                history=None if snapshot is None else snapshot.numbers["experiment"]["evaluations"],
+                history=() if snapshot is None else snapshot.numbers["experiment"]["evaluations"],
             )
         adversary = build_adversary(config)
         self.checkpoints = CheckpointCallback(
@@ -236,7 +236,7 @@ class _Experiment:
             self.dataset,
             config.agent.gamma,
             self.history,
-            alpha=config.agent.first_alpha if config.agent.entropy_in_target else 0.0,
+            alpha=agent.alpha_in_target,
             stop=config.on_divergence == "stop",
             warn=lambda message: print_unless_gone(f"warning: {message}", sys.stderr),
             found=self.diverged,
@@ -256,8 +256,8 @@ class _Experiment:
         if snapshot is not None:
             restore_counters(agent, snapshot)
         agent.learn(total - agent.num_timesteps, callback=callbacks, reset_num_timesteps=False)
-        # the last evaluation, which no iteration follows
-        self.logger.dump(step=agent.num_timesteps)
+        if self.evaluation is not None:  # the last one, which no iteration follows
+            self.logger.dump(step=agent.num_timesteps)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the state of the training."""

@@ -19,7 +19,8 @@ from adv_worldmodel.data.scores import evaluation_env
 from adv_worldmodel.device import resolve_device
 from adv_worldmodel.dynamics import FitSettings, WorldModel, make_termination
 from adv_worldmodel.dynamics.termination import TerminationFunction
-from agents.training.config_files import expanded
+from adv_worldmodel.errors import first_line
+from agents.training.config_files import absolute_source
 from agents.training.real_env import check_spaces, full_id, make_real_env, resolve_env
 from agents.training.run_folder import check_new_folder
 
@@ -55,10 +56,7 @@ class Preparation:
     @property
     def resolved_config(self) -> TrainConfig:
         """The configuration that reruns this experiment from any folder, into a new run folder."""
-        source = expanded(self.config.dataset)
-        dataset = (
-            str(source.resolve()) if source.suffix and source.is_file() else self.config.dataset
-        )
+        dataset = absolute_source(self.config.dataset)
         return dataclasses.replace(self.config, dataset=dataset, out=None)
 
 
@@ -80,13 +78,6 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
         )
     if not resumed:
         check_new_folder(config.out, overwrite=overwrite)
-    if config.agent.critic_warmup >= config.iterations:
-        warnings.warn(
-            f"agent.critic_warmup = {config.agent.critic_warmup}: in iterations = "
-            f"{config.iterations} only the critics learn, and the policy stays "
-            f"{'the clone' if config.cloning.epochs else 'as it was drawn'}",
-            stacklevel=2,
-        )
     device = _usable_device(config.device)
     dataset = read_dataset(config)
     env_id, env_note = _real_env(config, dataset)
@@ -108,25 +99,8 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
         max_steps=model.max_steps,
         seed=config.seed,
     )
-    # last, since of bad input nothing else is said; a run that goes on was warned at its start
-    if env_id is not None and resolve_env(env_id).max_episode_steps is None and not resumed:
-        warnings.warn(
-            f"{env_id} has no time limit (max_episode_steps): an evaluation waits for ever where "
-            "an episode does not end by itself",
-            stacklevel=2,
-        )
-    if not dataset.in_order and not resumed:
-        warnings.warn(
-            f"{config.dataset}: rows do not follow one another, as in a log that was shuffled: "
-            "training does not mind, but what an episode returned and how long it was is not known",
-            stacklevel=2,
-        )
-    if config.iterations == 1 and _has_adversary(config) and not resumed:
-        warnings.warn(
-            "iterations = 1: the adversary's updates come before the second rollout, so the model "
-            "stays as it was fitted; give iterations=2 or more, or adversary.weight=0",
-            stacklevel=2,
-        )
+    if not resumed:  # a run that goes on was warned at its start
+        _warn(config, dataset, env_id)  # last, since of bad input nothing else is said
     seconds = time.perf_counter() - started
     return Preparation(
         config=config,
@@ -141,8 +115,34 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
     )
 
 
-def _has_adversary(config: TrainConfig) -> bool:
-    return config.adversary.weight != 0 and config.adversary.updates > 0
+def _warn(config: TrainConfig, dataset: OfflineDataset, env_id: str | None) -> None:
+    """Of what is allowed, and seldom meant."""
+    if config.agent.critic_warmup >= config.iterations:
+        warnings.warn(
+            f"agent.critic_warmup = {config.agent.critic_warmup}: in iterations = "
+            f"{config.iterations} only the critics learn, and the policy stays "
+            f"{'the clone' if config.cloning.epochs else 'as it was drawn'}",
+            stacklevel=3,
+        )
+    if env_id is not None and resolve_env(env_id).max_episode_steps is None:
+        warnings.warn(
+            f"{env_id} has no time limit (max_episode_steps): an evaluation waits for ever where "
+            "an episode does not end by itself",
+            stacklevel=3,
+        )
+    if not dataset.in_order:
+        warnings.warn(
+            f"{config.dataset}: rows do not follow one another, as in a log that was shuffled: "
+            "training does not mind, but what an episode returned and how long it was is not known",
+            stacklevel=3,
+        )
+    adversary = config.adversary
+    if config.iterations == 1 and adversary.weight != 0 and adversary.updates > 0:
+        warnings.warn(
+            "iterations = 1: the adversary's updates come before the second rollout, so the model "
+            "stays as it was fitted; give iterations=2 or more, or adversary.weight=0",
+            stacklevel=3,
+        )
 
 
 def load_world_model(
@@ -215,7 +215,7 @@ def _usable_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a missing backend
         # the first sentence: of a backend that is left out, torch lists all operators in one line
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        reason = first_line(error).partition(". ")[0]
         raise ValueError(
             f"device = {name!r} cannot be used here ({reason}): set device=auto or device=cpu"
         ) from error
@@ -237,7 +237,8 @@ def _check_termination(
         if not (isinstance(error, ValueError) or callable(termination)):
             raise
         raise ValueError(
-            f"model.termination={config.model.termination}: {error} In a configuration: "
+            f"model.termination={config.model.termination}: {str(error).rstrip('.')}. In a "
+            "configuration: "
             "model.termination=never, or module:function"
         ) from error
 

@@ -17,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Space
 
 from adv_worldmodel.building import check_id, make_quietly
+from adv_worldmodel.errors import first_line
 
 
 def resolve_env(env_id: str) -> EnvSpec:
@@ -79,8 +80,9 @@ def make_real_env(env_id: str, render_mode: str | None = None) -> gym.Env[Any, A
         drawing = {} if render_mode is None else {"render_mode": render_mode}
         return make_quietly(spec, **drawing)
     except Exception as error:  # a third party's constructor may raise anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"Environment {env_id!r} cannot be built here: {lines[0]}") from error
+        raise ValueError(
+            f"Environment {env_id!r} cannot be built here: {first_line(error)}"
+        ) from error
 
 
 def check_spaces(

@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from adv_worldmodel.errors import first_line
 from agents.training.real_env import check_spaces, make_real_env
 
 _SUFFIXES = (".mp4", ".gif")
@@ -87,7 +88,7 @@ def _open(
                 raise
     tried = os.environ.get("MUJOCO_GL") or " and ".join(name for name in backends if name)
     raise RuntimeError(
-        f"{problem} Tried MUJOCO_GL={tried or 'as the system has it'};"
+        f"{problem}. Tried MUJOCO_GL={tried or 'as the system has it'};"
         " install the system's EGL (libegl1) or OSMesa (libosmesa6) library."
     )
 
@@ -110,8 +111,9 @@ def _frame(env: gym.Env[Any, Any], env_id: str) -> NDArray[np.uint8]:
     try:
         frame = env.render()
     except Exception as error:  # OpenGL's loaders raise whatever they meet
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise RuntimeError(f"{env_id!r} cannot be drawn on this machine: {lines[0]}") from error
+        raise RuntimeError(
+            f"{env_id!r} cannot be drawn on this machine: {first_line(error)}"
+        ) from error
     if not isinstance(frame, np.ndarray) or frame.ndim != 3:
         raise ValueError(f"{env_id!r} cannot be drawn: its render mode rgb_array gives no image.")
     height, width = (size - size % 2 for size in frame.shape[:2])

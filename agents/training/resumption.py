@@ -119,7 +119,7 @@ def check_nothing_lost(folder: RunFolder) -> None:
 
 def _check_settings(folder: RunFolder, now: Mapping[str, Any], snapshot: Snapshot) -> None:
     """ValueError if the run's `config.yaml` is not what its checkpoint was trained with."""
-    trained = snapshot.numbers["experiment"].get("settings", {})  # older checkpoints have none
+    trained = snapshot.numbers["experiment"]["settings"]
     plain = json.loads(json.dumps(now))
     changed = [k for k, v in trained.items() if plain.get(k) != v and k not in (*FREE, *ELSEWHERE)]
     if changed:

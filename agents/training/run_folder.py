@@ -188,7 +188,7 @@ class RunFolder:
         if not isinstance(agent.ent_coef, str):
             return agent.first_alpha
         with self.progress.open(newline="", encoding="utf-8") as file:
-            found = [row.get("train/alpha") for row in csv.DictReader(file)]
+            found = [row.get("train/ent_coef") for row in csv.DictReader(file)]
         return float(next((value for value in reversed(found) if value), agent.first_alpha))
 
     def load_policy(self, device: str = "auto") -> RAMBO:

@@ -62,7 +62,7 @@ def test_every_batch_has_exactly_that_many_real_rows(
     data: OfflineDataset, ratio: float, batch_size: int, expected: int
 ) -> None:
     buffer = make(data, ratio)
-    buffer.extend(*step_of(1))
+    buffer.add_tensors(*step_of(1))
     assert buffer.n_real(batch_size) == expected
     batches = list(buffer.batches(20, batch_size))
     assert len(batches) == 20
@@ -73,8 +73,8 @@ def test_every_batch_has_exactly_that_many_real_rows(
 
 def test_all_rows_held_are_drawn_and_no_others(data: OfflineDataset) -> None:
     buffer = make(data)
-    buffer.extend(*step_of(1))
-    buffer.extend(*step_of(2))
+    buffer.add_tensors(*step_of(1))
+    buffer.add_tensors(*step_of(2))
     seen = set(torch.cat([b.reward for b in buffer.batches(100, 32)]).tolist())
     assert seen == {1000.0 + i for i in range(N_REAL)} | {10.0, 11, 12, 13, 20, 21, 22, 23}
 
@@ -84,7 +84,7 @@ def test_only_the_last_steps_are_kept(data: OfflineDataset) -> None:
     buffer = make(data, 0.0, size=retain * horizon * N_ENVS)
     sizes = []
     for step in range(1, (retain + 1) * horizon + 1):
-        buffer.extend(*step_of(step))
+        buffer.add_tensors(*step_of(step))
         sizes.append(buffer.size())
     assert sizes == [4, 8, 12, 16, 20, 24, 24, 24]
     seen = torch.cat([b.reward for b in buffer.batches(100, 32)])
@@ -100,8 +100,8 @@ def test_another_buffer_s_rollouts_are_taken_the_newest_that_fit(
 ) -> None:
     source, buffer = make(data, 0.0, size=6 * N_ENVS), make(data, 0.0, size=size * N_ENVS)
     for step in range(1, 9):
-        source.extend(*step_of(step))
-    buffer.extend(*step_of(1))
+        source.add_tensors(*step_of(step))
+    buffer.add_tensors(*step_of(1))
     buffer.take_rollouts(source)
 
     def held() -> list[int]:
@@ -109,13 +109,13 @@ def test_another_buffer_s_rollouts_are_taken_the_newest_that_fit(
         return sorted({int(r) // 10 for r in seen.tolist()})
 
     assert held() == steps
-    buffer.extend(*step_of(9))  # the oldest leaves first, where there is no room
+    buffer.add_tensors(*step_of(9))  # the oldest leaves first, where there is no room
     assert held() == [*steps, 9][-size:]
 
 
 def test_rows_come_back_as_they_went_in(data: OfflineDataset) -> None:
     buffer = make(data, 0.0)
-    buffer.extend(*step_of(5))
+    buffer.add_tensors(*step_of(5))
     obs, action, reward, next_obs, terminated = step_of(5)
     batch = next(buffer.batches(1, 200))
     rows = (batch.reward - 50).long()
@@ -149,7 +149,7 @@ def test_scaling_and_its_inverse(data: OfflineDataset) -> None:
 def test_sb3_s_add_is_extend(data: OfflineDataset) -> None:
     obs, action, reward, next_obs, terminated = step_of(3)
     direct, through_sb3 = make(data), make(data)
-    direct.extend(obs, action, reward, next_obs, terminated)
+    direct.add_tensors(obs, action, reward, next_obs, terminated)
     # row 0 ends at the horizon, row 2 terminates
     infos: list[dict[str, Any]] = [{"TimeLimit.truncated": True}, {}, {}, {}]
     done = np.array([True, False, True, False])
@@ -163,7 +163,7 @@ def test_sb3_s_add_is_extend(data: OfflineDataset) -> None:
 def test_sb3_s_form_of_a_batch(data: OfflineDataset) -> None:
     one, two = make(data), make(data)
     for buffer in (one, two):
-        buffer.extend(*step_of(1))
+        buffer.add_tensors(*step_of(1))
     batch, samples = next(one.batches(1, 64)), two.sample(64)
     assert torch.equal(samples.observations, batch.obs)
     assert torch.equal(samples.actions, batch.action)
@@ -177,12 +177,12 @@ def test_rows_that_are_missing_are_named(data: OfflineDataset) -> None:
     with pytest.raises(ValueError, match="needs 5 of 10 rows from model rollouts, none is held"):
         make(data).sample(10)
     empty = make(None)
-    empty.extend(*step_of(1))
+    empty.add_tensors(*step_of(1))
     with pytest.raises(ValueError, match="needs 5 of 10 rows from the data set, none is held"):
         empty.sample(10)
     assert len(make(data, 1.0).sample(10).rewards) == 10  # needs no rollouts
     model_only = make(None, 0.0)
-    model_only.extend(*step_of(1))
+    model_only.add_tensors(*step_of(1))
     assert len(model_only.sample(10).rewards) == 10  # needs no data
 
 

@@ -140,7 +140,7 @@ def test_metrics_of_every_iteration_that_had_an_adversary(build: Make) -> None:
         assert names <= set(row)
         assert all(math.isfinite(row[name]) for name in names)
         assert row["adversary/advantage_std"] > 0
-    assert callback.seconds == pytest.approx(sum(row["time/adversary_s"] for row in rest))
+        assert row["time/adversary_s"] > 0
 
 
 def test_a_model_left_alone_still_reports_its_fit(build: Make, fitted_once: WorldModel) -> None:

@@ -185,7 +185,7 @@ def test_the_metrics_have_their_names() -> None:
     batch, noise = make_batch(torch.Generator().manual_seed(3))
     q = copy.deepcopy(parts.critic).q_values(batch.obs, batch.action)
     found = dict(zip(METRICS, ExplicitSACUpdate(parts, BATCH)(batch, noise), strict=True))
-    assert float(found["alpha"]) == pytest.approx(0.2)
+    assert float(found["ent_coef"]) == pytest.approx(0.2)
     assert float(found["q_mean"]) == pytest.approx(float(q.detach().mean()), rel=1e-5)
 
 

@@ -229,7 +229,7 @@ def test_the_command_line_checks_the_run_s_own_game(
         assert main(words) == 0
     assert not torch.equal(*(model.ensemble.weights[0] for model, *_ in seen))
     with (run / "progress.csv").open(newline="") as file:
-        alpha = float([row["train/alpha"] for row in csv.DictReader(file)][1])
+        alpha = float([row["train/ent_coef"] for row in csv.DictReader(file)][1])
     for place, (model, data, settings) in zip(places.values(), seen, strict=True):
         saved = WorldModel.load(run / place, device="cpu")
         assert torch.equal(model.ensemble.weights[0], saved.ensemble.weights[0])

@@ -68,7 +68,7 @@ def test_one_row_of_metrics_per_iteration(make_agent: MakeAgent) -> None:
     size = model.timesteps_per_iteration
     assert [step for step, _ in rows.rows] == [size, 2 * size, 3 * size]
     expected = {
-        "train/q_mean", "train/alpha", "train/actor_loss", "train/critic_loss",
+        "train/q_mean", "train/ent_coef", "train/actor_loss", "train/critic_loss",
         "train/ent_coef_loss", "train/entropy", "train/n_updates", "model/reward_mean",
         "model/rollout_length", "time/iteration", "time/updates_per_second",
     }  # fmt: skip

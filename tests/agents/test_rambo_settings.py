@@ -87,6 +87,7 @@ WRONG = [
     ({"rollout_policy": "currrent"}, "'currrent' is not 'current' or 'random'"),
     ({"gamma": 1.5}, "gamma = 1.5 must lie between 0 and 1"),
     ({"critic_warmup": -5}, "critic_warmup = -5 must be at least 0"),
+    ({"critic_warmup": "2"}, "critic_warmup = '2': expected a whole number"),
     ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
     ({"cloning_weight": 1.0, "real_ratio": 0.0}, "needs rows of data: real_ratio = 0.0"),
     ({"target_entropy": float("nan")}, "target_entropy = nan must be 'auto' or a finite number"),

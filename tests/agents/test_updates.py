@@ -179,7 +179,7 @@ def test_the_metrics_are_what_their_names_say(
         _, log_prob = sample_action(rambo.actor, batch.obs, noise)
     values = dict(zip(METRICS, sac_update(parts_of(rambo), batch, noise, noise), strict=True))
     assert float(values["q_mean"]) == pytest.approx(float(q.mean()), rel=1e-5)
-    assert float(values["alpha"]) == pytest.approx(0.2)
+    assert float(values["ent_coef"]) == pytest.approx(0.2)
     assert float(values["entropy"]) == pytest.approx(-float(log_prob.mean()), rel=1e-5)
     assert float(values["ent_coef_loss"]) == 0.0
 

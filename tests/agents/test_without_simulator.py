@@ -44,6 +44,7 @@ def test_a_run_needs_no_environment(
     assert result["q_avg"] is not None
     assert not folder.evaluations.exists()
     assert not folder.learning_curve.exists()
+    assert folder.iterations_logged() == 1  # no row for an evaluation that there is not
     assert main(["train", "--resume", str(folder.path), "iterations=2"]) == 0
     assert folder.read_result()["iterations"] == 2
     capsys.readouterr()

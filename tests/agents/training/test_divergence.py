@@ -17,7 +17,7 @@ from agents.training.divergence import DivergenceCallback, DivergenceError, valu
 from agents.training.progress import MetricsHistory
 from tests.agents.tiny import TINY
 
-SOUND = {"train/q_mean": 1.0, "train/alpha": 1.0}
+SOUND = {"train/q_mean": 1.0, "train/ent_coef": 1.0}
 
 
 def dataset(largest: float = 1.0, n_actions: int = 1) -> OfflineDataset:
@@ -41,9 +41,9 @@ def test_values_beyond_the_limit_are_a_divergence(q_mean: float) -> None:
     history = MetricsHistory()
     callback = DivergenceCallback(dataset(5.0, 3), 0.9, history)
     callback.on_rollout_start()  # nothing trained yet
-    history.write({"train/q_mean": 90.0, "train/alpha": 1.0}, {})
+    history.write({"train/q_mean": 90.0, "train/ent_coef": 1.0}, {})
     callback.on_rollout_start()
-    history.write({"train/q_mean": q_mean, "train/alpha": 1.0}, {})
+    history.write({"train/q_mean": q_mean, "train/ent_coef": 1.0}, {})
     with pytest.raises(DivergenceError, match="after iteration 2"):
         callback.on_rollout_start()
 
@@ -97,7 +97,7 @@ def test_entropy_that_is_in_no_target_is_in_no_limit() -> None:
     """Rewards of 1 for 10 steps; alpha and the policy's entropy are the actor's affair."""
     history = MetricsHistory()
     callback = DivergenceCallback(dataset(), 0.9, history, alpha=0.0)
-    narrow = {"train/alpha": 5.0, "train/entropy": -30.0}
+    narrow = {"train/ent_coef": 5.0, "train/entropy": -30.0}
     history.write({**narrow, "train/q_mean": 19.0}, {})
     callback.on_rollout_start()
     history.write({**narrow, "train/q_mean": 21.0}, {})
@@ -108,7 +108,7 @@ def test_entropy_that_is_in_no_target_is_in_no_limit() -> None:
 def test_a_small_first_alpha_leaves_little_room() -> None:
     history = MetricsHistory()
     callback = DivergenceCallback(dataset(), 0.9, history, alpha=0.05)
-    values = {"train/alpha": 0.02, "train/entropy": -8.0}
+    values = {"train/ent_coef": 0.02, "train/entropy": -8.0}
     history.write({**values, "train/q_mean": 20 * (1 + 0.05 * 8) - 0.1}, {})
     callback.on_rollout_start()
     history.write({**values, "train/q_mean": 20 * (1 + 0.05 * 8) + 0.1}, {})
@@ -122,7 +122,7 @@ def test_alpha_and_q_that_run_away_together_are_warned_of() -> None:
     callback = DivergenceCallback(dataset(), 0.9, history, alpha=0.1, warn=warnings.append)
     for i in range(8):  # rewards of 1, an entropy of -2
         alpha = 0.1 * 2**i
-        values = {"train/alpha": alpha, "train/entropy": -2.0, "train/q_mean": -20 * alpha}
+        values = {"train/ent_coef": alpha, "train/entropy": -2.0, "train/q_mean": -20 * alpha}
         history.write(values, {})
         callback.on_rollout_start()
     assert len(warnings) == 1
@@ -134,7 +134,7 @@ def test_entropy_may_have_cost_more_before() -> None:
     history = MetricsHistory()
     callback = DivergenceCallback(dataset(), 0.9, history)
     for alpha, entropy, q in ((5.0, -30.0, -1.0), (1.0, -1.0, -1400.0)):
-        history.write({"train/q_mean": q, "train/alpha": alpha, "train/entropy": entropy}, {})
+        history.write({"train/q_mean": q, "train/ent_coef": alpha, "train/entropy": entropy}, {})
         callback.on_rollout_start()
     history.write({**SOUND, "train/q_mean": -3200.0}, {})
     with pytest.raises(DivergenceError, match="mean Q is -3200"):

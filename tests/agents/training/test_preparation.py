@@ -130,6 +130,7 @@ def test_a_policy_that_stays_the_clone_is_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prepare(load_config("pendulum-random", [words[0], f"{words[1]}=9"]))
+        prepare(load_config("pendulum-random", [words[0], f"{words[1]}=10"]), resumed=True)
 
 
 def test_an_environment_without_a_time_limit_is_warned_of(

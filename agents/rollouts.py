@@ -39,7 +39,7 @@ def roll_out(
     for step in range(1, n_steps + 1):
         actions = _act(agent, policy, obs)
         transition = world.advance(actions)
-        rewards, dones = transition.reward, transition.terminated | transition.truncated
+        rewards, dones = transition.reward, transition.done
         buffer.add_tensors(
             obs,
             policy.bounds.scale(actions),

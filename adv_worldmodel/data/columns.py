@@ -125,9 +125,6 @@ def from_columns(
     elif truncations is None:
         ends = np.zeros_like(terminations) if goal_terminals else terminations
         truncations = _time_limits(ends, env_id, where)
-    if not terminations[-1]:
-        truncations = truncations.copy()
-        truncations[-1] = True
     kept: slice | NDArray[np.intp] = slice(None)
     if successors is None:
         kept, successors, terminations, truncations = _successors(

@@ -250,15 +250,10 @@ def _unreadable(where: str, error: Exception) -> str:
 
 
 def _episodes(dataset: MinariDataset, where: str) -> Iterator[Any]:
-    iterator = dataset.iterate_episodes()
-    while True:
-        try:
-            episode = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:  # storage formats raise their own kinds
-            raise ValueError(_unreadable(where, error)) from None
-        yield episode
+    try:
+        yield from dataset.iterate_episodes()
+    except Exception as error:  # storage formats raise their own kinds
+        raise ValueError(_unreadable(where, error)) from None
 
 
 def _is_registered(spec: EnvSpec, where: str) -> bool:

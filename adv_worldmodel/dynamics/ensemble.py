@@ -116,9 +116,10 @@ def n_slots(n_rows: int, n_members: int) -> int:
 class MemberDraw:
     """Which member each of B rows uses, arranged so that every member gets one slab of rows.
 
-    The rows are dealt to the members by a random permutation. Each row's member is uniform; the
-    counts are equal, so that the drawn members are evaluated as one ``(E, ceil(B / E), .)``
-    product with nothing thrown away and no count to read back from the device.
+    The rows are dealt to the members by a random permutation. Each row's member is uniform, and
+    none gets more than ceil(B / E) rows, so that the drawn members are evaluated as one
+    ``(E, ceil(B / E), .)`` product with at most E - 1 places empty and no count to read back from
+    the device.
 
     :param slots: a random permutation of the :func:`n_slots` places; row i gets place
         ``slots[i]``, places beyond the rows stay empty.
@@ -129,7 +130,7 @@ class MemberDraw:
     def __init__(self, slots: Tensor, n_rows: int, n_members: int) -> None:
         self.n_rows, self.n_members = n_rows, n_members
         self.slab = len(slots) // n_members
-        self._deal(slots)
+        self.slots, self.place = slots, slots[:n_rows]
 
     @classmethod
     def draw(cls, n_rows: int, n_members: int, generator: torch.Generator) -> MemberDraw:
@@ -137,11 +138,6 @@ class MemberDraw:
         n = n_slots(n_rows, n_members)
         slots = torch.randperm(n, generator=generator, device=generator.device)
         return cls(slots, n_rows, n_members)
-
-    def _deal(self, slots: Tensor) -> None:
-        self.slots, self.place = slots, slots[: self.n_rows]
-        self.__dict__.pop("row", None)
-        self.__dict__.pop("member", None)
 
     @cached_property
     def member(self) -> Tensor:
@@ -155,12 +151,12 @@ class MemberDraw:
         rows[self.place] = torch.arange(self.n_rows, device=rows.device)
         return rows
 
-    def redeal(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Deal the rows where ``rows`` ``(B,)`` is true anew; the others keep their member.
+    def redeal(self, rows: Tensor, generator: torch.Generator) -> MemberDraw:
+        """Another draw, in which the rows where ``rows`` ``(B,)`` is false keep their member.
 
-        They get each other's places and those that hold no row: every member keeps its number of
-        rows. So they are no uniform draw: of the rows dealt together, each member gets about as
-        many as it gave, and a row that is dealt alone, with no place empty, keeps its member.
+        The others get each other's places and those that hold no row. So they are no uniform draw:
+        of the rows dealt together, each member gets about as many as it gave, and a row that is
+        dealt alone, with no place empty, keeps its member.
         """
         free = torch.ones(len(self.slots), dtype=torch.bool, device=rows.device)
         free[: self.n_rows] = rows
@@ -170,7 +166,7 @@ class MemberDraw:
         shuffled = torch.argsort(torch.where(free, key, 2.0), stable=True)
         slots = self.slots.clone()
         slots[in_order] = self.slots[shuffled]
-        self._deal(slots)
+        return MemberDraw(slots, self.n_rows, self.n_members)
 
     def scatter(self, x: Tensor) -> Tensor:
         """Rows ``(B, ...)`` into the members' slabs ``(E, slab, ...)``."""

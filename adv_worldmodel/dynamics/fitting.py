@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 import time
 import warnings
@@ -157,10 +156,14 @@ def fit_world_model(
     for states in (obs, next_obs):  # widen the bounds where the data's own states exceed them
         torch.minimum(model.obs_low, states.amin(0), out=model.obs_low)
         torch.maximum(model.obs_high, states.amax(0), out=model.obs_high)
-    columns = {"observations": obs, "actions": action, "rewards": reward.unsqueeze(1)}
+    raw_targets = model.raw_targets(obs, next_obs, reward)
+    columns = {"observations": obs, "actions": action}
+    if reward_function is None:
+        columns["rewards"] = reward.unsqueeze(1)
+    changes = {"next_observations - observations": raw_targets[:, -obs_dim:]}
     _warn_of_tiny_units(dataset.name, columns)
-    _warn_of_outliers(dataset.name, columns, next_obs)
-    model.set_scales(torch.cat([obs, action], -1), model.raw_targets(obs, next_obs, reward))
+    _warn_of_outliers(dataset.name, columns | changes)
+    model.set_scales(torch.cat([obs, action], -1), raw_targets)
     inputs, targets = model.encode(dataset)
 
     n_holdout = min(settings.holdout, max(1, len(dataset) // 10))
@@ -209,24 +212,17 @@ def _warn_of_tiny_units(name: str, columns: Mapping[str, Tensor]) -> None:
             )
 
 
-def _warn_of_outliers(name: str, columns: Mapping[str, Tensor], next_obs: Tensor) -> None:
+def _warn_of_outliers(name: str, columns: Mapping[str, Tensor]) -> None:
     """Warn of single rows that make the scale of a dimension, in which the others are alike.
 
     :param name: of the data.
-    :param columns: by name, raw, ``(N, D)``; ``observations`` are one of them.
-    :param next_obs: ``(N, S)``.
+    :param columns: by name, raw, ``(N, D)``.
     """
-    if len(next_obs) < ROWS_OF_A_SCALE:
-        return
-    of_columns = (
-        (key, i, rows[:, i].double()) for key, rows in columns.items() for i in range(rows.shape[1])
-    )
-    obs = columns["observations"]
-    of_changes = (
-        ("next_observations - observations", i, next_obs[:, i].double() - obs[:, i])
-        for i in range(obs.shape[1])
-    )
-    for key, i, values in itertools.chain(of_columns, of_changes):
+    dimensions = ((k, i, rows[:, i]) for k, rows in columns.items() for i in range(rows.shape[1]))
+    for key, i, values in dimensions:
+        if len(values) < ROWS_OF_A_SCALE:
+            return
+        values = values.double()
         squares = values.sub_(values.mean()).square_()
         greatest, row = squares.max(dim=0)
         if greatest > OUTLIER_SHARE * squares.sum() and squares.mean() > SMALLEST_STD**2:
@@ -293,6 +289,21 @@ def _descend(
         stale = 0 if bool(enough.any()) else stale + 1
         bar.set_postfix(holdout_mse=f"{float(best_mse.mean()):.4g}")
     bar.close()
+    _check_error(best_mse, errors, targets, holdout, settings.n_elites)
+    return best, best_mse, steps, len(errors)
+
+
+def _check_error(
+    best_mse: Tensor, errors: Sequence[float], targets: Tensor, holdout: Tensor, n_elites: int
+) -> None:
+    """Refuse a fit that diverged; warn of one that is worse than the data's mean.
+
+    :param best_mse: least held-out squared error of each network.
+    :param errors: the networks' mean by epoch.
+    :param targets: of all rows, encoded.
+    :param holdout: rows held out.
+    :raises FitDivergedError: an elite's error is not finite, or far above that of the mean.
+    """
     if not bool(torch.isfinite(best_mse).all()):
         raise FitDivergedError(
             "the fit of the world model diverged: look for outliers in the data, or lower "
@@ -300,7 +311,7 @@ def _descend(
             "fit/holdout_mse",
             errors,
         )
-    worst = float(best_mse.sort().values[settings.n_elites - 1])
+    worst = float(best_mse.sort().values[n_elites - 1])
     of_mean = max(
         LEAST_ERROR_OF_MEAN,
         *(
@@ -321,6 +332,5 @@ def _descend(
             f"the world model predicts held-out data worse than their mean does (squared error "
             f"{worst:.3g} of an elite, {of_mean:.3g} of the mean): lower learning_rate, or more "
             "max_steps",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return best, best_mse, steps, len(errors)

@@ -66,7 +66,7 @@ class AdvWorldModelVecEnv(VecEnv):
             raise RuntimeError("step_wait() was called before step_async()")
         out = self.world.advance(self._actions)
         self._actions = None
-        done = out.terminated | out.truncated
+        done = out.done
         obs = self.world.restart(done).cpu().numpy().copy()
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         dones = done.cpu().numpy()

@@ -67,7 +67,7 @@ class AdvWorldModelEnv(gym.Env[Array, Array]):
             raise ValueError(f"the action has shape {action.shape}, expected {expected}")
         batch = self._envs.action_tensor(action[None])
         out = self._envs.advance(batch)
-        done = out.terminated | out.truncated
+        done = out.done
         self._envs.restart(done)
         self._restarted = bool(done[0])
         obs = out.next_obs[0].cpu().numpy().copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -38,6 +39,11 @@ class Transition(NamedTuple):
     terminated: Tensor  #: (B,), bool
     truncated: Tensor  #: (B,), bool: the horizon was reached
 
+    @property
+    def done(self) -> Tensor:
+        """Rows that end, ``(B,)``."""
+        return self.terminated | self.truncated
+
 
 class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     """Rollouts of a world model from data-set states, ``num_envs`` at once.
@@ -54,8 +60,9 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         function that a saved one needs again; a :class:`WorldModel` has its own.
     :param reward_function: likewise, a known reward.
     :param member_per: each row draws its network anew each ``"step"``, or keeps one for the
-        ``"rollout"`` until it ends (the paper's text; its authors' code draws each step). Every
-        network steps as many rows as any other. With ``"rollout"``, networks are therefore uniform
+        ``"rollout"`` until it ends (TS1 and TS-infinity of Chua et al. 2018; the paper's text has
+        the second, its authors' code the first). The networks step equally many rows, give or take
+        the remainder of rows by networks. With ``"rollout"``, networks are therefore uniform
         over the steps, and over the rollouts that a full reset starts; rows that restart within a
         step share the networks that ended there, so that one which ends its rollouts early starts
         more of them than the others.
@@ -103,15 +110,14 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
                 "policy in the real environment"
             )
         self.dataset: OfflineDataset = load_dataset(dataset)
-        device = resolve_device(device)
+        if fit is not None and not isinstance(fit, FitSettings):
+            raise TypeError(f"fit is {type(fit).__name__}: expected FitSettings(...)")
         functions = {"termination": termination, "reward_function": reward_function}
+        device = resolve_device(device)
         if world_model is None:
-            settings = FitSettings() if fit is None else fit
-            if not isinstance(settings, FitSettings):
-                raise TypeError(f"fit is {type(fit).__name__}: expected FitSettings(...)")
             world_model = cached_world_model(
                 self.dataset,
-                settings,
+                fit or FitSettings(),
                 device=device,
                 progress=progress,
                 **functions,  # type: ignore[arg-type]
@@ -120,22 +126,8 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
             if not isinstance(world_model, WorldModel):
                 needed = {name: f for name, f in functions.items() if callable(f)}
                 world_model = WorldModel.load(world_model, device=device, **needed)
-            own = (world_model.termination.rule, world_model.reward_function)
-            for (name, given), its in zip(functions.items(), own, strict=True):
-                if given not in (None, "auto", its):
-                    raise ValueError(
-                        f"{name} would change nothing: the world model that is given has its own; "
-                        "set it where the model is fitted"
-                    )
-        for mine, theirs, what in (
-            (world_model.obs_dim, self.dataset.observations.shape[1], "observations"),
-            (world_model.action_dim, self.dataset.actions.shape[1], "actions"),
-        ):
-            if mine != theirs:
-                raise ValueError(
-                    f"the world model was fitted on {what} of length {mine}, {self.dataset.name} "
-                    f"has length {theirs}: give the model of this data set"
-                )
+            _check_unused(world_model, fit, functions)
+        _check_dimensions(self.dataset, world_model)
         _check_actions(self.dataset, world_model.action_space)
         self.world_model = world_model
         self.num_envs, self.horizon, self.member_per = num_envs, horizon, member_per
@@ -214,7 +206,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         self.obs = torch.where(done.unsqueeze(-1), self._draw_starts(), self.obs)
         self.elapsed = torch.where(done, 0, self.elapsed)
         if self.member_per == "rollout" and self._members is not None:
-            self._members.redeal(done, self.generator)
+            self._members = self._members.redeal(done, self.generator)
         return self.obs
 
     def action_tensor(self, actions: Any) -> Tensor:
@@ -255,7 +247,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """Step every row; rows that end restart, their successors are in ``info["final_obs"]``."""
         out = self.advance(self.action_tensor(actions))
-        done = out.terminated | out.truncated
+        done = out.done
         obs = self.restart(done).cpu().numpy().copy()
         info: dict[str, Any] = {}
         mask = done.cpu().numpy()
@@ -268,6 +260,34 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
             info |= {"final_info": {}, "_final_info": mask.copy()}
         reward = out.reward.double().cpu().numpy()
         return obs, reward, out.terminated.cpu().numpy(), out.truncated.cpu().numpy(), info
+
+
+def _check_unused(model: WorldModel, fit: FitSettings | None, functions: Mapping[str, Any]) -> None:
+    """Refuse what only a model that is fitted here would take.
+
+    :param functions: termination and reward_function, as given.
+    """
+    own = {"termination": model.termination.rule, "reward_function": model.reward_function}
+    unused = [name for name, f in functions.items() if f not in (None, "auto", own[name])]
+    if fit is not None:
+        unused.append("fit")
+    if unused:
+        raise ValueError(
+            f"{unused[0]} would change nothing: the world model that is given has its own; set it "
+            "where the model is fitted"
+        )
+
+
+def _check_dimensions(dataset: OfflineDataset, model: WorldModel) -> None:
+    for mine, theirs, what in (
+        (model.obs_dim, dataset.observations.shape[1], "observations"),
+        (model.action_dim, dataset.actions.shape[1], "actions"),
+    ):
+        if mine != theirs:
+            raise ValueError(
+                f"the world model was fitted on {what} of length {mine}, {dataset.name} "
+                f"has length {theirs}: give the model of this data set"
+            )
 
 
 def _check_actions(dataset: OfflineDataset, fitted: Box) -> None:

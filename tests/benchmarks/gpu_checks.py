@@ -212,7 +212,7 @@ def check_rollout(c: Configuration, dataset: OfflineDataset, device: str) -> Che
             shape = (c.starts, c.action_dim)
             action = 2.0 * torch.rand(shape, generator=generator, device=device) - 1.0
             out = world.advance(action)
-            world.restart(out.terminated | out.truncated)
+            world.restart(out.done)
             seen += [out.next_obs, out.reward, out.terminated]
         found.append(seen)
         captured |= world._transition.captured

@@ -424,6 +424,22 @@ def test_a_row_that_makes_the_scale_alone_is_named(column: str, place: str) -> N
         fit(replace(data, action_space=space, **{column: heavy}))
 
 
+def test_rewards_that_no_network_predicts_are_not_judged() -> None:
+    data = linear_system()
+    spiked = data.rewards.copy()
+    spiked[7] = 1e6
+
+    def known(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        return obs[:, 0]
+
+    for rewards in (spiked, 1e-9 * data.rewards):
+        with pytest.warns(UserWarning, match="'rewards'"):
+            fit(replace(data, rewards=rewards))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fit(replace(data, rewards=rewards), reward_function=known)
+
+
 def test_bounds_are_as_wide_as_the_data() -> None:
     narrow = Box(-0.5, 0.5, (1,), np.float32)
     data = replace(linear_system(), observation_space=narrow)

@@ -109,6 +109,7 @@ def test_known_ends_and_rewards_are_those_of_the_model_fitted_here(
         {"termination": always},
         {"termination": "mountaincarcontinuous"},
         {"reward_function": seventy_seven},
+        {"fit": FitSettings(1, 1)},
     ],
 )
 def test_ends_and_rewards_beside_a_model_that_has_its_own_are_refused(

@@ -17,8 +17,8 @@ from agents.training.evaluation import (
     Evaluator,
     evaluate,
     read_evaluations,
-    resolve_env,
 )
+from agents.training.real_env import resolve_env
 from tests.agents.countdown import ConstantPolicy, Countdown
 
 

@@ -42,7 +42,7 @@ class Draws(NamedTuple):
     action: Tensor  #: (n, B, A), standard normals of the policy
     outcome: Tensor  #: (n, B, D), standard normals of the model
     starts: Tensor  #: (n, B), data-set rows where rollouts start again
-    restart: Tensor  #: (n, 1), bool: the rollouts' horizon is reached
+    restart: Tensor  #: (n, 1), bool: all rollouts start again
 
 
 def _warn_of_tiny_rewards(dataset: OfflineDataset) -> None:
@@ -64,9 +64,9 @@ class Adversary:
 
     One update minimises lambda L_adv + L_sup (P eq. 9) on ``batch_size`` model rows and as many
     rows of data. The model rows come from rollouts of the policy in the present model: they start
-    in data-set states, move one step per update, start again after ``horizon`` steps, and where
-    the model terminated them (the authors' code simulates past a termination). Their members are
-    drawn anew each step, whatever ``member_per`` says of the agent's rollouts.
+    in data-set states and move one step per update; all start again every ``horizon`` updates, and
+    each where the model terminated it (the authors' code simulates past a termination). Their
+    members are drawn anew each step, whatever ``member_per`` says of the agent's rollouts.
 
     :param model: changed in place.
     :param dataset: what it keeps fitting.
@@ -254,7 +254,7 @@ class Adversary:
         self.optimizer.step()
         ended = (step.terminated | restart).unsqueeze(-1)
         self.obs.copy_(torch.where(ended, self.start_states[starts], step.next_obs))
-        std, centre = torch.std_mean(step.advantage, correction=0)
+        std, centre = torch.std_mean(step.raw_advantage, correction=0)
         return (torch.stack([step.loss.detach(), centre, std, supervised.detach()]),)
 
     def holdout_nll(self) -> Tensor:

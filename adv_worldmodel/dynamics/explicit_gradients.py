@@ -137,17 +137,17 @@ class ExplicitModelGradient:
         log_p, constant = -0.5 * misfit[:, :k], 0.5 * n_targets * LOG_2PI
         if self.mixture:
             log_share = torch.log_softmax(log_p, dim=0)
-            share = log_share.exp() * outcome.weight
+            share = log_share.exp() * outcome.advantage
             # what the greatest lost is the logarithm of the sum (`logsumexp` is nine kernels)
             log_p = log_p.amax(0) - log_share.amax(0) - (math.log(len(log_p)) + constant)
         else:  # a place without a row pulls at nothing
             share = log_p.new_zeros(log_p.numel())
-            share = share.index_copy_(0, members.place, outcome.weight).view_as(log_p)
+            share = share.index_copy_(0, members.place, outcome.advantage).view_as(log_p)
             log_p = members.gather(log_p) - constant
         torch.mul(share, -0.5 * weight / n, out=self.pull[:, :k])
         pull = self.pull.unsqueeze(-1)
         self.networks.backward(-2.0 * pull * scaled, pull * (1.0 - squares))
-        loss = (outcome.weight * log_p).mean()
+        loss = (outcome.advantage * log_p).mean()
         supervised = misfit[:, k:].sum() / (n * n_targets) + logvar_limits_loss(model.ensemble)
         return ModelGradient(loss, *outcome[1:]), supervised
 

@@ -76,7 +76,7 @@ class ModelGradient(NamedTuple):
     """What one batch of model rows gives; its ``loss`` has the model gradient as its gradient."""
 
     loss: Tensor  #: scalar
-    advantage: Tensor  #: (B,), before normalisation
+    raw_advantage: Tensor  #: (B,), before normalisation
     next_obs: Tensor  #: (B, S), the sampled successors
     terminated: Tensor  #: (B,), bool
 
@@ -84,8 +84,8 @@ class ModelGradient(NamedTuple):
 class Outcome(NamedTuple):
     """What sampled targets mean for the agent, row by row."""
 
-    weight: Tensor  #: (B,), the advantage as it enters the loss: normalised, if the settings say so
-    advantage: Tensor  #: (B,), before normalisation
+    advantage: Tensor  #: (B,), as it enters the loss: normalised, if the settings say so
+    raw_advantage: Tensor  #: (B,), before normalisation
     next_obs: Tensor  #: (B, S)
     terminated: Tensor  #: (B,), bool
 
@@ -121,16 +121,16 @@ def outcome_of(
     next_obs, reward = model.outcome(obs, action, y)
     terminated = model.termination(obs, action, next_obs.detach())
     continued = value.v(next_obs).masked_fill(terminated, 0.0)
-    advantage = torch.add(reward, continued, alpha=gamma)
+    raw = torch.add(reward, continued, alpha=gamma)
     if settings.baseline:
         with torch.no_grad():
             baseline = value.q(obs, action)
-        advantage = advantage - baseline  # outside: the pathwise outcome carries the gradient
-    weight = advantage
+        raw = raw - baseline  # outside: the pathwise outcome carries the gradient
+    advantage = raw
     if settings.normalise:
-        std, centre = torch.std_mean(advantage.detach(), correction=0)
-        weight = (advantage - centre) / (std + STD_FLOOR)
-    return Outcome(weight, advantage.detach(), next_obs.detach(), terminated)
+        std, centre = torch.std_mean(raw.detach(), correction=0)
+        advantage = (raw - centre) / (std + STD_FLOOR)
+    return Outcome(advantage, raw.detach(), next_obs.detach(), terminated)
 
 
 def model_gradient(
@@ -176,11 +176,11 @@ def model_gradient(
         outcome = outcome_of(model, obs, action, y, value, gamma, settings)
 
     if pathwise:
-        loss = outcome.weight.mean()
+        loss = outcome.advantage.mean()
     else:
         mixture = score == "mixture"
         log_p = mixture_log_density(y, mean, logvar) if mixture else gaussian_log_density(y, mu, lv)
-        loss = (outcome.weight * log_p).mean()
+        loss = (outcome.advantage * log_p).mean()
     supervised = loss.new_zeros(())
     if real is not None:
         supervised = supervised_loss(

@@ -280,7 +280,7 @@ def test_normalised_gradient_ignores_units_and_level_of_the_value(score: Score) 
     )
     first = one_batch(model, QUADRATIC, score=score)[0]
     second = one_batch(model, large, score=score)[0]
-    torch.testing.assert_close(second.advantage, 7.0 * first.advantage - 100.0)
+    torch.testing.assert_close(second.raw_advantage, 7.0 * first.raw_advantage - 100.0)
     torch.testing.assert_close(
         flat_gradient(model, first.loss), flat_gradient(model, second.loss), rtol=1e-4, atol=1e-5
     )
@@ -298,7 +298,7 @@ def test_advantage_is_reward_plus_discounted_value_minus_q(score: Score) -> None
     assert 0 < int(step.terminated.sum()) < 14
     future = np.where(successor > CLIFF, 0.0, 0.5 * successor - successor**2)
     expected = 2.0 * s + GAMMA * future - (-(s**2) + 0.3 * a)
-    np.testing.assert_allclose(step.advantage.numpy(), expected, rtol=1e-9)
+    np.testing.assert_allclose(step.raw_advantage.numpy(), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("score", ["mixture", "member"])

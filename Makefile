@@ -93,7 +93,7 @@ figures: $(STAMP)
 	rm -rf $(FIGURES)/careful-driver $(FIGURES)/pendulum
 	$(BIN)/python examples/illustrative_mdp.py --seeds 0:10 --jobs $(JOBS) --out $(FIGURES)/illustrative
 	$(BIN)/python examples/careful_driver.py --seeds 0:5 --jobs $(JOBS) --out $(FIGURES)/careful-driver
-	$(BIN)/python examples/single_transition.py --seeds 20 --jobs $(JOBS) --choose-beta 5 --out $(FIGURES)/single
+	$(BIN)/python examples/single_transition.py --seeds 0:20 --jobs $(JOBS) --choose-beta 5 --out $(FIGURES)/single
 	$(BIN)/adv-worldmodel sweep pendulum-random out=$(FIGURES)/pendulum --seeds 0:3 --jobs $(JOBS)
 	$(BIN)/adv-worldmodel results $(FIGURES)/pendulum --plot $(FIGURES)/pendulum/pendulum-random.png \
 		--markdown $(FIGURES)/pendulum/table.md

@@ -23,7 +23,8 @@ from gymnasium.spaces import Box
 from agents.studies.curves import compare_curves
 from agents.studies.provenance import made_from
 from agents.studies.run_groups import find_runs, group_runs
-from agents.studies.sweep import plan_sweep, run_sweep
+from agents.studies.sweep import parse_seeds, plan_sweep, run_sweep
+from agents.training.config import load_config
 from agents.training.run_folder import RunFolder
 
 HERE = Path(__file__).resolve().parent
@@ -157,6 +158,14 @@ def main():
     parser.add_argument("--only", metavar="TEXT", default="", help="variants whose name holds TEXT")
     parser.add_argument("overrides", nargs="*", help="settings of all runs, such as iterations=2")
     args = parser.parse_args()
+    variants = [variant for variant in VARIANTS if args.only in variant[0]]
+    if not variants:
+        parser.error(f"--only {args.only}: no variant's name holds it")
+    try:
+        parse_seeds(args.seeds)
+        load_config(HERE / "careful_driver.yaml", ["dataset=data.npz", *args.overrides])
+    except ValueError as error:
+        parser.error(str(error))
     if args.jobs < 1:
         parser.error("--jobs: at least 1")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -166,9 +175,6 @@ def main():
     behaviour = data["rewards"].reshape(-1, STEPS).sum(1).mean()
 
     runs, failed = {}, False
-    variants = [variant for variant in VARIANTS if args.only in variant[0]]
-    if not variants:
-        parser.error(f"--only {args.only}: no variant's name holds it")
     for label, settings, grid in variants:
         out = f"out={args.out / _folder(label)}"
         try:
@@ -179,7 +185,7 @@ def main():
                 seeds=args.seeds,
                 jobs=args.jobs,
             )
-        except ValueError as error:  # a setting, seeds, or a folder that is taken
+        except ValueError as error:  # a folder that is taken
             parser.error(str(error))
         failed |= bool(run_sweep(plan))
         runs[label] = [RunFolder(plan.folder / name) for name in plan.configs]

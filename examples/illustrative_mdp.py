@@ -258,20 +258,18 @@ def draw(result, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--seed", type=int, default=0, help="one seed (default: 0)")
-    which.add_argument("--seeds", metavar="A:B", help="seeds A to B - 1, or numbers with commas")
+    parser.add_argument("--seeds", default="0", help="A:B for A to B - 1, or numbers (default 0)")
     parser.add_argument("--out", type=Path, default=Path("illustrative"), help="folder to write")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at the same time")
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     parser.add_argument("--updates", type=int, default=UPDATES, help="of the agent per iteration")
     args = parser.parse_args()
     try:
-        seeds = [args.seed] if args.seeds is None else parse_seeds(args.seeds)
+        seeds = parse_seeds(args.seeds)
     except ValueError as e:
         parser.error(str(e))
-    if min(seeds) < 0 or args.jobs < 1:
-        parser.error("--seed: not negative; --jobs: at least 1")
+    if args.jobs < 1:
+        parser.error("--jobs: at least 1")
     if args.iterations < 1 or args.updates < 1:
         parser.error("--iterations, --updates: at least 1")
 

@@ -5,9 +5,9 @@ narrow ranges of actions; the best is a = 0.7, and every action away from them i
 learn for 50 iterations per seed; the score is the true expected reward of the final mean action.
 Writes table.md and a figure per algorithm of Q against a after 5 and after 50 iterations.
 
-For example: python examples/single_transition.py --seeds 20 --jobs 2 --out single-transition
-With --choose-beta COMBO is run with every candidate of beta, as the paper chose it. --first-seed 20
-takes other seeds than those that the settings were chosen on.
+For example: python examples/single_transition.py --seeds 0:20 --jobs 2 --out single-transition
+With --choose-beta COMBO is run with every candidate of beta, as the paper chose it. --seeds 20:40
+are other seeds than those that the settings were chosen on.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from adv_worldmodel import FitSettings, OfflineDataset, fit_world_model, make_sb3_env
 from agents import COMBO, RAMBO, RamboCallback
 from agents.studies.provenance import made_now
+from agents.studies.sweep import parse_seeds
 
 # actions of the data; where s' is N(mean, 0.2) in truth; the mean. Elsewhere s' = 0.5.
 MODES = (
@@ -183,8 +184,7 @@ def draw(results, title, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20, help="how many seeds (default 20)")
-    parser.add_argument("--first-seed", type=int, default=0, help="and the first (default 0)")
+    parser.add_argument("--seeds", default="0:20", help="A:B for A to B - 1 (default 0:20)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--out", type=Path, default=Path("single-transition"), help="folder")
     parser.add_argument("--beta", type=float, default=0.2, help="COMBO's (default 0.2)")
@@ -193,16 +193,17 @@ def main():
         help=f"take the best of {', '.join(map(str, BETAS))} over this many seeds instead",
     )  # fmt: skip
     args = parser.parse_args()
-    if args.seeds < 2 or args.jobs < 1 or args.choose_beta < 0 or args.choose_beta == 1:
+    try:
+        seeds = parse_seeds(args.seeds)
+    except ValueError as error:
+        parser.error(str(error))
+    if len(seeds) < 2 or args.jobs < 1 or args.choose_beta < 0 or args.choose_beta == 1:
         parser.error("a standard deviation needs at least 2 seeds, and a run 1 process")
-    if args.first_seed < 0:
-        parser.error(f"--first-seed {args.first_seed}: a number of at least 0")
     if not 0.0 <= args.beta < float("inf"):
         parser.error(f"--beta {args.beta:g}: a number of at least 0")
     args.out.mkdir(parents=True, exist_ok=True)
 
     beta, lines = args.beta, []
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         rambo, rambo_scores = run_all(pool, "RAMBO", None, seeds)
         if args.choose_beta:

@@ -119,7 +119,7 @@ def test_a_range_without_a_seed_is_refused_before_anything_runs(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_rambo_stays_at_the_edge_of_the_data_and_mbpo_does_not(tmp_path: Path) -> None:
-    done = run("--seed", "1", folder=tmp_path)
+    done = run("--seeds", "1", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     mbpo, mbpo_q, rambo, rambo_q, error, excess, verdict, seconds = cells_of(done.stdout, 1)[1:]
     assert float(mbpo) > 0.8

@@ -62,7 +62,7 @@ def test_a_mean_below_the_paper_s_is_a_failure(
     results = [[(0.7, curve, curve)] * 2] * 2
     scores = np.array([mean - 0.1, mean + 0.1])
     monkeypatch.setattr(example, "run_all", lambda *_: (results, scores))
-    monkeypatch.setattr("sys.argv", ["x.py", "--seeds", "2", "--out", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["x.py", "--seeds", "0:2", "--out", str(tmp_path)])
     assert example.main() == code
     text = (tmp_path / "table.md").read_text()
     assert f"| RAMBO | {mean:.3f} |" in text
@@ -77,7 +77,7 @@ def test_a_mean_below_the_paper_s_is_a_failure(
         "--beta -1",
         "--beta nan",
         "--seeds 1",
-        "--first-seed -1",
+        "--seeds 3:3",
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_trained(

@@ -52,7 +52,7 @@ def _healthy(task: str, env: Any) -> dict[str, Any]:
     planar = task in ("hopper", "walker2d")
     # The observation begins with qpos = (x, z, angle, ...) in the plane, (x, y, z, ...) in space,
     # less the excluded horizontal positions.
-    z = (1 if planar else 2) - (0 if not excluded else 1 if planar else 2)
+    z = 0 if excluded else 1 if planar else 2
     # Only Ant counts the limits themselves as healthy, and asks for a finite state.
     bounds = [bound(z, z + 1, *limits("z"), closed=task == "ant")]
     if planar:

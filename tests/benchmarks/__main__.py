@@ -27,7 +27,6 @@ from tests.benchmarks.configuration import (
 
 # This process imports neither torch nor numpy: a child's peak memory counts its parent's.
 ROOT = Path(__file__).resolve().parents[2]
-ENV_DIMENSIONS = {"Pendulum-v1": (3, 1), "HalfCheetah-v5": (17, 6)}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,8 +86,7 @@ def configurations(options: argparse.Namespace) -> list[Configuration]:
             found += [Configuration(task, *sizes, rows, **common) for rows in options.rows]
     if "evaluation" in options.parts:
         few = {**common, "parts": (), "iteration": False, "starts": 8, "rounds": 2}
-        for env_id in EVALUATION_ENVS:
-            sizes = ENV_DIMENSIONS[env_id]
+        for env_id, sizes in EVALUATION_ENVS.items():
             found.append(Configuration("evaluation", *sizes, 1000, env_id=env_id, **few))
     return found
 

@@ -14,8 +14,8 @@ ADVERSARIES = tuple(f"adversary-{score}" for score in SCORES)
 PARTS = ("fit", "rollout", *ADVERSARIES, "cloning", "checkpoint", "agent")
 #: In which a run of a task is evaluated.
 TASK_ENVS = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5"}
-#: Apart from the tasks: real environments, in which the policy acts.
-EVALUATION_ENVS = ("Pendulum-v1", "HalfCheetah-v5")
+#: Apart from the tasks: real environments, in which the policy acts; lengths of state and action.
+EVALUATION_ENVS = {"Pendulum-v1": (3, 1), "HalfCheetah-v5": (17, 6)}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class Bench:
             for task, c in tasks.items():
                 self.attempt(
                     f"checks, {task}",
-                    lambda c=c: self.check(c, workload.gaussian_data(c)),  # type: ignore[misc]
+                    partial(self.check, c),
                 )
         for task, c in tasks.items():
             dataset = workload.gaussian_data(c)
@@ -150,32 +151,41 @@ class Bench:
                 if "parts" in self.options.stages:
                     result[f"parts_{path}"] = self.attempt(
                         f"parts, {task}, {path}",
-                        lambda c=c, d=dataset, g=graphs: gpu_speed.measure_parts(  # type: ignore[misc]
-                            c, d, self.device, graphs=g, seconds=self.options.seconds
+                        partial(
+                            gpu_speed.measure_parts,
+                            *(c, dataset, self.device),
+                            graphs=graphs,
+                            seconds=self.options.seconds,
                         ),
                     )
                 if "iterations" in self.options.stages:
                     n = self.options.iterations if graphs else self.options.plain_iterations
                     result[f"iterations_{path}"] = self.attempt(
                         f"iterations, {task}, {path}",
-                        lambda c=c, d=dataset, g=graphs, n=n: gpu_speed.measure_iterations(  # type: ignore[misc]
-                            Trial.build(c, d, self.device, g), self.device, n
-                        ),
+                        partial(self.iterations, c, dataset, graphs, n),
                     )
             if "iterations" in self.options.stages:
                 result["beside"] = self.attempt(
                     f"evaluation and checkpoint, {task}",
-                    lambda c=c, d=dataset: gpu_speed.measure_beside(  # type: ignore[misc]
-                        c, d, self.device, seconds=self.options.seconds
+                    partial(
+                        gpu_speed.measure_beside,
+                        *(c, dataset, self.device),
+                        seconds=self.options.seconds,
                     ),
                 )
             for stage, around in (("processes", nullcontext), ("mps", mps)):
                 if stage in self.options.stages and task == self.options.tasks[0]:
                     result[stage] = self.attempt(
                         f"{stage}, {task}",
-                        lambda c=c, around=around: self.processes(c, around),  # type: ignore[misc]
+                        partial(self.processes, c, around),
                     )
             print(speed_text(result), end="\n\n", flush=True)
+
+    def iterations(self, c: Configuration, dataset: Any, graphs: bool, n: int) -> Result:
+        """Whole ones, of a new trial."""
+        return gpu_speed.measure_iterations(
+            Trial.build(c, dataset, self.device, graphs), self.device, n
+        )
 
     def processes(self, c: Configuration, around: Callable[[], Any]) -> Result:
         """Several at once, in such a context."""
@@ -185,9 +195,9 @@ class Bench:
                 c, self.device, processes=o.processes, iterations=o.process_iterations
             )
 
-    def check(self, c: Configuration, dataset: Any) -> None:
+    def check(self, c: Configuration) -> None:
         """Print each check when it is done."""
-        for check in run_checks(c, dataset, self.device):
+        for check in run_checks(c, workload.gaussian_data(c), self.device):
             named = dataclasses.replace(check, name=f"{c.task}: {check.name}")
             self.checks.append(named)
             print(f"{'passed' if named.passed else 'FAILED'}  {named.name}: {named.detail}")
@@ -200,7 +210,7 @@ class Bench:
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "machine": self.machine,
             "seconds": self.elapsed(),
-            "checks": [check.to_dict() for check in self.checks],
+            "checks": [dataclasses.asdict(check) for check in self.checks],
             "speed": self.speed,
             "failed": self.failed,
             "left_out": self.left_out,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 from unittest.mock import patch
 
@@ -57,10 +58,6 @@ class Check:
     name: str
     passed: bool
     detail: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass
@@ -339,11 +336,11 @@ def check_waits(c: Configuration, dataset: OfflineDataset, device: str) -> Itera
     for name, settings in AGENTS.items():
         one = trial if not settings else Trial.build(c, dataset, device, graphs=True, **settings)
         one.begin()
-        works[f"agent update, {name}"] = lambda a=one.agent: a.train(UPDATES, c.batch)  # type: ignore[misc]
+        works[f"agent update, {name}"] = partial(one.agent.train, UPDATES, c.batch)
     for score in (*SCORES, "auto"):
         auto = score == "auto"
         adversary = trial.adversary("member", "auto") if auto else trial.adversary(score)
-        works[f"adversary update, {score}"] = lambda a=adversary: a.run(UPDATES, *foes)  # type: ignore[misc]
+        works[f"adversary update, {score}"] = partial(adversary.run, UPDATES, *foes)
     for name, work in works.items():
         work()  # captures
         found = waits(work, device)
@@ -356,14 +353,14 @@ def run_checks(c: Configuration, dataset: OfflineDataset, device: str) -> Iterat
     """All of them; one that raises has not passed."""
     single: dict[str, Callable[[], Check]] = {}
     for name in AGENTS:
-        single[f"agent update, {name}"] = lambda n=name: check_agent(c, dataset, device, n)  # type: ignore[misc]
-    single["rollout"] = lambda: check_rollout(c, dataset, device)
+        single[f"agent update, {name}"] = partial(check_agent, c, dataset, device, name)
+    single["rollout"] = partial(check_rollout, c, dataset, device)
     for score in SCORES:
-        single[score] = lambda s=score: check_adversary(c, dataset, device, s)  # type: ignore[misc]
+        single[score] = partial(check_adversary, c, dataset, device, score)
     others = (check_fit, check_clone, check_combo, check_warm_up, check_resumed)
     for other in others:
-        single[other.__name__] = lambda check=other: check(c, dataset, device)  # type: ignore[misc]
-    single["constraint"] = lambda: check_adversary(c, dataset, device, "member", "auto")
+        single[other.__name__] = partial(other, c, dataset, device)
+    single["constraint"] = partial(check_adversary, c, dataset, device, "member", "auto")
     for name, check in single.items():
         try:
             yield check()

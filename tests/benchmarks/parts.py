@@ -128,7 +128,6 @@ def cloning_part(c: Configuration, agent: RAMBO, dataset: OfflineDataset) -> Par
 def checkpoint_part(agent: RAMBO, dataset: OfflineDataset, model: WorldModel) -> Part:
     """The whole state of a training to disk, the buffer full: what `train` writes."""
     folder = tempfile.TemporaryDirectory(prefix="benchmark-")
-    path = Path(folder.name)
     adversary = Adversary(model, dataset, AdversarySettings(), seed=0)
     adversary.run(1, *policy_and_value(agent))
     buffer = agent.replay_buffer
@@ -137,14 +136,15 @@ def checkpoint_part(agent: RAMBO, dataset: OfflineDataset, model: WorldModel) ->
     def run(n: int) -> float:
         full, buffer.full = buffer.full, True
         for _ in range(n):
-            checkpoints.write(path, checkpoints.capture(agent, adversary), buffer.synthetic, {})
+            checkpoints.write(
+                Path(folder.name), checkpoints.capture(agent, adversary), buffer.synthetic, {}
+            )
         buffer.full = full
         return float(n)
 
     run(1)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    extra = {"mib": size / 2**20, "_folder": folder}  # the folder lives as long as the part
-    return Part("checkpoint", "checkpoint", run, flops.Work(), extra=extra)
+    size = sum(file.stat().st_size for file in Path(folder.name).rglob("*") if file.is_file())
+    return Part("checkpoint", "checkpoint", run, flops.Work(), extra={"mib": size / 2**20})
 
 
 def agent_parts(c: Configuration, agent: RAMBO, dataset: OfflineDataset) -> list[Part]:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,9 +48,8 @@ def groups(
 
 
 def rows_of(c: Configuration, group: list[Part], probe: Probe) -> list[dict[str, Any]]:
-    """Time a group; what only this process needs of a part is left out."""
-    found = [stretches.result() for stretches in measure(group, probe, c.seconds, c.rounds)]
-    return [{k: v for k, v in row.items() if not k.startswith("_")} for row in found]
+    """Time a group."""
+    return [stretches.result() for stretches in measure(group, probe, c.seconds, c.rounds)]
 
 
 def measure_evaluation(c: Configuration, probe: Probe) -> dict[str, Any]:
@@ -101,11 +101,9 @@ def main() -> None:
     load = os.getloadavg()[0]
     probe = Probe(c.batch, c.widths)
     found = measure_task(c, probe) if c.env_id is None else measure_evaluation(c, probe)
-    configuration = json.loads(c.to_json())
     out.write_text(
         json.dumps(
-            {"configuration": configuration, "load_average": load, "torch": torch.__version__}
-            | found
+            {"configuration": asdict(c), "load_average": load, "torch": torch.__version__} | found
         )
     )
 

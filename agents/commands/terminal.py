@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adv_worldmodel.errors import one_line
-
 PROG = "adv-worldmodel"
 
 
@@ -22,8 +20,9 @@ def user_input() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        message = one_line(error)
-        print(f"{PROG}: error: {message}", file=sys.stderr)
+        from adv_worldmodel.errors import one_line  # torch comes with it
+
+        print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

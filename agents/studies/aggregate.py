@@ -89,27 +89,27 @@ def markdown(
     lines += usual_settings(groups)
     references = {run.result.get("score_reference") for group in groups for run in group.finished}
     lines += [f"Score: {reference}." for reference in sorted(filter(None, references))]
-    for run in (run for group in groups for run in group.runs):
-        finished = run.status == "finished"
-        if finished and known([run], "return_mean"):
-            continue
-        why = run.result.get("error")
-        if finished:
-            why = (
-                "its return is not finite"
-                if run.result.get("evaluations_used")
-                else "no evaluation"
-            )
-        parts = ["Not in it", str(run.folder.path), run.status, why]
-        lines.append(": ".join(filter(None, parts)))
+    runs = [run for group in groups for run in group.runs]
+    missing = [(run, why) for run in runs if (why := _missing(run)) is not None]
+    lines += [f"Not in it: {run.folder.path}: {why}" for run, why in missing]
     lines += [f"Not in it: {run.folder}: planned, without a result" for run in planned]
     lines += [f"Not in it: {run.folder}: cannot be read" for run in damaged]
-    gone_on = [run for group in groups for run in group.runs if run.diverged_and_went_on]
+    gone_on = [run for run in runs if run.diverged_and_went_on]
     lines += [f"Diverged, and went on: {run.folder.path}" for run in gone_on]
     if left_out:
         lines.append(f"Left out: {left_out} runs, done again with the same settings and seed")
     lines += made_from(groups)
     return "\n".join(lines) + "\n"
+
+
+def _missing(run: Run) -> str | None:
+    """Why a run's return is not in the table; None if it is."""
+    if run.status != "finished":
+        return ": ".join(filter(None, [run.status, run.result.get("error")]))
+    if known([run], "return_mean"):
+        return None
+    used = run.result.get("evaluations_used")
+    return f"finished: {'its return is not finite' if used else 'no evaluation'}"
 
 
 def _headers(quantity: str) -> list[str]:

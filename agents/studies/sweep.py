@@ -122,29 +122,10 @@ def plan_sweep(
     """
     overrides = list(overrides)
     base = load_config(config, overrides)
-    axes, together = [_axis(word) for word in grid], PRESETS[preset] if preset else [()]
-    keys = [key for axis in [*axes, together] for key in _keys(axis)]
-    _check_keys(keys)
+    variants, left_out = _variants(config, overrides, list(grid), PRESETS[preset] if preset else [])
     folder = Path(base.out or f"runs/sweep-{base.name}")
     given = list(range(base.seed, base.seed + (base.seeds or 1)))
     numbers = given if seeds is None else parse_seeds(seeds)
-    variants: dict[str, TrainConfig] = {}
-    left_out: dict[str, str] = {}
-    for of_grid in itertools.product(*axes):
-        own: dict[str, TrainConfig] = {}
-        for settings in together:
-            words = [*overrides, "seeds=null", *itertools.chain(*of_grid), *settings]
-            variant = load_config(config, words)
-            name = _folder_name(variant, keys)
-            # one name: the configuration has a value of the preset already
-            twin = next((n for n, v in own.items() if _as_trained(v) == _as_trained(variant)), name)
-            if twin == name:
-                own.setdefault(name, variant)
-            else:
-                left_out[name] = twin
-        if twice := own.keys() & variants.keys():
-            raise ValueError(f"two runs would share the folder {min(twice)}: a value stands twice")
-        variants |= own
     at_once, n_threads = shared_out(
         len(variants) * len(numbers),
         on_gpu=base.device != "cpu" and torch.cuda.is_available(),
@@ -169,6 +150,41 @@ def plan_sweep(
     for name in configs.keys() - finished - begun:
         check_only_a_run(folder_of(configs[name]))
     return SweepPlan(folder, configs, finished, begun, left_out, at_once, lock)
+
+
+def _variants(
+    config: str | Path,
+    overrides: Sequence[str],
+    grid: Sequence[str],
+    together: Sequence[tuple[str, ...]],
+) -> tuple[dict[str, TrainConfig], dict[str, str]]:
+    """The configurations of a grid and a preset by the name of their folder.
+
+    :param together: the preset's settings that go together; none for no preset.
+    :return: the configurations, and `SweepPlan.left_out`.
+    :raises ValueError: a key that cannot vary, or a value that stands twice.
+    """
+    axes, together = [_axis(word) for word in grid], together or [()]
+    keys = [key for axis in [*axes, together] for key in _keys(axis)]
+    _check_keys(keys)
+    variants: dict[str, TrainConfig] = {}
+    left_out: dict[str, str] = {}
+    for of_grid in itertools.product(*axes):
+        own: dict[str, TrainConfig] = {}
+        for settings in together:
+            words = [*overrides, "seeds=null", *itertools.chain(*of_grid), *settings]
+            variant = load_config(config, words)
+            name = _folder_name(variant, keys)
+            # one name: the configuration has a value of the preset already
+            twin = next((n for n, v in own.items() if _as_trained(v) == _as_trained(variant)), name)
+            if twin == name:
+                own.setdefault(name, variant)
+            else:
+                left_out[name] = twin
+        if twice := own.keys() & variants.keys():
+            raise ValueError(f"two runs would share the folder {min(twice)}: a value stands twice")
+        variants |= own
+    return variants, left_out
 
 
 def _as_trained(config: TrainConfig) -> TrainConfig:

@@ -1,0 +1,273 @@
+"""`adv-worldmodel train`, `evaluate` and `settings`: one run and its configuration."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agents.commands.terminal import PROG, positive, seed, user_input
+from agents.training.run_folder import FolderInUseError
+from agents.training.signals import terminated_as_interrupted
+
+if TYPE_CHECKING:
+    from agents.training.config import TrainConfig
+    from agents.training.preparation import Preparation
+    from agents.training.resumption import Resumption
+    from agents.training.run_folder import RunFolder
+
+# torch and Stable-Baselines3 take seconds to import: only the commands do, not --help.
+
+#: Exit code of a run whose critics or fit ran away.
+DIVERGED = 3
+
+
+def add_run_parsers(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> None:
+    """Adds the three commands; each sets `func(arguments) -> exit code`."""
+    train = subparsers.add_parser(
+        "train",
+        help="train a policy on a data set",
+        description="Fit the world model, train RAMBO in it, evaluate in the real environment. "
+        "Everything is kept in a run folder, whose path is the last line printed.",
+    )
+    train.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="a shipped name or the path of a YAML file"
+    )
+    train.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="settings to change, for example seed=1 rollout.horizon=2 out=FOLDER; "
+        "seeds=5 trains five seeds at once",
+    )
+    train.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="in place of CONFIG: go on with the run in this folder from its last checkpoint",
+    )
+    train.add_argument(
+        "--overwrite", action="store_true", help="replace the run that out=FOLDER holds"
+    )
+    train.add_argument(
+        "--on-divergence",
+        choices=["stop", "continue"],
+        help="what a run does whose values ran away (default: stop, as failed, exit code 3)",
+    )
+    train.set_defaults(func=_train, needs=("agents.training.experiment", "agents.studies.seeds"))
+
+    evaluate = subparsers.add_parser(
+        "evaluate",
+        help="evaluate the policy of a run in the real environment",
+        description="Run the deterministic policy of a run folder in the real environment; "
+        "print its return and, where reference returns are known, its score.",
+    )
+    evaluate.add_argument("run", metavar="RUN", help="a folder that 'train' printed")
+    evaluate.add_argument("--episodes", metavar="N", type=positive, default=10, help="default: 10")
+    evaluate.add_argument(
+        "--in-model",
+        choices=["fit", "adversarial"],
+        help="whole episodes in the run's world model, beside what the critics promise there, in "
+        "place of the real environment",
+    )
+    evaluate.add_argument(
+        "--dataset", metavar="FILE", help="with --in-model: where the run's data are by now"
+    )
+    evaluate.add_argument(
+        "--env", metavar="ID", help="another environment; 'module:ID' imports module first"
+    )
+    evaluate.add_argument("--seed", metavar="N", type=seed, default=0, help="default: 0")
+    evaluate.add_argument("--render", metavar="FILE", help="write one episode as .mp4 or .gif")
+    evaluate.add_argument(
+        "--trust",
+        action="store_true",
+        help="import the modules that the folder names, of a 'module:ID' environment and a "
+        "'module:function' termination; only for runs of your own",
+    )
+    evaluate.set_defaults(func=_evaluate, needs=("agents.rambo",))
+
+    settings = subparsers.add_parser(
+        "settings",
+        help="list the settings of a configuration, with what they mean",
+        description="Print every setting by its key: its value in CONFIG, and what it means "
+        "(P: the paper).",
+    )
+    settings.add_argument("config", metavar="CONFIG", nargs="?", default="base")
+    settings.add_argument("overrides", metavar="key=value", nargs="*", default=[])
+    settings.set_defaults(func=_settings)
+
+
+def _settings(args: argparse.Namespace) -> int:
+    from agents.studies.run_groups import setting_text
+    from agents.training.config import flat_settings, load_config, meanings
+    from agents.training.progress import print_unless_gone
+
+    config = load_config(args.config, args.overrides, dataset="(to be named)")
+    texts = {key: setting_text(value) for key, value in flat_settings(config).items()}
+    wide, long = (max(map(len, words)) for words in (texts, texts.values()))
+    lines = [f"{key:<{wide}}  {texts[key]:<{long}}  {doc}" for key, doc in meanings().items()]
+    print_unless_gone("\n".join(lines))
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from agents.training.config import load_config
+    from agents.training.divergence import DivergenceError
+    from agents.training.experiment import prepare, run
+
+    if args.on_divergence is not None:
+        args.overrides.append(f"on_divergence={args.on_divergence}")
+    with user_input():
+        if args.resume is not None:
+            prepared, resumption = _resumed(args)
+        else:
+            if args.config is None:
+                raise ValueError("give a CONFIG to train, or --resume RUN")
+            config = load_config(args.config, args.overrides)
+            if config.seeds is None:
+                prepared, resumption = prepare(config, overwrite=args.overwrite), None
+            elif args.overwrite:
+                raise ValueError("--overwrite replaces a single run: give seeds=null")
+    if args.resume is None and config.seeds is not None:
+        return _train_seeds(config)
+    try:
+        with terminated_as_interrupted():
+            run(prepared, resumption=resumption)
+    except FolderInUseError as error:  # a run that began there since it was looked at
+        with user_input():
+            raise error
+    except (DivergenceError, FloatingPointError) as error:
+        print(f"{PROG}: the run failed: {error}", file=sys.stderr)
+        return DIVERGED
+    except OSError as error:  # a full disk, a folder that is gone: the last checkpoint is whole
+        print(
+            f"{PROG}: the run failed, its files cannot be written: {error}; when they can, "
+            "'train --resume RUN' goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _resumed(args: argparse.Namespace) -> tuple[Preparation, Resumption]:
+    from agents.training.resumption import prepare_resumption
+
+    words = [] if args.config is None else [args.config]
+    if args.overwrite:
+        raise ValueError("--resume goes on with a run, --overwrite replaces it: give one of them")
+    prepared, resumption = prepare_resumption(args.resume, [*words, *args.overrides])
+    for key, (before, now) in resumption.changed.items():
+        print(f"changed      {key}: {before} -> {now}")
+    return prepared, resumption
+
+
+def _train_seeds(config: TrainConfig) -> int:
+    from agents.studies.seeds import prepare_seeds, run_seeds
+
+    with user_input():
+        plan = prepare_seeds(config)
+    with terminated_as_interrupted():
+        runs = run_seeds(plan)
+    if runs.errors:
+        seeds = ", ".join(map(str, runs.errors))
+        print(f"{PROG}: not finished: seed {seeds}", file=sys.stderr)
+        diverged = (runs.results[seed].get("status") == "diverged" for seed in runs.errors)
+        return DIVERGED if all(diverged) else 1
+    return 0
+
+
+def _say_unfinished(folder: RunFolder) -> None:
+    """One line on a run that did not finish, or whose values ran away."""
+    result = folder.result_or_nothing()
+    status = result.get("status", "finished")  # a folder with only a policy has no result
+    if status != "finished":
+        print(f"run          {status}{f': {why}' if (why := result.get('error')) else ''}")
+    elif result.get("divergence") is not None:
+        print("run          diverged, and went on")
+
+
+def _evaluate_in_model(args: argparse.Namespace) -> int:
+    from agents.model_check import check_in_model
+    from agents.training.config import load_config
+    from agents.training.preparation import load_termination, load_world_model, read_dataset
+    from agents.training.run_folder import RunFolder, check_trusted
+
+    with user_input():
+        if args.env is not None or args.render is not None:
+            raise ValueError("--in-model takes the world model: leave out --env and --render")
+        folder = RunFolder(Path(args.run))
+        trained_on = folder.read_result().get("content_hash")
+        policy = folder.load_policy()
+        place = folder.world_model if args.in_model == "fit" else folder.adversarial_model
+        config = load_config(folder.config)
+        if args.dataset is not None:
+            config = dataclasses.replace(config, dataset=args.dataset)
+        check_trusted(folder.config, config.model.termination, args.trust, "give --trust")
+        rule = load_termination(config.model.termination)
+        model = load_world_model(place, rule, policy.device)
+        # of a stranger's file, no module is imported
+        data = read_dataset(config, modules=args.trust)
+        if trained_on not in (None, data.content_hash):
+            named = (config.data.env_id, config.evaluation.env_id)
+            for env_id in filter(None, named):  # whose spaces are the data's
+                check_trusted(folder.config, env_id, args.trust, "give --trust")
+            raise ValueError(
+                f"{config.dataset} is not read as when {args.run} was trained: bring the data "
+                "back, or give --dataset FILE where they have moved"
+            )
+        found = check_in_model(
+            policy, model, data, episodes=args.episodes, gamma=config.agent.gamma,
+            alpha=folder.alpha_in_values(config.agent), seed=args.seed,
+        )  # fmt: skip
+    _say_unfinished(folder)
+    mean, std = found.returns.mean(), found.returns.std()
+    print(f"world model  {place}")
+    print(f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes")
+    print(f"length       {found.lengths.mean():.1f} of at most {found.max_steps}")
+    print(f"discounted   {found.discounted.mean():.1f}; the critics promise ", end="")
+    print(f"{found.values.mean():.1f} at the same starts")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    if args.in_model is not None:
+        return _evaluate_in_model(args)
+    if args.dataset is not None:
+        with user_input():
+            raise ValueError("--dataset names the data of --in-model: give both")
+    from adv_worldmodel.data.scores import normalised_score
+    from agents.training.evaluation import evaluate
+    from agents.training.real_env import check_spaces, full_id, make_real_env
+    from agents.training.rendering import render
+    from agents.training.run_folder import RunFolder, check_file
+
+    with user_input():
+        if args.render is not None:
+            check_file(Path(args.render))
+        folder = RunFolder(Path(args.run))
+        env_id = full_id(args.env or folder.env_id(trust=args.trust))
+        policy = folder.load_policy()
+        env = make_real_env(env_id)
+        check_spaces(policy, env, env_id)
+        env.close()
+        if args.render is not None:
+            try:
+                film = render(policy, env_id, args.render, seed=args.seed)
+            except RuntimeError as error:  # nothing draws on this machine; the message has remedies
+                raise ValueError(str(error)) from error
+    evaluation = evaluate(policy, env_id, episodes=args.episodes, seed=args.seed)
+    _say_unfinished(folder)
+    mean, std = evaluation.return_mean, evaluation.return_std
+    print(f"environment  {env_id}")
+    print(f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes")
+    print(f"length       {evaluation.length_mean:.1f}")
+    score = normalised_score(env_id, mean)
+    if score is not None:
+        print(f"score        {score.value:.1f}, {score.reference}")
+    if args.render is not None:
+        print(f"film         {film}")
+    return 0

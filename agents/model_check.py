@@ -9,31 +9,39 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adv_worldmodel import OfflineDataset, WorldModel
 from adv_worldmodel.data.environments import time_limit
 from adv_worldmodel.seeding import make_generator
 from agents.rambo import RAMBO
 from agents.updates import sample_action
-from agents.values import CriticValue, SquashedPolicy
+from agents.values import SquashedPolicy
 
 __all__ = ["ModelCheck", "check_in_model"]
 
 
 @dataclass(frozen=True, eq=False)
 class ModelCheck:
-    """Episodes of the deterministic policy in a world model; each array is (episodes,)."""
+    """Episodes of a policy in a world model; each array is (episodes,).
 
-    returns: NDArray[np.float64]  #: undiscounted, in the environment's own reward
-    #: in the reward that was trained on, as the critics count: with the entropy that is in their
-    #: targets; theirs too is what comes after the last step of an episode that was cut
+    The mean action is what is deployed, and what the first two say. The critics value the policy
+    that trained, which draws its actions: so do the others, from the same starts.
+    """
+
+    returns: NDArray[np.float64]  #: of the mean action, undiscounted, in the environment's reward
+    lengths: NDArray[np.int64]  #: of the mean action's episodes, in steps
+    sampled_returns: NDArray[np.float64]  #: of drawn actions, undiscounted likewise
+    #: of drawn actions, in the reward that was trained on, as the critics count: with the entropy
+    #: that is in their targets; theirs too is what comes after the last step of an episode that
+    #: was cut
     discounted: NDArray[np.float64]
-    lengths: NDArray[np.int64]  #: steps
-    values: NDArray[np.float64]  #: min_j Q_j(s, mean action) at the starts
+    values: NDArray[np.float64]  #: min_j Q_j(s, a) at the starts, of the first action drawn
     max_steps: int  #: after which an episode is cut
 
 
@@ -50,7 +58,7 @@ def check_in_model(
 ) -> ModelCheck:
     """Run whole episodes in the model, from states in which the data's episodes start.
 
-    :param agent: its policy acts, by its mean action.
+    :param agent: its policy acts, once by its mean action, once drawing its actions.
     :param model: the fit, or what the adversary has made of it; with its noise, its members drawn
         anew each step.
     :param dataset: gives the starts, and by its longest episode the steps after which one is cut.
@@ -58,9 +66,8 @@ def check_in_model(
         known, as many steps as leave 5 % of the discount.
     :param gamma: discount of what is compared with the critics; default the agent's.
     :param alpha: entropy coefficient of the soft values that the critics learnt; 0: plain ones. By
-        default what the agent's is at present, 0 without ``entropy_in_target``. The policy's
-        entropy is that of one draw per state of the episode.
-    :param seed: of starts, members and noise.
+        default what the agent's is at present, 0 without ``entropy_in_target``.
+    :param seed: of starts, members, actions and noise.
     :raises ValueError: the model's observations or actions are not the agent's or the data's; the
         agent is from ``load_weights``, which knows neither gamma nor alpha, and they are not given.
     """
@@ -85,41 +92,72 @@ def check_in_model(
     generator = make_generator(seed, "model check", model.device)
     rows = torch.randint(len(starts), (episodes,), generator=generator, device=model.device)
     obs = torch.as_tensor(dataset.observations[starts], device=model.device)[rows]
-    policy = SquashedPolicy(agent)
-    values = CriticValue(agent, policy).v(obs)
-
-    def entropy(obs: torch.Tensor) -> torch.Tensor:
-        shape = (episodes, model.action_dim)
-        noise = torch.randn(shape, generator=generator, device=model.device)
-        return -sample_action(agent.actor, obs, noise)[1]
-
-    going = torch.ones(episodes, dtype=torch.bool, device=model.device)
-    returns, discounted = (
-        torch.zeros(episodes, dtype=torch.float64, device=model.device) for _ in range(2)
+    mean, sampled = (
+        _episodes(agent, model, obs, generator, max_steps, gamma, alpha, sample=sample)
+        for sample in (False, True)
     )
-    lengths = torch.zeros(episodes, dtype=torch.int64, device=model.device)
+    offsets = [dataset.reward_offset * of.lengths for of in (mean, sampled)]
+    return ModelCheck(
+        returns=(mean.returns - offsets[0]).cpu().numpy(),
+        lengths=mean.lengths.cpu().numpy(),
+        sampled_returns=(sampled.returns - offsets[1]).cpu().numpy(),
+        discounted=sampled.discounted.cpu().numpy(),
+        values=sampled.values.double().cpu().numpy(),
+        max_steps=max_steps,
+    )
+
+
+class _Episodes(NamedTuple):
+    """Each (episodes,), in the reward that was trained on."""
+
+    returns: Tensor
+    discounted: Tensor
+    lengths: Tensor
+    values: Tensor
+
+
+def _episodes(
+    agent: RAMBO,
+    model: WorldModel,
+    obs: Tensor,
+    generator: torch.Generator,
+    max_steps: int,
+    gamma: float,
+    alpha: float,
+    *,
+    sample: bool,
+) -> _Episodes:
+    """From the states `obs` on, to the model's terminations."""
+    bounds, critic = SquashedPolicy(agent).bounds, agent.policy.critic
+    n = len(obs)
+
+    def act(obs: Tensor) -> tuple[Tensor, Tensor]:
+        noise = torch.zeros(n, model.action_dim, device=model.device)
+        if sample:
+            noise.normal_(generator=generator)
+        return sample_action(agent.actor, obs, noise)
+
+    going = torch.ones(n, dtype=torch.bool, device=model.device)
+    returns, discounted = (
+        torch.zeros(n, dtype=torch.float64, device=model.device) for _ in range(2)
+    )
+    lengths = torch.zeros(n, dtype=torch.int64, device=model.device)
+    action, _ = act(obs)
+    values = critic.q_values(obs, action).amin(0)
     for step in range(max_steps):
-        action = policy.bounds.unscale(policy.mean_action(obs))
-        obs, reward, terminated = model.step(obs, action, generator=generator)
+        obs, reward, terminated = model.step(obs, bounds.unscale(action), generator=generator)
         reward = torch.where(going, reward, 0.0)
-        returns += reward - dataset.reward_offset * going
+        returns += reward
         discounted += gamma**step * reward
-        if alpha > 0.0:  # from the second action on: the first is given to Q
-            bonus = torch.where(going & ~terminated, entropy(obs), 0.0)
-            discounted += alpha * gamma ** (step + 1) * bonus
         lengths += going
         going &= ~terminated
         if not bool(going.any()):
             break
-    rest = torch.where(going, CriticValue(agent, policy).v(obs), 0.0)
+        action, log_prob = act(obs)  # its entropy counts; that of the first action, given to Q, not
+        discounted -= alpha * gamma ** (step + 1) * torch.where(going, log_prob, 0.0)
+    rest = torch.where(going, critic.q_values(obs, action).amin(0), 0.0)
     discounted += gamma**max_steps * rest
-    return ModelCheck(
-        returns=returns.cpu().numpy(),
-        discounted=discounted.cpu().numpy(),
-        lengths=lengths.cpu().numpy(),
-        values=values.double().cpu().numpy(),
-        max_steps=max_steps,
-    )
+    return _Episodes(returns, discounted, lengths, values)
 
 
 def _longest(dataset: OfflineDataset, gamma: float) -> int:

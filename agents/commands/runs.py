@@ -228,7 +228,8 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
     print(f"world model  {place}")
     print(f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes")
     print(f"length       {found.lengths.mean():.1f} of at most {found.max_steps}")
-    print(f"discounted   {found.discounted.mean():.1f}; the critics promise ", end="")
+    print(f"sampled      {found.sampled_returns.mean():.1f} with drawn actions, which training has")
+    print(f"discounted   {found.discounted.mean():.1f} of these; the critics promise ", end="")
     print(f"{found.values.mean():.1f} at the same starts")
     return 0
 

@@ -49,9 +49,14 @@ def two_a_step(line_model: Callable[..., WorldModel]) -> Callable[[Any], WorldMo
     return build
 
 
-def agent_in(dataset: OfflineDataset, model: WorldModel) -> RAMBO:
+@torch.no_grad()
+def agent_in(dataset: OfflineDataset, model: WorldModel, log_std: float = -20.0) -> RAMBO:
+    """An agent whose actions are as narrow in all states, by default its mean action."""
     env = make_sb3_env(dataset, 4, 2, world_model=model, device="cpu", seed=0)
-    return RAMBO("MlpPolicy", env, policy_kwargs={"net_arch": [8]}, seed=0, device="cpu")
+    agent = RAMBO("MlpPolicy", env, policy_kwargs={"net_arch": [8]}, seed=0, device="cpu")
+    agent.actor.log_std.weight.zero_()
+    agent.actor.log_std.bias.fill_(log_std)
+    return agent
 
 
 @torch.no_grad()
@@ -106,10 +111,8 @@ def test_the_entropy_in_the_critics_targets_counts(
 ) -> None:
     """Three steps, and a policy alike in all states: alpha times that of the second and third."""
     model = two_a_step(lambda obs, action, next_obs: next_obs[:, 0] > 5.0)  # 2, 4, 6
-    agent = agent_in(walk, model)
+    agent = agent_in(walk, model, log_std=-3.0)
     agent.actor.mu.weight.zero_()
-    agent.actor.log_std.weight.zero_()
-    agent.actor.log_std.bias.fill_(-3.0)
     found = check_in_model(agent, model, walk, episodes=2000, gamma=0.5, alpha=0.2)
     u = agent.actor.mu.bias + np.exp(-3.0) * torch.randn(10_000, 1)
     density = torch.distributions.Normal(agent.actor.mu.bias, np.exp(-3.0)).log_prob(u)
@@ -118,6 +121,31 @@ def test_the_entropy_in_the_critics_targets_counts(
     expected = 1.75 + 0.2 * (0.5 + 0.25) * entropy
     assert found.discounted.mean() == pytest.approx(expected, abs=0.02)
     np.testing.assert_allclose(found.returns, 3 * (1.0 - 10.0), rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_critics_are_asked_of_drawn_actions(
+    walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
+) -> None:
+    """They value the policy that draws; here a large action ends the episode, the mean is 0."""
+    model = two_a_step(lambda obs, action, next_obs: action[:, 0].abs() > 1.0)
+    agent = agent_in(walk, model)
+    agent.actor.mu.weight.zero_()
+    agent.actor.mu.bias.zero_()
+    share = 0.4  # of actions that end it, |2 tanh u| > 1
+    normal = torch.distributions.Normal(0.0, 1.0)
+    std = torch.atanh(torch.tensor(0.5)) / -normal.icdf(torch.tensor(share / 2))
+    agent.actor.log_std.bias.fill_(float(std.log()))
+    found = check_in_model(agent, model, walk, episodes=5000, gamma=0.5, alpha=0.0)
+    assert set(found.lengths) == {5}
+    np.testing.assert_allclose(found.returns, -45.0, rtol=1e-5)
+    length = sum((1 - share) ** k for k in range(5))
+    assert found.sampled_returns.mean() == pytest.approx(-9.0 * length, rel=0.03)
+    rest = (0.5 * (1 - share)) ** 5 * value_at(agent, 10.0)
+    found_to = sum((0.5 * (1 - share)) ** k for k in range(5))
+    assert found.discounted.mean() == pytest.approx(found_to + rest, rel=0.03)
+    assert found.values.std() > 0
+    assert found.values.mean() == pytest.approx(value_at(agent, 0.0), abs=0.2)
 
 
 def test_episodes_that_ended_are_not_gone_on_with(

@@ -11,8 +11,6 @@ from typing import Any, Literal, cast
 from unittest.mock import patch
 
 import torch
-from stable_baselines3.common.callbacks import CallbackList
-from stable_baselines3.common.type_aliases import TrainFreq
 from torch import Tensor
 
 import adv_worldmodel.graphs
@@ -102,12 +100,7 @@ class Trial:
 
     def roll_out(self) -> None:
         """Rollouts into the buffer, with nothing called back."""
-        callback = CallbackList([])
-        callback.init_callback(self.agent)
-        frequency, buffer = self.agent.train_freq, self.agent.replay_buffer
-        assert isinstance(frequency, TrainFreq)
-        assert buffer is not None
-        self.agent.collect_rollouts(self.env, callback, frequency, buffer)
+        workload.roll_out(self.agent)
 
     def begin(self) -> None:
         """One iteration with one update: rows in the buffer, and what ``learn`` sets up."""

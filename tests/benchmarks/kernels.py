@@ -23,7 +23,6 @@ from adv_worldmodel.dynamics.adversary import Draws
 from adv_worldmodel.dynamics.model_gradient import Score
 from agents import RAMBO
 from agents.agent_step import AgentStep
-from agents.updates import sac_update
 from agents.values import policy_and_value
 from tests.benchmarks import workload
 from tests.benchmarks.configuration import SCORES, SMALL, Configuration
@@ -125,10 +124,8 @@ def of_agent(dataset: OfflineDataset, *, autograd: bool, **settings: Any) -> int
     """Kernels of an agent's update, the gathering of its batch included."""
     trial = trial_on_meta(dataset, c=DEEP, **settings)
     trial.roll_out()
-    step = AgentStep(trial.agent, DEEP.batch)
-    if autograd:
-        parts = step.parts()
-        step.update = lambda batch, noise: sac_update(parts, batch, noise[0], noise[1])
+    make = workload.autograd_step if autograd else AgentStep
+    step = make(trial.agent, DEEP.batch)
     (draws,) = step.draws(1)
     return kernels(lambda: step(*draws))
 

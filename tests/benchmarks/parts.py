@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from stable_baselines3.common.callbacks import CallbackList
-from stable_baselines3.common.type_aliases import TrainFreq
 
 from adv_worldmodel import FitSettings, OfflineDataset, WorldModel, fit_world_model
 from adv_worldmodel.device import shared_tensor
@@ -20,7 +18,6 @@ from agents.agent_step import AgentStep
 from agents.cloning import clone_behaviour
 from agents.training import checkpoints
 from agents.training.evaluation import Evaluator
-from agents.updates import sac_update
 from agents.values import policy_and_value
 from tests.benchmarks import flops, workload
 from tests.benchmarks.configuration import Configuration
@@ -57,20 +54,9 @@ def fit_part(c: Configuration, dataset: OfflineDataset) -> Part:
 
 def rollout_part(c: Configuration, agent: RAMBO) -> Part:
     """k-step rollouts into the replay buffer, with nothing called back."""
-    callback = CallbackList([])
-    callback.init_callback(agent)
-
-    env, buffer, frequency = agent.env, agent.replay_buffer, agent.train_freq
-    assert env is not None
-    assert buffer is not None
-    assert isinstance(frequency, TrainFreq)
 
     def run(n: int) -> float:
-        transitions = 0
-        for _ in range(n):
-            done = agent.collect_rollouts(env, callback, frequency, buffer)
-            transitions += done.episode_timesteps
-        return float(transitions)
+        return float(sum(workload.roll_out(agent).episode_timesteps for _ in range(n)))
 
     return Part("rollout", "transition", run, flops.rollout_step(c))
 
@@ -150,9 +136,7 @@ def checkpoint_part(agent: RAMBO, dataset: OfflineDataset, model: WorldModel) ->
 def agent_parts(c: Configuration, agent: RAMBO, dataset: OfflineDataset) -> list[Part]:
     """RAMBO's updates, draws of the mixed batches included; autograd's; SB3's own SAC's."""
     stock = workload.stock_sac(c, dataset)
-    own, reference = AgentStep(agent, c.batch), AgentStep(agent, c.batch)
-    parts = reference.parts()
-    reference.update = lambda batch, noise: sac_update(parts, batch, noise[0], noise[1])
+    own, reference = AgentStep(agent, c.batch), workload.autograd_step(agent, c.batch)
 
     def updates_with(step: AgentStep) -> Callable[[int], float]:
         def run(n: int) -> float:

@@ -12,12 +12,16 @@ import torch
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from adv_worldmodel.building import make_quietly
 from adv_worldmodel.dynamics import Ensemble, make_termination
 from agents import RAMBO
+from agents.agent_step import AgentStep
+from agents.updates import sac_update
 from tests.benchmarks.configuration import Configuration
 
 SCALED_ROWS = 100_000  #: rows that the world model's scales are taken from
@@ -155,3 +159,22 @@ def stock_sac(c: Configuration, dataset: OfflineDataset) -> SAC:
         theirs[:] = ours.reshape(theirs.shape)
     buffer.full = True
     return agent
+
+
+def roll_out(agent: RAMBO) -> RolloutReturn:
+    """Rollouts into the buffer, with nothing called back."""
+    callback = CallbackList([])
+    callback.init_callback(agent)
+    env, buffer, frequency = agent.env, agent.replay_buffer, agent.train_freq
+    assert env is not None
+    assert buffer is not None
+    assert isinstance(frequency, TrainFreq)
+    return agent.collect_rollouts(env, callback, frequency, buffer)
+
+
+def autograd_step(agent: RAMBO, batch_size: int) -> AgentStep:
+    """The agent's step with autograd's gradients, the reference of those written out."""
+    step = AgentStep(agent, batch_size)
+    parts = step.parts()
+    step.update = lambda batch, noise: sac_update(parts, batch, noise[0], noise[1])
+    return step

@@ -10,5 +10,13 @@ def one_line(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of it, without the full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
+    return _lines(error)[0].rstrip(".")
+
+
+def last_line(error: BaseException) -> str:
+    """The last line, in which torch says which of many tensors is wrong."""
+    return _lines(error)[-1].strip()
+
+
+def _lines(error: BaseException) -> list[str]:
+    return str(error).strip().splitlines() or [type(error).__name__]

@@ -11,6 +11,7 @@ from gymnasium.spaces import Box
 from stable_baselines3.common.torch_layers import FlattenExtractor, get_actor_critic_arch
 from torch import nn
 
+from adv_worldmodel.errors import last_line
 from adv_worldmodel.saved_folder import FLAG, SIZE, SIZES, SavedFormat
 from agents.policies import RAMBOPolicy, Standardise
 
@@ -58,8 +59,7 @@ def load_weights(
         agent._setup_model()
         agent.policy.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{misfit} ({reason}): save the policy again") from error
+        raise ValueError(f"{misfit} ({last_line(error)}): save the policy again") from error
     return agent
 
 

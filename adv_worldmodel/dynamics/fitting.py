@@ -103,7 +103,7 @@ class FitDivergedError(FloatingPointError):
         super().__init__(message)
         self.quantity, self.history = quantity, list(history)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # it may come from another process
+    def __reduce__(self) -> tuple[Any, ...]:  # else a copy from another process would fail
         return type(self), (str(self), self.quantity, self.history)
 
 

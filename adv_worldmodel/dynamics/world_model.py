@@ -22,6 +22,7 @@ from adv_worldmodel.dynamics.termination import (
     kind_of,
     termination_from_spec,
 )
+from adv_worldmodel.errors import last_line
 from adv_worldmodel.saved_folder import FLAG, OBJECT, SIZE, SIZES, SavedFormat
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -319,9 +320,9 @@ def _fitting(folder: Path) -> Iterator[None]:
     except KeyError as error:
         raise FORMAT.damaged(folder, f"{FORMAT.weights_file} has no {error}") from error
     except (RuntimeError, ValueError) as error:
-        last = str(error).splitlines()[-1].strip()
         raise ValueError(
-            f"{folder / FORMAT.weights_file} does not fit its {FORMAT.description_file}: {last}"
+            f"{folder / FORMAT.weights_file} does not fit its {FORMAT.description_file}: "
+            f"{last_line(error)}"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import warnings
 import weakref
@@ -18,6 +19,8 @@ from adv_worldmodel.errors import first_line
 WARM_UP_CALLS = 3
 #: Streams that torch has for each device.
 POOL = 32
+#: Branches of a step that run at once.
+SIDE_STREAMS = 4
 #: What torch's warning of a wait for the device says.
 WAIT = "called a synchronizing CUDA operation"
 
@@ -173,6 +176,50 @@ class GraphedStep:
                 gc.enable()
         self._graph = graph
         return True
+
+
+@functools.cache
+def _side_stream(device: torch.device, number: int) -> torch.cuda.Stream:
+    """Of high priority: torch takes those from another pool than the streams of steps."""
+    return torch.cuda.Stream(device, priority=-1)
+
+
+class Branches:
+    """Pieces of work that a GPU does beside what is given to it after them.
+
+    A small kernel leaves most of a GPU idle. Elsewhere all work is done where it stands, and what
+    is computed is the same.
+
+    :param device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._streams: list[torch.cuda.Stream] = []
+        self._held: list[object] = []
+
+    @contextmanager
+    def beside(self, *held: object) -> Iterator[None]:
+        """What is done inside may take until the next :meth:`join`; it begins after all before.
+
+        :param held: tensors read inside which nothing else keeps until then: their memory would be
+            used again too early. What is read inside must not be written before that either.
+        """
+        if self.device.type != "cuda":
+            yield
+            return
+        self._held += held
+        stream = _side_stream(self.device, len(self._streams) % SIDE_STREAMS)
+        self._streams.append(stream)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            yield
+
+    def join(self) -> None:
+        """What follows begins after all pieces given so far."""
+        for stream in dict.fromkeys(self._streams):
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+        self._streams, self._held = [], []
 
 
 def taken_from_outside(

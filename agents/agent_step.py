@@ -117,7 +117,7 @@ class AgentStep:
     ) -> tuple[Tensor]:
         batch = self.buffer.gather(real, synthetic)
         if outcome:
-            self._renew(batch, *outcome)
+            batch = self._renewed(batch, *outcome)
         return (self.update(batch, noise),)
 
     def draws(self, n_updates: int) -> Iterator[tuple[Tensor, ...]]:
@@ -142,13 +142,14 @@ class AgentStep:
                 blocks.append(torch.randn(shape_y, generator=generator, device=device))
             yield from zip(*blocks, strict=True)
 
-    def _renew(self, batch: Batch, slots: Tensor, noise: Tensor) -> None:
-        """What the present model makes of the model rows' (s, a), in their place."""
-        world_model, bounds = self.world_model, self.buffer.bounds
-        rows = Batch(*(column[self.n_real :] for column in batch))
-        members = MemberDraw(slots, len(rows.obs), world_model.n_members)
-        action = bounds.unscale(rows.action)
-        next_obs, reward, terminated = world_model.transition(rows.obs, action, members, noise)
-        rows.next_obs.copy_(next_obs)
-        rows.reward.copy_(reward)
-        rows.continues.copy_(~terminated)
+    def _renewed(self, batch: Batch, slots: Tensor, noise: Tensor) -> Batch:
+        """The batch with what the present model makes of the model rows' (s, a)."""
+        world_model, bounds, k = self.world_model, self.buffer.bounds, self.n_real
+        obs, action = batch.obs[k:], bounds.unscale(batch.action[k:])
+        members = MemberDraw(slots, len(obs), world_model.n_members)
+        next_obs, reward, terminated = world_model.transition(obs, action, members, noise)
+        return batch._replace(
+            reward=torch.cat([batch.reward[:k], reward]),
+            next_obs=torch.cat([batch.next_obs[:k], next_obs]),
+            continues=torch.cat([batch.continues[:k], (~terminated).float()]),
+        )

@@ -9,6 +9,7 @@ from stable_baselines3.sac.policies import Actor
 from torch import Tensor
 from tqdm import tqdm
 
+from adv_worldmodel.adam import step_of
 from adv_worldmodel.dynamics.fitting import FitDivergedError
 from adv_worldmodel.graphs import GraphedStep, make_capturable
 from agents.updates import cloning_loss, unsquashed
@@ -40,7 +41,7 @@ def clone_behaviour(
         loss = cloning_loss(actor, obs[rows], u[rows])
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        step_of(optimizer)
         return (loss.detach(),)
 
     graphed = GraphedStep(step, obs.device)

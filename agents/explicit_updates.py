@@ -14,6 +14,8 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adv_worldmodel.adam import step_of
+from adv_worldmodel.graphs import Branches
 from agents.buffers import Batch
 from agents.policies import LAYER_NORM_EPS, StackedCritic, Standardise, last_layer
 from agents.updates import LOG_2, LOG_2PI, SACParts, unsquashed
@@ -105,40 +107,47 @@ class _Critics:
             h.relu_()
         return last_layer(h, self.weights[-1], self.biases[-1], out=self.deltas[-1])
 
-    def backward_hidden(self, grad: Tensor, *, parameters: bool = False) -> None:
+    def backward_hidden(self, grad: Tensor, branches: Branches | None = None) -> None:
         """Loss derivatives of each linear layer's output, of those ``(C, B)`` of Q.
 
-        :param parameters: write the gradients of gains and shifts.
+        :param branches: in which the gradients of the parameters below them are written; ``None``
+            writes none.
         """
         torch.mul(grad.unsqueeze(-1), self.weights[-1].transpose(1, 2), out=self.deltas[-1])
         for i in reversed(range(len(self.hidden))):
             delta = self.deltas[i]
             _relu_backward_(delta, self.hidden[i])
             if self.norms:
-                if parameters:
-                    gain_grad, shift_grad = self.norm_grads[i]
-                    torch.sum(delta * self.normed[i], 1, keepdim=True, out=gain_grad)
-                    torch.sum(delta, 1, keepdim=True, out=shift_grad)
                 delta = self.linear_deltas[i] = _layer_norm_backward(
                     delta * self.norms[i][0], self.linear[i], self.moments[i]
                 )
+            if branches is not None:
+                with branches.beside():
+                    self._write_grads(i)
             if i > 0:
                 torch.bmm(delta, self.weights[i].transpose(1, 2), out=self.deltas[i - 1])
 
-    def backward_parameters(self, grad: Tensor) -> None:
-        """Write the parameters' gradients."""
+    def backward_parameters(self, grad: Tensor, branches: Branches) -> None:
+        """Write the parameters' gradients, in branches yet to be joined."""
         column = grad.unsqueeze(-1)
-        if grad.device.type == "cpu":  # see `last_layer`
-            torch.mul(self.hidden[-1], column, out=self.deltas[-1])
-            torch.sum(self.deltas[-1], 1, out=self.weight_grads[-1].squeeze(-1))
-        else:
-            torch.bmm(self.hidden[-1].transpose(1, 2), column, out=self.weight_grads[-1])
-        torch.sum(column, 1, keepdim=True, out=self.bias_grads[-1])
-        self.backward_hidden(grad, parameters=True)
-        for i, delta in enumerate(self.linear_deltas):
-            below = self.hidden[i - 1] if i > 0 else self.x
-            torch.bmm(below.transpose(1, 2), delta, out=self.weight_grads[i])
-            torch.sum(delta, 1, keepdim=True, out=self.bias_grads[i])
+        with branches.beside(grad):
+            if grad.device.type == "cpu":  # see `last_layer`
+                torch.mul(self.hidden[-1], column, out=self.deltas[-1])
+                torch.sum(self.deltas[-1], 1, out=self.weight_grads[-1].squeeze(-1))
+            else:
+                torch.bmm(self.hidden[-1].transpose(1, 2), column, out=self.weight_grads[-1])
+            torch.sum(column, 1, keepdim=True, out=self.bias_grads[-1])
+        self.backward_hidden(grad, branches)
+
+    def _write_grads(self, i: int) -> None:
+        """Those of layer i, a hidden one, of what `backward_hidden` found."""
+        below, delta = self.hidden[i - 1] if i > 0 else self.x, self.linear_deltas[i]
+        torch.bmm(below.transpose(1, 2), delta, out=self.weight_grads[i])
+        torch.sum(delta, 1, keepdim=True, out=self.bias_grads[i])
+        if self.norms:
+            gain_grad, shift_grad = self.norm_grads[i]
+            torch.sum(self.deltas[i] * self.normed[i], 1, keepdim=True, out=gain_grad)
+            torch.sum(self.deltas[i], 1, keepdim=True, out=shift_grad)
 
     def action_grad(self, critic: Tensor, action_dim: int, scale: float) -> Tensor:
         """Derivatives ``(B, A)`` of each row's Q by ``critic[row]`` with respect to its action.
@@ -194,20 +203,25 @@ class _Actor:
         (mean, mean_bias), (log_std, log_std_bias) = self.heads
         return torch.addmm(mean_bias, h, mean.t()), torch.addmm(log_std_bias, h, log_std.t())
 
-    def backward(self, grads: Sequence[Tensor]) -> None:
-        """Write the parameters' gradients, of those ``(B, A)`` of mean and log deviation."""
+    def backward(self, grads: Sequence[Tensor], branches: Branches) -> None:
+        """Write the parameters' gradients, in branches yet to be joined.
+
+        :param grads: those ``(B, A)`` of mean and log deviation.
+        """
         hidden = [h[: self.n] for h in self.hidden]
         delta = self.deltas[-1]
         for i, ((weight, bias), grad) in enumerate(zip(self.heads, grads, strict=True)):
-            torch.mm(grad.t(), hidden[-1], out=self.grads[weight])
-            torch.sum(grad, 0, out=self.grads[bias])
+            with branches.beside(grad):
+                torch.mm(grad.t(), hidden[-1], out=self.grads[weight])
+                torch.sum(grad, 0, out=self.grads[bias])
             torch.addmm(delta, grad, weight, beta=float(i > 0), out=delta)
         for i in reversed(range(len(self.layers))):
             weight, bias = self.layers[i]
             delta, below = self.deltas[i], hidden[i - 1] if i > 0 else self.features[: self.n]
             _relu_backward_(delta, hidden[i])
-            torch.mm(delta.t(), below, out=self.grads[weight])
-            torch.sum(delta, 0, out=self.grads[bias])
+            with branches.beside():
+                torch.mm(delta.t(), below, out=self.grads[weight])
+                torch.sum(delta, 0, out=self.grads[bias])
             if i > 0:
                 torch.mm(delta, weight, out=self.deltas[i - 1])
 
@@ -229,14 +243,9 @@ class ExplicitSACUpdate:
         assert isinstance(standardise, Standardise)
         self.scale = 1.0 / standardise.std
         self.shift = -standardise.mean * self.scale
-        self.obs_dim, self.action_dim = len(self.scale), len(self.actor.heads[0][1])
+        self.action_dim = len(self.actor.heads[0][1])
         #: of the squashed Gaussian's negative log-density
         self.constant = self.action_dim * (0.5 * LOG_2PI + 2.0 * LOG_2)
-        width = self.obs_dim + self.action_dim
-        rows = self.scale.new_empty(3, batch_size, width)
-        #: critic inputs: (s, pi), (s', pi), (s, a of the data)
-        self.pi_rows, self.next_rows, self.data_rows = rows
-        self.states, self.actions = rows.split([self.obs_dim, self.action_dim], dim=-1)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, noise: Tensor) -> Tensor:
@@ -245,19 +254,23 @@ class ExplicitSACUpdate:
         :param noise: standard normals ``(2, B, A)``, at s and at s'.
         :return: the values named in :data:`agents.updates.METRICS`.
         """
-        parts, n, d = self.parts, self.batch_size, self.obs_dim
+        parts, n = self.parts, self.batch_size
         for parameter, grad in self.grads.items():
             parameter.grad = grad
-        raw = torch.stack([batch.obs, batch.next_obs, batch.obs])
-        torch.addcmul(self.shift, raw, self.scale, out=self.states)
-        self.actions[2] = batch.action
+        branches = Branches(noise.device)
+        states = torch.stack([batch.obs, batch.next_obs])
+        states = torch.addcmul(self.shift, states, self.scale)
+        data_rows = torch.cat([states[0], batch.action], dim=-1)
+        with branches.beside():
+            q = self.critics.forward(data_rows)
 
-        mean, unclipped = self.actor.forward(self.states[:2].reshape(2 * n, d))
+        mean, unclipped = self.actor.forward(states.flatten(0, 1))
         log_std = unclipped.clamp(LOG_STD_MIN, LOG_STD_MAX)
         noise = noise.reshape(2 * n, -1)
         spread = noise * log_std.exp()  # dividing (u - mean) by sigma would give the noise back
         u = mean + spread
-        torch.tanh(u.reshape(2, n, -1), out=self.actions[:2])
+        actions = torch.tanh(u).reshape(2, n, -1)
+        pi_rows, next_rows = torch.cat([states, actions], dim=-1)
         densities = torch.addcmul(_squashing(u), noise, noise, value=-0.5) - log_std
         log_prob, next_log_prob = (densities.sum(1) - self.constant).chunk(2)
         mean_log_prob = log_prob.mean()
@@ -265,25 +278,31 @@ class ExplicitSACUpdate:
         alpha = parts.fixed_alpha if parts.log_alpha is None else parts.log_alpha.exp()
         if parts.entropy_optimizer is not None and not parts.actor_frozen:
             assert parts.log_alpha is not None
-            gap = (-parts.target_entropy - mean_log_prob).reshape(1)
-            entropy_loss = parts.log_alpha * gap
-            parts.log_alpha.grad = gap
-            parts.entropy_optimizer.step()
-            if parts.log_alpha_limit is not None:
-                parts.log_alpha.clamp_(max=parts.log_alpha_limit)
+            with branches.beside():
+                gap = (-parts.target_entropy - mean_log_prob).reshape(1)
+                entropy_loss = parts.log_alpha * gap
+                parts.log_alpha.grad = gap
+                step_of(parts.entropy_optimizer)
+                if parts.log_alpha_limit is not None:
+                    parts.log_alpha.clamp_(max=parts.log_alpha_limit)
         else:
             entropy_loss = torch.zeros_like(alpha)
 
-        next_q = self.targets.forward(self.next_rows).amin(0)
+        next_q = self.targets.forward(next_rows).amin(0)
         if parts.entropy_in_target:
             next_q = torch.addcmul(next_q, alpha, next_log_prob, value=-1.0)
         target = torch.addcmul(batch.reward, batch.continues, next_q, value=parts.gamma)
-        q = self.critics.forward(self.data_rows)
+        branches.join()  # Q of the data, and alpha
         error = q - target
-        self.critics.backward_parameters(error / n)  # of half the mean square
-        parts.critic.optimizer.step()
+        with branches.beside():
+            critic_loss, q_mean = error.square().mean() * (0.5 * len(error)), q.mean()
+        self.critics.backward_parameters(error / n, branches)  # of half the mean square
+        branches.join()
+        step_of(parts.critic.optimizer)
 
-        q_pi = self.critics.forward(self.pi_rows)
+        with branches.beside():
+            torch._foreach_lerp_(parts.target, parts.online, parts.tau)
+        q_pi = self.critics.forward(pi_rows)
         least, lowest = q_pi.min(0)
         actor_loss = torch.addcmul(-least.mean(), alpha, mean_log_prob)
         k = parts.n_real
@@ -293,45 +312,50 @@ class ExplicitSACUpdate:
             actor_loss = actor_loss + loss
         if not parts.actor_frozen:
             unbounded = log_std[:n] == unclipped[:n]
-            self._step_actor(spread[:n], unbounded, alpha, lowest, cloning)
-
-        torch._foreach_lerp_(parts.target, parts.online, parts.tau)
+            grads = self._actor_grads(actions[0], spread[:n], unbounded, alpha, lowest, cloning)
+            self.actor.backward(grads, branches)
+        branches.join()
+        if not parts.actor_frozen:
+            step_of(parts.actor.optimizer)
         return torch.stack(
             [
                 actor_loss.squeeze(),
-                error.square().mean() * (0.5 * len(error)),
+                critic_loss,
                 entropy_loss.squeeze(),
                 alpha.squeeze(),
-                q.mean(),
+                q_mean,
                 -mean_log_prob,
             ]
         )
 
-    def _step_actor(
+    def _actor_grads(
         self,
+        pi: Tensor,
         spread: Tensor,
         unbounded: Tensor,
         alpha: Tensor,
         lowest: Tensor,
         cloning: Sequence[Tensor],
-    ) -> None:
-        """Descend mean(alpha log pi - min Q), and the cloning loss.
+    ) -> list[Tensor]:
+        """Gradients of mean(alpha log pi - min Q), and of the cloning loss, in what the actor says.
 
+        :param pi: the policy's actions, ``(B, A)``.
+        :param spread: sigma times the noise of u, of which they are the tanh.
         :param unbounded: where the log deviation is not clipped.
         :param lowest: whose Q is least.
         :param cloning: that loss's gradients in mean and log deviation of the rows of data.
+        :return: in mean and log deviation, ``(B, A)`` each.
         """
-        pi, alpha_by_row = self.actions[0], alpha / self.batch_size
+        alpha_by_row = alpha / self.batch_size
         minus_q = self.critics.action_grad(lowest, self.action_dim, -1.0 / self.batch_size)
         minus_q = torch.ops.aten.tanh_backward(minus_q, pi)  # in u
         # u = mean + sigma noise, d log pi / du = 2 tanh u, and d log pi / d log sigma = -1 besides
         u_grad = torch.addcmul(minus_q, alpha_by_row, pi, value=2.0)
-        grads = [u_grad, u_grad * spread - alpha_by_row]  # in mean and log deviation
+        grads = [u_grad, u_grad * spread - alpha_by_row]
         for grad, of_cloning in zip(grads, cloning, strict=False):
             grad[: len(of_cloning)].add_(of_cloning)
         grads[1].mul_(unbounded)
-        self.actor.backward(grads)
-        self.parts.actor.optimizer.step()
+        return grads
 
     def _cloning(
         self, action: Tensor, mean: Tensor, log_std: Tensor, q: Tensor

@@ -12,6 +12,7 @@ from stable_baselines3.sac.policies import Actor
 from torch import Tensor
 from torch.nn import functional as F
 
+from adv_worldmodel.adam import step_of
 from agents.buffers import Batch
 from agents.policies import StackedCritic
 
@@ -103,7 +104,7 @@ def sac_update(
         gap = (log_prob.detach() + parts.target_entropy).mean()
         entropy_loss = -parts.log_alpha.detach() * gap
         parts.log_alpha.grad = -gap.reshape(1)  # its derivative, without a graph for one number
-        parts.entropy_optimizer.step()
+        step_of(parts.entropy_optimizer)
         if parts.log_alpha_limit is not None:
             with torch.no_grad():
                 parts.log_alpha.clamp_(max=parts.log_alpha_limit)
@@ -119,7 +120,7 @@ def sac_update(
     penalised = critic_loss if penalty is None else critic_loss + penalty(q)
     parts.critic.optimizer.zero_grad()
     penalised.backward()
-    parts.critic.optimizer.step()
+    step_of(parts.critic.optimizer)
 
     q_pi = parts.critic.q_values(batch.obs, action, frozen=True).amin(0)
     actor_loss = (alpha * log_prob - q_pi).mean()
@@ -130,7 +131,7 @@ def sac_update(
     if not parts.actor_frozen:
         parts.actor.optimizer.zero_grad()
         actor_loss.backward()
-        parts.actor.optimizer.step()
+        step_of(parts.actor.optimizer)
 
     with torch.no_grad():
         torch._foreach_lerp_(parts.target, parts.online, parts.tau)

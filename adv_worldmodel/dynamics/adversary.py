@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adv_worldmodel.adam import step_of
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.device import shared_tensor
 from adv_worldmodel.dynamics.constraint import DualWeight
@@ -22,7 +23,7 @@ from adv_worldmodel.dynamics.model_gradient import (
     model_gradient,
 )
 from adv_worldmodel.dynamics.world_model import WorldModel
-from adv_worldmodel.graphs import GraphedStep, make_capturable, taken_from_outside
+from adv_worldmodel.graphs import Branches, GraphedStep, make_capturable, taken_from_outside
 from adv_worldmodel.protocols import Policy, ValueFunction
 from adv_worldmodel.seeding import make_generator
 
@@ -251,11 +252,15 @@ class Adversary:
             (weight * step.loss + supervised).backward(inputs=self.parameters)
         if self.dual is not None:
             self.dual.update(mean_nll(self.model.ensemble, supervised.detach()), batch)
-        self.optimizer.step()
-        ended = (step.terminated | restart).unsqueeze(-1)
-        self.obs.copy_(torch.where(ended, self.start_states[starts], step.next_obs))
-        std, centre = torch.std_mean(step.raw_advantage, correction=0)
-        return (torch.stack([step.loss.detach(), centre, std, supervised.detach()]),)
+        branches = Branches(self.obs.device)
+        with branches.beside():
+            ended = (step.terminated | restart).unsqueeze(-1)
+            self.obs.copy_(torch.where(ended, self.start_states[starts], step.next_obs))
+            std, centre = torch.std_mean(step.raw_advantage, correction=0)
+            metrics = torch.stack([step.loss.detach(), centre, std, supervised.detach()])
+        step_of(self.optimizer)
+        branches.join()
+        return (metrics,)
 
     def holdout_nll(self) -> Tensor:
         """The mixture's mean negative log-likelihood on held-out data (nats per transition)."""

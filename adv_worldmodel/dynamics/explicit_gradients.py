@@ -24,6 +24,7 @@ from adv_worldmodel.dynamics.model_gradient import (
     outcome_of,
 )
 from adv_worldmodel.dynamics.world_model import WorldModel
+from adv_worldmodel.graphs import Branches
 from adv_worldmodel.protocols import ValueFunction
 
 
@@ -42,8 +43,12 @@ class ExplicitEnsemble:
         ]
         #: before the swish, ``(E, R, width)`` each
         self.linear = linear
-        #: after it; on the way back the gradients of ``linear``
+        #: after it
         self.hidden = [torch.empty_like(h) for h in linear]
+        #: the gradients of ``linear``; a GPU reads ``hidden`` while they are written
+        self.deltas = self.hidden
+        if ensemble.max_logvar.is_cuda:
+            self.deltas = [torch.empty_like(h) for h in linear]
         self.x = self.output  # of the last call of `forward`
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,24 +71,28 @@ class ExplicitEnsemble:
 
         That of the loss on the log-variance limits is added to them.
         """
+        branches = Branches(mean_grad.device)
         for parameter, grad in self.grads.items():
             parameter.grad = grad
         capped = torch.ops.aten.softplus_backward(logvar_grad, self.above_min, 1, 20)
         raw = torch.ops.aten.softplus_backward(capped, self.below_max, 1, 20)
         high, low = self.ensemble.max_logvar, self.ensemble.min_logvar
-        torch.sum(capped - raw, (0, 1), out=self.grads[high]).add_(LOGVAR_LIMIT_WEIGHT)
-        torch.sum(logvar_grad - capped, (0, 1), out=self.grads[low]).sub_(LOGVAR_LIMIT_WEIGHT)
-        if self.ensemble.held is not None:
-            self.grads[low].masked_fill_(self.ensemble.held, 0.0)
+        with branches.beside(logvar_grad):
+            torch.sum(capped - raw, (0, 1), out=self.grads[high]).add_(LOGVAR_LIMIT_WEIGHT)
+            torch.sum(logvar_grad - capped, (0, 1), out=self.grads[low]).sub_(LOGVAR_LIMIT_WEIGHT)
+            if self.ensemble.held is not None:
+                self.grads[low].masked_fill_(self.ensemble.held, 0.0)
         delta = torch.cat([mean_grad, raw], dim=-1)
         for i in reversed(range(len(self.weights))):
             weight, bias = self.weights[i], self.biases[i]
             below = self.hidden[i - 1] if i > 0 else self.x
-            torch.bmm(below.transpose(1, 2), delta, out=self.grads[weight])
-            torch.sum(delta, 1, keepdim=True, out=self.grads[bias])
+            with branches.beside(delta):
+                torch.bmm(below.transpose(1, 2), delta, out=self.grads[weight])
+                torch.sum(delta, 1, keepdim=True, out=self.grads[bias])
             if i > 0:
-                delta = torch.bmm(delta, weight.transpose(1, 2), out=below)
+                delta = torch.bmm(delta, weight.transpose(1, 2), out=self.deltas[i - 1])
                 torch.ops.aten.silu_backward.grad_input(delta, self.linear[i - 1], grad_input=delta)
+        branches.join()
 
 
 class ExplicitModelGradient:
@@ -123,11 +132,17 @@ class ExplicitModelGradient:
         inputs, targets = real
         n, n_targets = targets.shape
         action = torch.clamp(action, model.action_low, model.action_high)
+        branches = Branches(obs.device)
+        with branches.beside():
+            baseline = value.q(obs, action) if self.settings.baseline else None
         rows = [model_rows(model, obs, action, members, score), self._for_all(inputs)]
         mean, logvar = self.networks.forward(torch.cat(rows, dim=1))
         mu, lv = drawn_moments(mean[:, :k], logvar[:, :k], members, score)
         y = torch.addcmul(mu, noise, torch.exp(0.5 * lv))
-        outcome = outcome_of(model, obs, action, y, value, self.gamma, self.settings)
+        branches.join()
+        outcome = outcome_of(
+            model, obs, action, y, value, self.gamma, baseline, normalise=self.settings.normalise
+        )
 
         sampled = self._for_all(y) if self.mixture else members.scatter(y)
         error = torch.cat([sampled, self._for_all(targets)], dim=1) - mean
@@ -144,7 +159,7 @@ class ExplicitModelGradient:
             share = log_p.new_zeros(log_p.numel())
             share = share.index_copy_(0, members.place, outcome.advantage).view_as(log_p)
             log_p = members.gather(log_p) - constant
-        torch.mul(share, -0.5 * weight / n, out=self.pull[:, :k])
+        self.pull[:, :k] = share * (-0.5 * weight / n)
         pull = self.pull.unsqueeze(-1)
         self.networks.backward(-2.0 * pull * scaled, pull * (1.0 - squares))
         loss = (outcome.advantage * log_p).mean()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adv_worldmodel.adam import step_of
 from adv_worldmodel.dynamics.ensemble import LOG_2PI, Ensemble
 
 LOGVAR_LIMIT_WEIGHT = 0.001
@@ -65,7 +66,7 @@ def likelihood_step(
     optimizer.zero_grad()
     loss = supervised_loss(ensemble, mean, logvar, targets, beta)
     loss.backward()
-    optimizer.step()
+    step_of(optimizer)
     return loss.detach()
 
 

@@ -17,6 +17,7 @@ from adv_worldmodel.dynamics.ensemble import (
 )
 from adv_worldmodel.dynamics.likelihood import supervised_loss
 from adv_worldmodel.dynamics.world_model import WorldModel
+from adv_worldmodel.graphs import Branches
 from adv_worldmodel.protocols import ValueFunction
 
 Score = Literal["mixture", "member", "pathwise"]
@@ -115,19 +116,27 @@ def outcome_of(
     y: Tensor,
     value: ValueFunction,
     gamma: float,
-    settings: AdversarySettings,
+    baseline: Tensor | None,
+    *,
+    normalise: bool,
 ) -> Outcome:
-    """r + gamma (1 - d) V(s') - Q(s, a) of sampled targets y ``(B, D)``."""
+    """r + gamma (1 - d) V(s') - Q(s, a) of sampled targets y ``(B, D)``.
+
+    :param baseline: Q(s, a), ``(B,)``, without gradient; ``None`` takes nothing off.
+    :param normalise: the advantages.
+    """
     next_obs, reward = model.outcome(obs, action, y)
-    terminated = model.termination(obs, action, next_obs.detach())
-    continued = value.v(next_obs).masked_fill(terminated, 0.0)
+    branches = Branches(y.device)
+    with branches.beside():
+        terminated = model.termination(obs, action, next_obs.detach())
+    continued = value.v(next_obs)
+    branches.join()
+    continued = continued.masked_fill(terminated, 0.0)
     raw = torch.add(reward, continued, alpha=gamma)
-    if settings.baseline:
-        with torch.no_grad():
-            baseline = value.q(obs, action)
-        raw = raw - baseline  # outside: the pathwise outcome carries the gradient
+    if baseline is not None:
+        raw = raw - baseline
     advantage = raw
-    if settings.normalise:
+    if normalise:
         std, centre = torch.std_mean(raw.detach(), correction=0)
         advantage = (raw - centre) / (std + STD_FLOOR)
     return Outcome(advantage, raw.detach(), next_obs.detach(), terminated)
@@ -172,8 +181,12 @@ def model_gradient(
     pathwise = score == "pathwise"
     if not pathwise:
         y = y.detach()  # no gradient through the sample: the score carries all of it
+    with torch.no_grad():
+        baseline = value.q(obs, action) if settings.baseline else None
     with torch.set_grad_enabled(pathwise):
-        outcome = outcome_of(model, obs, action, y, value, gamma, settings)
+        outcome = outcome_of(
+            model, obs, action, y, value, gamma, baseline, normalise=settings.normalise
+        )
 
     if pathwise:
         loss = outcome.advantage.mean()

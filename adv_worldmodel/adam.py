@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from adv_worldmodel.graphs import Branches
 
 #: Numbers that one block of a GPU updates. Torch's own kernel gives it 65,536, and so updates a
 #: layer of 256 x 256 on one of a hundred multiprocessors.
@@ -42,22 +47,29 @@ def _is_ready(parameter: Tensor, state: dict[str, Tensor]) -> bool:
 @torch.no_grad()
 def step_in_pieces(optimizer: torch.optim.Optimizer) -> None:
     """The step of an optimiser for which `can_be_cut` holds."""
+    branches = Branches(optimizer.param_groups[0]["params"][0].device)
     for group in optimizer.param_groups:
-        parameters: list[Tensor] = group["params"]
-        states = [optimizer.state[p] for p in parameters]
-        steps: list[Tensor] = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1.0)
-        pieces: list[list[Tensor]] = [[], [], [], [], []]
-        for parameter, state, step in zip(parameters, states, steps, strict=True):
-            whole = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-            cut = [tensor.view(-1).split(PIECE) for tensor in whole]  # type: ignore[union-attr]
-            for pile, views in zip(pieces, (*cut, [step] * len(cut[0])), strict=True):
-                pile += views
-        beta1, beta2 = group["betas"]
-        *tensors, counts = pieces
-        torch._fused_adam_(
-            *(*tensors, [], counts),
-            lr=group["lr"], beta1=beta1, beta2=beta2,
-            weight_decay=group["weight_decay"], eps=group["eps"],
-            amsgrad=False, maximize=False,
-        )  # fmt: skip
+        with branches.beside():
+            _step_group(group, optimizer.state)
+    branches.join()
+
+
+def _step_group(group: dict[str, Any], state_of: Mapping[Tensor, dict[str, Tensor]]) -> None:
+    parameters: list[Tensor] = group["params"]
+    states = [state_of[p] for p in parameters]
+    steps: list[Tensor] = [state["step"] for state in states]
+    torch._foreach_add_(steps, 1.0)
+    pieces: list[list[Tensor]] = [[], [], [], [], []]
+    for parameter, state, step in zip(parameters, states, steps, strict=True):
+        whole = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+        cut = [tensor.view(-1).split(PIECE) for tensor in whole]  # type: ignore[union-attr]
+        for pile, views in zip(pieces, (*cut, [step] * len(cut[0])), strict=True):
+            pile += views
+    beta1, beta2 = group["betas"]
+    *tensors, counts = pieces
+    torch._fused_adam_(
+        *(*tensors, [], counts),
+        lr=group["lr"], beta1=beta1, beta2=beta2,
+        weight_decay=group["weight_decay"], eps=group["eps"],
+        amsgrad=False, maximize=False,
+    )  # fmt: skip

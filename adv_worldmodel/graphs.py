@@ -105,8 +105,10 @@ class GraphedStep:
                 if not self._capture(inputs, self._stream):
                     return self.function(*inputs)
         assert self._graph is not None
-        for mine, theirs in zip(self._inputs, inputs, strict=True):
-            mine.copy_(theirs)
+        for dtype in {tensor.dtype for tensor in inputs}:  # each in one kernel
+            pairs = zip(self._inputs, inputs, strict=True)
+            mine, theirs = zip(*(p for p in pairs if p[1].dtype == dtype), strict=True)
+            torch._foreach_copy_(mine, theirs)
         self._graph.replay()
         return tuple(output.clone() for output in self._outputs)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from adv_worldmodel.checks import check_shares
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.device import shared_tensor
+from adv_worldmodel.graphs import Branches
 from adv_worldmodel.seeding import make_generator
 from agents.actions import ActionBounds
 
@@ -183,7 +184,12 @@ class MixedReplayBuffer(ReplayBuffer):
     def gather(self, real: Tensor, synthetic: Tensor) -> Batch:
         """One batch of the given row numbers, the data first."""
         stores = ((self.real, real), (self.synthetic, synthetic))
-        parts = [rows.index_select(0, i) for rows, i in stores if rows is not None and len(i) > 0]
+        parts, branches = [], Branches(self.device)
+        for rows, i in stores:
+            if rows is not None and len(i) > 0:
+                with branches.beside():
+                    parts.append(rows.index_select(0, i))
+        branches.join()
         return self.unpack(torch.cat(parts))
 
     def batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:

@@ -10,14 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adv_worldmodel.adam import step_of
 from adv_worldmodel.graphs import Branches
 from agents.buffers import Batch
-from agents.policies import LAYER_NORM_EPS, StackedCritic, Standardise, last_layer
+from agents.policies import (
+    LAYER_NORM_EPS,
+    StackedCritic,
+    Standardise,
+    affine,
+    heads_of,
+    is_plain,
+    joint_heads,
+    last_layer,
+)
 from agents.updates import LOG_2, LOG_2PI, SACParts, unsquashed
 
 
@@ -27,12 +36,11 @@ def is_explicit(parts: SACParts) -> bool:
     layers = list(actor.latent_pi)
     # subclasses may compute something else
     plain_actor = (
-        type(actor) is Actor
+        is_plain(actor)
         and len(layers) >= 2
         and all(type(layer) is nn.Linear for layer in (*layers[::2], actor.mu, actor.log_std))
         and all(type(layer) is nn.ReLU for layer in layers[1::2])
         and len(layers) % 2 == 0
-        and not actor.use_sde
     )
     plain_critics = all(type(critic) is StackedCritic for critic in critics)
     extractors = [network.features_extractor for network in (actor, *critics)]
@@ -122,8 +130,7 @@ class _Critics:
                     delta * self.norms[i][0], self.linear[i], self.moments[i]
                 )
             if branches is not None:
-                with branches.beside():
-                    self._write_grads(i)
+                self._write_grads(i, branches)
             if i > 0:
                 torch.bmm(delta, self.weights[i].transpose(1, 2), out=self.deltas[i - 1])
 
@@ -139,15 +146,17 @@ class _Critics:
             torch.sum(column, 1, keepdim=True, out=self.bias_grads[-1])
         self.backward_hidden(grad, branches)
 
-    def _write_grads(self, i: int) -> None:
+    def _write_grads(self, i: int, branches: Branches) -> None:
         """Those of layer i, a hidden one, of what `backward_hidden` found."""
         below, delta = self.hidden[i - 1] if i > 0 else self.x, self.linear_deltas[i]
-        torch.bmm(below.transpose(1, 2), delta, out=self.weight_grads[i])
-        torch.sum(delta, 1, keepdim=True, out=self.bias_grads[i])
-        if self.norms:
-            gain_grad, shift_grad = self.norm_grads[i]
-            torch.sum(self.deltas[i] * self.normed[i], 1, keepdim=True, out=gain_grad)
-            torch.sum(self.deltas[i], 1, keepdim=True, out=shift_grad)
+        with branches.beside():
+            torch.bmm(below.transpose(1, 2), delta, out=self.weight_grads[i])
+        with branches.beside():
+            torch.sum(delta, 1, keepdim=True, out=self.bias_grads[i])
+            if self.norms:
+                gain_grad, shift_grad = self.norm_grads[i]
+                torch.sum(self.deltas[i] * self.normed[i], 1, keepdim=True, out=gain_grad)
+                torch.sum(self.deltas[i], 1, keepdim=True, out=shift_grad)
 
     def action_grad(self, critic: Tensor, action_dim: int, scale: float) -> Tensor:
         """Derivatives ``(B, A)`` of each row's Q by ``critic[row]`` with respect to its action.
@@ -189,8 +198,12 @@ class _Actor:
         actor = parts.actor
         self.n = batch_size
         self.layers = _weights_and_biases(actor.latent_pi)
-        self.heads = _weights_and_biases([actor.mu, actor.log_std])
-        self.grads = grads
+        self.actor, self.grads = actor, grads
+        #: of both heads as one layer
+        weight, bias = (torch.zeros_like(t) for t in joint_heads(actor))
+        self.head_weight, self.head_grads = weight, (weight, bias)
+        for i, head in enumerate(heads_of(actor)):
+            grads[head.weight], grads[head.bias] = weight.chunk(2)[i], bias.chunk(2)[i]
         self.hidden = [w.new_empty(2 * batch_size, w.shape[0]) for w, _ in self.layers]
         self.deltas = [torch.empty_like(h[:batch_size]) for h in self.hidden]
         self.features = self.hidden[0].new_empty(0)
@@ -198,29 +211,31 @@ class _Actor:
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and unclipped log standard deviation, ``(2 B, A)`` each."""
         h = self.features = features
-        for (weight, bias), out in zip(self.layers, self.hidden, strict=True):
-            h = torch.addmm(bias, h, weight.t(), out=out).relu_()
-        (mean, mean_bias), (log_std, log_std_bias) = self.heads
-        return torch.addmm(mean_bias, h, mean.t()), torch.addmm(log_std_bias, h, log_std.t())
+        for layer, out in zip(self.layers, self.hidden, strict=True):
+            h = affine(h, layer, out).relu_()
+        self.head_weight, bias = joint_heads(self.actor)
+        mean, log_std = affine(h, (self.head_weight, bias)).chunk(2, dim=1)
+        return mean, log_std
 
-    def backward(self, grads: Sequence[Tensor], branches: Branches) -> None:
+    def backward(self, grad: Tensor, branches: Branches) -> None:
         """Write the parameters' gradients, in branches yet to be joined.
 
-        :param grads: those ``(B, A)`` of mean and log deviation.
+        :param grad: those ``(B, 2 A)`` of mean and log deviation.
         """
         hidden = [h[: self.n] for h in self.hidden]
-        delta = self.deltas[-1]
-        for i, ((weight, bias), grad) in enumerate(zip(self.heads, grads, strict=True)):
-            with branches.beside(grad):
-                torch.mm(grad.t(), hidden[-1], out=self.grads[weight])
-                torch.sum(grad, 0, out=self.grads[bias])
-            torch.addmm(delta, grad, weight, beta=float(i > 0), out=delta)
+        weight_grad, bias_grad = self.head_grads
+        with branches.beside(grad):
+            torch.mm(grad.t(), hidden[-1], out=weight_grad)
+        with branches.beside():
+            torch.sum(grad, 0, out=bias_grad)
+        torch.mm(grad, self.head_weight, out=self.deltas[-1])
         for i in reversed(range(len(self.layers))):
             weight, bias = self.layers[i]
             delta, below = self.deltas[i], hidden[i - 1] if i > 0 else self.features[: self.n]
             _relu_backward_(delta, hidden[i])
             with branches.beside():
                 torch.mm(delta.t(), below, out=self.grads[weight])
+            with branches.beside():
                 torch.sum(delta, 0, out=self.grads[bias])
             if i > 0:
                 torch.mm(delta, weight, out=self.deltas[i - 1])
@@ -243,7 +258,7 @@ class ExplicitSACUpdate:
         assert isinstance(standardise, Standardise)
         self.scale = 1.0 / standardise.std
         self.shift = -standardise.mean * self.scale
-        self.action_dim = len(self.actor.heads[0][1])
+        self.action_dim = heads_of(parts.actor)[0].out_features
         #: of the squashed Gaussian's negative log-density
         self.constant = self.action_dim * (0.5 * LOG_2PI + 2.0 * LOG_2)
 
@@ -271,28 +286,19 @@ class ExplicitSACUpdate:
         u = mean + spread
         actions = torch.tanh(u).reshape(2, n, -1)
         pi_rows, next_rows = torch.cat([states, actions], dim=-1)
-        densities = torch.addcmul(_squashing(u), noise, noise, value=-0.5) - log_std
-        log_prob, next_log_prob = (densities.sum(1) - self.constant).chunk(2)
-        mean_log_prob = log_prob.mean()
-
-        alpha = parts.fixed_alpha if parts.log_alpha is None else parts.log_alpha.exp()
-        if parts.entropy_optimizer is not None and not parts.actor_frozen:
-            assert parts.log_alpha is not None
-            with branches.beside():
-                gap = (-parts.target_entropy - mean_log_prob).reshape(1)
-                entropy_loss = parts.log_alpha * gap
-                parts.log_alpha.grad = gap
-                step_of(parts.entropy_optimizer)
-                if parts.log_alpha_limit is not None:
-                    parts.log_alpha.clamp_(max=parts.log_alpha_limit)
-        else:
-            entropy_loss = torch.zeros_like(alpha)
+        with branches.beside():
+            densities = torch.addcmul(_squashing(u), noise, noise, value=-0.5) - log_std
+            log_prob, next_log_prob = (densities.sum(1) - self.constant).chunk(2)
+            mean_log_prob = log_prob.mean()
+            entropy = -mean_log_prob
+            alpha = parts.fixed_alpha if parts.log_alpha is None else parts.log_alpha.exp()
+            entropy_loss = self._step_alpha(mean_log_prob)
 
         next_q = self.targets.forward(next_rows).amin(0)
+        branches.join()
         if parts.entropy_in_target:
             next_q = torch.addcmul(next_q, alpha, next_log_prob, value=-1.0)
         target = torch.addcmul(batch.reward, batch.continues, next_q, value=parts.gamma)
-        branches.join()  # Q of the data, and alpha
         error = q - target
         with branches.beside():
             critic_loss, q_mean = error.square().mean() * (0.5 * len(error)), q.mean()
@@ -304,18 +310,24 @@ class ExplicitSACUpdate:
             torch._foreach_lerp_(parts.target, parts.online, parts.tau)
         q_pi = self.critics.forward(pi_rows)
         least, lowest = q_pi.min(0)
-        actor_loss = torch.addcmul(-least.mean(), alpha, mean_log_prob)
-        k = parts.n_real
-        cloning: list[Tensor] = []
-        if parts.cloning_weight > 0.0 and k > 0:
-            loss, *cloning = self._cloning(batch.action[:k], mean[:k], log_std[:k], least)
-            actor_loss = actor_loss + loss
-        if not parts.actor_frozen:
-            unbounded = log_std[:n] == unclipped[:n]
-            grads = self._actor_grads(actions[0], spread[:n], unbounded, alpha, lowest, cloning)
-            self.actor.backward(grads, branches)
-        branches.join()
-        if not parts.actor_frozen:
+        k = parts.n_real if parts.cloning_weight > 0.0 else 0
+        with branches.beside():
+            actor_loss = torch.addcmul(-least.mean(), alpha, mean_log_prob)
+            if k > 0:
+                loss, pull = self._cloning(batch.action[:k], mean[:k], log_std[:k], least)
+                actor_loss = actor_loss + loss
+        if parts.actor_frozen:
+            branches.join()
+        else:
+            # Q is ascended: the gradient of -mean min Q in the actions
+            minus_q = self.critics.action_grad(lowest, self.action_dim, -1.0 / n)
+            branches.join()
+            grad = self._entropic(minus_q, actions[0], spread[:n], alpha)
+            if k > 0:
+                grad[:k] += pull
+            grad[:, self.action_dim :] *= log_std[:n] == unclipped[:n]
+            self.actor.backward(grad, branches)
+            branches.join()
             step_of(parts.actor.optimizer)
         return torch.stack(
             [
@@ -324,43 +336,41 @@ class ExplicitSACUpdate:
                 entropy_loss.squeeze(),
                 alpha.squeeze(),
                 q_mean,
-                -mean_log_prob,
+                entropy,
             ]
         )
 
-    def _actor_grads(
-        self,
-        pi: Tensor,
-        spread: Tensor,
-        unbounded: Tensor,
-        alpha: Tensor,
-        lowest: Tensor,
-        cloning: Sequence[Tensor],
-    ) -> list[Tensor]:
-        """Gradients of mean(alpha log pi - min Q), and of the cloning loss, in what the actor says.
+    def _step_alpha(self, mean_log_prob: Tensor) -> Tensor:
+        """Descend the entropy coefficient's loss, if it learns; returns that loss."""
+        parts = self.parts
+        if parts.entropy_optimizer is None or parts.actor_frozen:
+            return torch.zeros_like(parts.fixed_alpha)
+        assert parts.log_alpha is not None
+        gap = (-parts.target_entropy - mean_log_prob).reshape(1)
+        loss = parts.log_alpha * gap
+        parts.log_alpha.grad = gap
+        step_of(parts.entropy_optimizer)
+        if parts.log_alpha_limit is not None:
+            parts.log_alpha.clamp_(max=parts.log_alpha_limit)
+        return loss
 
-        :param pi: the policy's actions, ``(B, A)``.
+    def _entropic(self, minus_q: Tensor, pi: Tensor, spread: Tensor, alpha: Tensor) -> Tensor:
+        """Gradients of mean(alpha log pi - min Q) in mean and log deviation, ``(B, 2 A)``.
+
+        :param minus_q: that of -mean min Q in the policy's actions, ``(B, A)``.
+        :param pi: the actions.
         :param spread: sigma times the noise of u, of which they are the tanh.
-        :param unbounded: where the log deviation is not clipped.
-        :param lowest: whose Q is least.
-        :param cloning: that loss's gradients in mean and log deviation of the rows of data.
-        :return: in mean and log deviation, ``(B, A)`` each.
         """
         alpha_by_row = alpha / self.batch_size
-        minus_q = self.critics.action_grad(lowest, self.action_dim, -1.0 / self.batch_size)
         minus_q = torch.ops.aten.tanh_backward(minus_q, pi)  # in u
         # u = mean + sigma noise, d log pi / du = 2 tanh u, and d log pi / d log sigma = -1 besides
         u_grad = torch.addcmul(minus_q, alpha_by_row, pi, value=2.0)
-        grads = [u_grad, u_grad * spread - alpha_by_row]
-        for grad, of_cloning in zip(grads, cloning, strict=False):
-            grad[: len(of_cloning)].add_(of_cloning)
-        grads[1].mul_(unbounded)
-        return grads
+        return torch.cat([u_grad, u_grad * spread - alpha_by_row], dim=1)
 
     def _cloning(
         self, action: Tensor, mean: Tensor, log_std: Tensor, q: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss of the data's actions, and its gradients in mean and log deviation, ``(K, A)``.
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of the data's actions, and its gradients in mean and log deviation, ``(K, 2 A)``.
 
         :param action: in [-1, 1], ``(K, A)``.
         :param q: of all rows, in whose size it is measured.
@@ -371,4 +381,4 @@ class ExplicitSACUpdate:
         weight = self.parts.cloning_weight * q.abs().mean()
         nll = (0.5 * z.square() + log_std - _squashing(u)).sum(1).mean() + self.constant
         pull = weight / len(u)
-        return weight * nll, -pull * z / deviation, pull * (1.0 - z.square())
+        return weight * nll, torch.cat([-pull * z / deviation, pull * (1.0 - z.square())], dim=1)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.sac.policies import SACPolicy
+from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -52,6 +52,48 @@ def last_layer(h: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = Non
     if h.device.type == "cpu":  # one column: as a sum, five times as fast as by a matrix product
         return torch.mul(h, weight.transpose(1, 2), out=out).sum(-1) + bias.squeeze(-1)
     return torch.baddbmm(bias, h, weight).squeeze(-1)  # on a GPU one kernel instead of three
+
+
+def affine(x: Tensor, layer: tuple[Tensor, Tensor], out: Tensor | None = None) -> Tensor:
+    """What an ``nn.Linear`` of these weights ``(out, in)`` and biases makes of ``x`` ``(B, in)``.
+
+    With a bias of two dimensions it is a plain product on what lies there. Torch takes another
+    kernel for a vector, which needs a GPU three times as long for an action's few columns.
+    """
+    weight, bias = layer
+    return torch.addmm(bias.unsqueeze(0), x, weight.t(), out=out)
+
+
+def is_plain(actor: nn.Module) -> bool:
+    """Whether it is SAC's own network of linear layers and activations, gSDE aside."""
+    return (
+        type(actor) is Actor
+        and not actor.use_sde
+        and all(
+            layer.bias is not None
+            for layer in (*actor.latent_pi, actor.mu, actor.log_std)
+            if type(layer) is nn.Linear
+        )
+    )
+
+
+def hidden_of(actor: Actor, obs: Tensor) -> Tensor:
+    """What the heads of a plain actor see, ``(B, H)``."""
+    h: Tensor = actor.extract_features(obs, actor.features_extractor)
+    for layer in actor.latent_pi:
+        h = affine(h, (layer.weight, layer.bias)) if type(layer) is nn.Linear else layer(h)
+    return h
+
+
+def heads_of(actor: Actor) -> tuple[nn.Linear, nn.Linear]:
+    """A plain actor's last layers, of mean and log deviation."""
+    return cast(nn.Linear, actor.mu), cast(nn.Linear, actor.log_std)
+
+
+def joint_heads(actor: Actor) -> tuple[Tensor, Tensor]:
+    """Their weights ``(2 A, H)`` and biases as those of one layer."""
+    heads = heads_of(actor)
+    return torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
 
 
 class StackedCritic(BaseModel):

@@ -14,11 +14,12 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import Tensor
 
 from adv_worldmodel.protocols import Policy, ValueFunction
 from agents.actions import ActionBounds
-from agents.policies import StackedCritic
+from agents.policies import StackedCritic, affine, hidden_of, is_plain, joint_heads
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -30,15 +31,25 @@ class SquashedPolicy:
     def __init__(self, model: Any) -> None:
         self.actor = model.policy.actor
         self.bounds = ActionBounds(model.action_space, model.device)
+        #: the faster way to what SB3 computes
+        self.plain = is_plain(self.actor)
 
     def mean_action(self, obs: Tensor) -> Tensor:
         """tanh(mu(s)), scaled ``(B, A)``."""
+        if self.plain:
+            head = self.actor.mu
+            return torch.tanh(affine(hidden_of(self.actor, obs), (head.weight, head.bias)))
         mean, _, _ = self.actor.get_action_dist_params(obs)
         return torch.tanh(mean)
 
     @torch.no_grad()
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
         """One raw action per row, of standard normals ``(B, A)``."""
+        if self.plain:
+            both = affine(hidden_of(self.actor, obs), joint_heads(self.actor))
+            mean, log_std = both.chunk(2, dim=-1)
+            u = mean + noise * log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
+            return self.bounds.unscale(torch.tanh(u))
         mean, log_std, latent = self.actor.get_action_dist_params(obs)
         if getattr(self.actor, "use_sde", False):  # gSDE: log_std is of the last layer's weights
             gaussian = self.actor.action_dist.proba_distribution(mean, log_std, **latent)

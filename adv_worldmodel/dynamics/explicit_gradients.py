@@ -88,6 +88,7 @@ class ExplicitEnsemble:
             below = self.hidden[i - 1] if i > 0 else self.x
             with branches.beside(delta):
                 torch.bmm(below.transpose(1, 2), delta, out=self.grads[weight])
+            with branches.beside():
                 torch.sum(delta, 1, keepdim=True, out=self.grads[bias])
             if i > 0:
                 delta = torch.bmm(delta, weight.transpose(1, 2), out=self.deltas[i - 1])
@@ -161,9 +162,11 @@ class ExplicitModelGradient:
             log_p = members.gather(log_p) - constant
         self.pull[:, :k] = share * (-0.5 * weight / n)
         pull = self.pull.unsqueeze(-1)
+        with branches.beside():
+            loss = (outcome.advantage * log_p).mean()
+            supervised = misfit[:, k:].sum() / (n * n_targets) + logvar_limits_loss(model.ensemble)
         self.networks.backward(-2.0 * pull * scaled, pull * (1.0 - squares))
-        loss = (outcome.advantage * log_p).mean()
-        supervised = misfit[:, k:].sum() / (n * n_targets) + logvar_limits_loss(model.ensemble)
+        branches.join()
         return ModelGradient(loss, *outcome[1:]), supervised
 
     def _for_all(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from adv_worldmodel.errors import first_line
 WARM_UP_CALLS = 3
 #: Streams that torch has for each device.
 POOL = 32
-#: Branches of a step that run at once.
+#: Branches of a step that run at once; 0: all work is done where it stands.
 SIDE_STREAMS = 4
 #: What torch's warning of a wait for the device says.
 WAIT = "called a synchronizing CUDA operation"
@@ -207,7 +207,7 @@ class Branches:
         :param held: tensors read inside which nothing else keeps until then: their memory would be
             used again too early. What is read inside must not be written before that either.
         """
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or SIDE_STREAMS == 0:
             yield
             return
         self._held += held

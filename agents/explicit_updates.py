@@ -328,17 +328,13 @@ class ExplicitSACUpdate:
             grad[:, self.action_dim :] *= log_std[:n] == unclipped[:n]
             self.actor.backward(grad, branches)
             branches.join()
+        found = [actor_loss, critic_loss, entropy_loss, alpha, q_mean, entropy]
+        with branches.beside():
+            metrics = torch.stack([value.squeeze() for value in found])
+        if not parts.actor_frozen:
             step_of(parts.actor.optimizer)
-        return torch.stack(
-            [
-                actor_loss.squeeze(),
-                critic_loss,
-                entropy_loss.squeeze(),
-                alpha.squeeze(),
-                q_mean,
-                entropy,
-            ]
-        )
+        branches.join()
+        return metrics
 
     def _step_alpha(self, mean_log_prob: Tensor) -> Tensor:
         """Descend the entropy coefficient's loss, if it learns; returns that loss."""

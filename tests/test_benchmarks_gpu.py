@@ -50,7 +50,7 @@ def test_a_comparison_asks_for_equality_and_on_a_gpu_for_a_graph() -> None:
     assert not compared("x", [[far], *pair], captured=True, device="cuda").passed
     noisy = compared("x", [[far], [one], [far]], captured=True, device="cuda")
     assert not noisy.passed
-    assert "plain twice: 1.0e-03" in noisy.detail
+    assert "without graph: 1.0e-03" in noisy.detail
 
 
 def test_all_checks_pass_where_both_paths_are_the_same_code(
@@ -59,8 +59,8 @@ def test_all_checks_pass_where_both_paths_are_the_same_code(
     monkeypatch.setattr(gpu_checks, "UPDATES", 5)
     checks = list(run_checks(SMALL, dataset, "cpu"))
     assert [check.name for check in checks if not check.passed] == []
-    assert len(checks) == 19
-    assert all("difference 0.0e+00" in check.detail for check in checks[:12])
+    assert len(checks) == 20
+    assert all("difference 0.0e+00" in check.detail for check in checks[:13])
 
 
 def test_a_path_that_computes_something_else_does_not_pass(
@@ -103,6 +103,8 @@ def test_an_error_of_the_device_is_a_check_that_failed(
 
     monkeypatch.setattr(Trial, "build", broken)
     monkeypatch.setattr(gpu_checks, "fit_world_model", broken)
+    monkeypatch.setattr(gpu_checks, "step_in_pieces", broken)
+    monkeypatch.setattr(gpu_checks, "can_be_cut", broken)
     checks = list(run_checks(SMALL, dataset, "cpu"))
     assert not any(check.passed for check in checks)
     assert all("out of memory" in check.detail for check in checks)
@@ -197,7 +199,7 @@ def test_a_small_run_of_everything(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert len(speed["processes"]["each"]) == 2
     assert min(speed["beside"][name] for name in ("checkpoint", "evaluation")) > 0
     printed = capfd.readouterr().out
-    assert "checks: 19 of 19 passed" in printed
+    assert "checks: 20 of 20 passed" in printed
     assert "2000 iterations, 2 at once" in printed
 
 
@@ -257,7 +259,7 @@ def test_what_was_found_before_an_error_is_written(
     out = tmp_path / "gpu.json"
     with pytest.raises(ValueError, match="no numbers"):
         main([*ENOUGH.split(), "--device", "cpu", "--tasks", "hopper", "--out", str(out)])
-    assert len(json.loads(out.read_text())["checks"]) == 19
+    assert len(json.loads(out.read_text())["checks"]) == 20
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(

@@ -236,10 +236,13 @@ class Adversary:
     ) -> tuple[Tensor]:
         assert self._against is not None
         policy, value = self._against
+        branches = Branches(self.obs.device)
+        with branches.beside():
+            real = self.inputs[batch], self.targets[batch]
         with torch.no_grad():
             action = policy.sample(self.obs, action_noise)
+        branches.join()
         members = MemberDraw(slots, len(self.obs), self.model.n_members)
-        real = self.inputs[batch], self.targets[batch]
         # without a dual weight the settings hold a number
         weight = float(self.settings.weight) if self.dual is None else self.dual.weight
         if self.explicit is not None:
@@ -252,7 +255,6 @@ class Adversary:
             (weight * step.loss + supervised).backward(inputs=self.parameters)
         if self.dual is not None:
             self.dual.update(mean_nll(self.model.ensemble, supervised.detach()), batch)
-        branches = Branches(self.obs.device)
         with branches.beside():
             ended = (step.terminated | restart).unsqueeze(-1)
             self.obs.copy_(torch.where(ended, self.start_states[starts], step.next_obs))

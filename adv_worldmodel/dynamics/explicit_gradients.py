@@ -154,18 +154,21 @@ class ExplicitModelGradient:
         if self.mixture:
             log_share = torch.log_softmax(log_p, dim=0)
             share = log_share.exp() * outcome.advantage
-            # what the greatest lost is the logarithm of the sum (`logsumexp` is nine kernels)
-            log_p = log_p.amax(0) - log_share.amax(0) - (math.log(len(log_p)) + constant)
         else:  # a place without a row pulls at nothing
             share = log_p.new_zeros(log_p.numel())
             share = share.index_copy_(0, members.place, outcome.advantage).view_as(log_p)
-            log_p = members.gather(log_p) - constant
-        self.pull[:, :k] = share * (-0.5 * weight / n)
+        torch.mul(share, -0.5 * weight / n, out=self.pull[:, :k])
         pull = self.pull.unsqueeze(-1)
         with branches.beside():
+            if self.mixture:
+                # what the greatest lost is the logarithm of the sum (`logsumexp` is nine kernels)
+                log_p = log_p.amax(0) - log_share.amax(0) - (math.log(len(log_p)) + constant)
+            else:
+                log_p = members.gather(log_p) - constant
             loss = (outcome.advantage * log_p).mean()
             supervised = misfit[:, k:].sum() / (n * n_targets) + logvar_limits_loss(model.ensemble)
-        self.networks.backward(-2.0 * pull * scaled, pull * (1.0 - squares))
+        logvar_grad = torch.addcmul(pull, pull, squares, value=-1.0)
+        self.networks.backward(-2.0 * pull * scaled, logvar_grad)
         branches.join()
         return ModelGradient(loss, *outcome[1:]), supervised
 

@@ -104,8 +104,8 @@ def drawn_moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and log-variance ``(B, D)`` of the members drawn, of those of :func:`model_rows`."""
     if score == "mixture":
-        index = torch.arange(members.n_rows, device=mean.device)
-        return mean[members.member, index], logvar[members.member, index]
+        index = members.member, torch.arange(members.n_rows, device=mean.device)
+        return mean[index], logvar[index]
     return members.gather(mean), members.gather(logvar)
 
 
@@ -131,7 +131,7 @@ def outcome_of(
         terminated = model.termination(obs, action, next_obs.detach())
     continued = value.v(next_obs)
     branches.join()
-    continued = continued.masked_fill(terminated, 0.0)
+    continued = torch.where(terminated, 0.0, continued)
     raw = torch.add(reward, continued, alpha=gamma)
     if baseline is not None:
         raw = raw - baseline

@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         add(f"--{network}-hidden", "widths", nargs="+", type=int, default=list(defaults[key]))
     add("--seconds", "per part and path", type=float, default=3.0)
     add("--iterations", "timed, with graphs", type=int, default=20)
-    add("--plain-iterations", "timed, without", type=int, default=2)
+    add("--plain-iterations", "timed, without; 0: none", type=int, default=2)
     add("--processes", "at once", type=int, default=5)
     add("--process-iterations", "timed in each", type=int, default=4)
     add("--budget", "seconds; nothing new is begun after them", type=float, default=400.0)
@@ -158,8 +158,8 @@ class Bench:
                             seconds=self.options.seconds,
                         ),
                     )
-                if "iterations" in self.options.stages:
-                    n = self.options.iterations if graphs else self.options.plain_iterations
+                n = self.options.iterations if graphs else self.options.plain_iterations
+                if "iterations" in self.options.stages and n > 0:
                     result[f"iterations_{path}"] = self.attempt(
                         f"iterations, {task}, {path}",
                         partial(self.iterations, c, dataset, graphs, n),

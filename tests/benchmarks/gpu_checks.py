@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 from unittest.mock import patch
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 import adv_worldmodel.graphs
 from adv_worldmodel import FitSettings, OfflineDataset, WorldModel, fit_world_model
+from adv_worldmodel.adam import can_be_cut, step_in_pieces
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
 from adv_worldmodel.dynamics.model_gradient import Score
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
@@ -24,6 +25,8 @@ from agents.training.checkpoints import capture, restore
 from agents.values import policy_and_value
 from tests.benchmarks import workload
 from tests.benchmarks.configuration import SCORES, Configuration
+
+Item = TypeVar("Item")
 
 #: Largest difference between both paths, relative to the largest number of the tensor (or to 1).
 TOLERANCE = 1e-4
@@ -45,8 +48,9 @@ WEIGHT = 1.0
 FEW_ROWS, FEW_STARTS = 5_000, 1_000
 #: Steps of the rollout that is compared; the graph is captured at the fourth.
 STEPS = 20
-#: Whether the trials that are compared replay graphs.
+#: Whether the trials that are compared replay graphs. The second does all work in one stream.
 PATHS = (True, False, False)
+ONE_STREAM = 1
 
 
 @dataclass(frozen=True)
@@ -126,15 +130,23 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 def compared(name: str, found: Sequence[Sequence[Tensor]], captured: bool, device: str) -> Check:
     """Equal within the tolerance and, on a GPU, by replaying a graph.
 
-    :param found: by the graph, plainly, and plainly again: what the last two differ by is the
-        device's own doing.
+    :param found: by the graph; plainly and in one stream; plainly, with branches. What the last two
+        differ by, the graph is not to blame for.
     """
-    graph, plain, again = found
-    worst, noise = difference(graph, plain), difference(again, plain)
+    graph, plain, branched = found
+    worst, noise = difference(graph, plain), difference(branched, plain)
     ok = worst <= TOLERANCE and (captured or not device.startswith("cuda"))
     what = "captured" if captured else "not captured"
-    detail = f"difference {worst:.1e} (at most {TOLERANCE:.0e}; plain twice: {noise:.1e}), {what}"
+    detail = f"difference {worst:.1e} (at most {TOLERANCE:.0e}; without graph: {noise:.1e}), {what}"
     return Check(name, ok, detail)
+
+
+def along_paths(items: Iterable[Item]) -> Iterator[Item]:
+    """One item for each of `PATHS`, and while it is worked on the streams of that path."""
+    for number, item in enumerate(items):
+        streams = 0 if number == ONE_STREAM else adv_worldmodel.graphs.SIDE_STREAMS
+        with patch.object(adv_worldmodel.graphs, "SIDE_STREAMS", streams):
+            yield item
 
 
 def parameters(agent: RAMBO) -> list[Tensor]:
@@ -154,7 +166,7 @@ def check_agent(
     :param name: one of `AGENTS`.
     """
     trials = [Trial.build(c, dataset, device, graphs, **AGENTS[name]) for graphs in PATHS]
-    for trial in trials:
+    for trial in along_paths(trials):
         trial.env.world._transition.enabled = False  # the rows are to be the same to the last bit
         trial.begin()
         trial.agent.train(UPDATES // 2, c.batch)
@@ -179,7 +191,7 @@ def check_adversary(
     """
     found: list[list[Tensor]] = []
     captured = False
-    for graphs in PATHS:
+    for graphs in along_paths(PATHS):
         trial = Trial.build(c, dataset, device, graphs)
         adversary = trial.adversary(score, weight)
         adversary.run(UPDATES, *policy_and_value(trial.agent))
@@ -194,7 +206,7 @@ def check_rollout(c: Configuration, dataset: OfflineDataset, device: str) -> Che
     """The transitions of rollouts by the same actions with the same random numbers."""
     found: list[list[Tensor]] = []
     captured = False
-    for graphs in PATHS:
+    for graphs in along_paths(PATHS):
         world = Trial.build(c, dataset, device, graphs).env.world
         generator = torch.Generator(device).manual_seed(0)
         seen: list[Tensor] = []
@@ -239,7 +251,7 @@ def check_fit(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
     sizes = {"n_networks": c.n_members, "n_elites": c.n_members, "hidden_sizes": c.model_hidden}
     settings = FitSettings(**sizes, batch_size=c.batch, max_steps=UPDATES)  # type: ignore[arg-type]
     found, captured = [], False
-    for graphs in PATHS:
+    for graphs in along_paths(PATHS):
         with captures(graphs) as tries:
             model = fit_world_model(
                 dataset, settings, termination="never", device=device, progress=False
@@ -253,7 +265,7 @@ def check_clone(c: Configuration, dataset: OfflineDataset, device: str) -> Check
     """The actor after two passes over the data; their last batches are short ones."""
     c, dataset = few_rows(c, dataset)
     found, captured = [], False
-    for graphs in PATHS:
+    for graphs in along_paths(PATHS):
         trial = Trial.build(c, dataset, device, graphs)
         with captures(graphs) as tries:
             trial.agent.clone(2, batch_size=c.batch)
@@ -266,7 +278,7 @@ def check_combo(c: Configuration, dataset: OfflineDataset, device: str) -> Check
     """COMBO's parameters: autograd inside the capture."""
     c, dataset = few_rows(c, dataset)
     trials = [Trial.build(c, dataset, device, graphs, kind=COMBO) for graphs in PATHS]
-    for trial in trials:
+    for trial in along_paths(trials):
         trial.env.world._transition.enabled = False
         trial.begin()
         trial.agent.train(UPDATES, c.batch)
@@ -281,7 +293,7 @@ def check_warm_up(c: Configuration, dataset: OfflineDataset, device: str) -> Che
     settings = {"critic_warmup": 2, "ent_coef": "auto_0.05"}
     trials = [Trial.build(c, dataset, device, graphs, **settings) for graphs in PATHS]
     steps = []
-    for trial in trials:
+    for trial in along_paths(trials):
         trial.env.world._transition.enabled = False
         trial.begin()
         trial.agent.train(UPDATES, c.batch)  # the second iteration, still of the critics alone
@@ -312,6 +324,23 @@ def check_resumed(c: Configuration, dataset: OfflineDataset, device: str) -> Che
     captured = agent._step is not None and agent._step.captured
     found = (parameters(agent), undisturbed, undisturbed)
     return compared("a training that goes on from a snapshot", found, captured, device)
+
+
+def check_adam(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
+    """Adam's step in pieces is torch's own, of parameters as wide as the networks."""
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = ((c.n_members, *c.model_hidden[-2:]), (2, *c.agent_hidden[-2:]), (2, 1, 1), (3,))
+    first, other = (
+        [torch.nn.Parameter(torch.ones(shape, device=device)) for shape in shapes] for _ in range(2)
+    )
+    ours, theirs = (torch.optim.Adam(p, weight_decay=1e-4, fused=True) for p in (first, other))
+    for _ in range(UPDATES):
+        for mine, its in zip(first, other, strict=True):
+            mine.grad = its.grad = torch.randn(mine.shape, generator=generator, device=device)
+        theirs.step()
+        step_in_pieces(ours) if can_be_cut(ours) else ours.step()
+    worst = difference(first, other)
+    return Check("Adam in pieces", worst == 0.0, f"difference {worst:.1e} (at most 0)")
 
 
 def waits(work: Callable[[], object], device: str) -> list[str]:
@@ -350,7 +379,7 @@ def run_checks(c: Configuration, dataset: OfflineDataset, device: str) -> Iterat
     single["rollout"] = partial(check_rollout, c, dataset, device)
     for score in SCORES:
         single[score] = partial(check_adversary, c, dataset, device, score)
-    others = (check_fit, check_clone, check_combo, check_warm_up, check_resumed)
+    others = (check_fit, check_clone, check_combo, check_warm_up, check_resumed, check_adam)
     for other in others:
         single[other.__name__] = partial(other, c, dataset, device)
     single["constraint"] = partial(check_adversary, c, dataset, device, "member", "auto")

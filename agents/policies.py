@@ -56,11 +56,19 @@ def last_layer(h: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = Non
 
 def affine(x: Tensor, layer: tuple[Tensor, Tensor], out: Tensor | None = None) -> Tensor:
     """An ``nn.Linear``'s output of ``x`` ``(B, in)``: weights ``(out, in)``, and biases."""
+    if x.is_cuda and len(x) % 2 == 0:
+        return affine_in_halves(x, layer, out)
     weight, bias = layer
-    if not x.is_cuda or len(x) % 2 == 1:
-        return torch.addmm(bias, x, weight.t(), out=out)
-    # of a product with few columns cuBLAS sums splits, in memory that it has to clear; not of a
-    # batched one, which takes a quarter of the time here
+    return torch.addmm(bias, x, weight.t(), out=out)
+
+
+def affine_in_halves(x: Tensor, layer: tuple[Tensor, Tensor], out: Tensor | None = None) -> Tensor:
+    """:func:`affine` of an even number of rows, in a quarter of the time on a GPU.
+
+    Where a product has few columns, cuBLAS sums splits of it, in memory that it has to clear; not
+    so where it is a batch of products.
+    """
+    weight, bias = layer
     halves = x.reshape(2, -1, x.shape[1])
     into = None if out is None else out.view(2, -1, len(weight))
     found = torch.baddbmm(bias, halves, weight.t().expand(2, -1, -1), out=into)

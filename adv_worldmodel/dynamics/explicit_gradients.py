@@ -47,7 +47,7 @@ class ExplicitEnsemble:
         self.hidden = [torch.empty_like(h) for h in linear]
         #: the gradients of ``linear``; a GPU reads ``hidden`` while they are written
         self.deltas = self.hidden
-        if ensemble.max_logvar.is_cuda:
+        if ensemble.max_logvar.device.type != "cpu":
             self.deltas = [torch.empty_like(h) for h in linear]
         self.x = self.output  # of the last call of `forward`
 
@@ -162,10 +162,10 @@ class ExplicitModelGradient:
         with branches.beside():
             if self.mixture:
                 # what the greatest lost is the logarithm of the sum (`logsumexp` is nine kernels)
-                log_p = log_p.amax(0) - log_share.amax(0) - (math.log(len(log_p)) + constant)
+                of_rows = log_p.amax(0) - log_share.amax(0) - (math.log(len(log_p)) + constant)
             else:
-                log_p = members.gather(log_p) - constant
-            loss = (outcome.advantage * log_p).mean()
+                of_rows = members.gather(log_p) - constant
+            loss = (outcome.advantage * of_rows).mean()
             supervised = misfit[:, k:].sum() / (n * n_targets) + logvar_limits_loss(model.ensemble)
         logvar_grad = torch.addcmul(pull, pull, squares, value=-1.0)
         self.networks.backward(-2.0 * pull * scaled, logvar_grad)

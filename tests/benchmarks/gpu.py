@@ -124,6 +124,8 @@ class Bench:
         if self.elapsed() > self.options.budget:
             self.left_out.append(name)
             return None
+        self.write()
+        print(f"{self.elapsed():4.0f} s  {name}", file=sys.stderr, flush=True)
         try:
             gc.collect()  # graphs and trials of the stage before are cycles
             if self.device.startswith("cuda"):
@@ -203,9 +205,9 @@ class Bench:
             print(f"{'passed' if named.passed else 'FAILED'}  {named.name}: {named.detail}")
         print(flush=True)
 
-    def written(self) -> Result:
-        """For JSON."""
-        return {
+    def write(self) -> None:
+        """All that was found up to now, as JSON: a machine that is lent may be taken back."""
+        found = {
             "format": 1,
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "machine": self.machine,
@@ -215,6 +217,7 @@ class Bench:
             "failed": self.failed,
             "left_out": self.left_out,
         }
+        self.options.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -235,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         bench.run()
     finally:  # an error loses nothing of what was found before it
-        options.out.write_text(json.dumps(bench.written(), indent=2) + "\n")
+        bench.write()
     passed = sum(check.passed for check in bench.checks)
     print(f"checks: {passed} of {len(bench.checks)} passed; {bench.elapsed():.0f} s")
     if bench.left_out:

@@ -12,7 +12,7 @@ from gymnasium.spaces import Box
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from agents.policies import RAMBOPolicy, StackedCritic, Standardise
+from agents.policies import RAMBOPolicy, StackedCritic, Standardise, affine, affine_in_halves
 
 OBS_SPACE = Box(-np.inf, np.inf, (3,), np.float32)
 ACTION_SPACE = Box(-1.0, 1.0, (2,), np.float32)
@@ -59,6 +59,17 @@ def test_standardisation_by_hand() -> None:
     # a component that never changes is only shifted
     assert torch.equal(extractor()(raw), torch.tensor([[1.0, 3.0, -2.0]]))
     assert list(extractor().parameters()) == []
+
+
+@pytest.mark.parametrize("product", [affine, affine_in_halves])
+def test_an_affine_layer_is_torch_s(product: Any) -> None:
+    layer, x = nn.Linear(3, 7), torch.randn(10, 3)
+    weights = (layer.weight.detach(), layer.bias.detach())
+    assert torch.allclose(product(x, weights), layer(x), atol=1e-6)
+    out = torch.empty(10, 7)
+    found = product(x, weights, out)
+    assert torch.allclose(out, layer(x), atol=1e-6)
+    assert found.data_ptr() == out.data_ptr()
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])

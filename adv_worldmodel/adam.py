@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ PIECE = 8192
 
 
 def step_of(optimizer: torch.optim.Optimizer) -> None:
-    """``optimizer.step()``: the same numbers, for a fused Adam on a GPU in a fifth of the time.
+    """``optimizer.step()``: the same numbers, for a fused Adam on a GPU in a quarter of the time.
 
     The parameters and their states are handed to torch's kernel in views of `PIECE` numbers.
-    Whatever else it may be makes its own step.
+    Another optimiser makes its own step.
     """
     on_gpu = all(p.is_cuda for group in optimizer.param_groups for p in group["params"])
     if on_gpu and can_be_cut(optimizer):
@@ -34,7 +34,7 @@ def can_be_cut(optimizer: torch.optim.Optimizer) -> bool:
     return type(optimizer) is torch.optim.Adam and all(
         group["fused"]
         and not any(group.get(option) for option in options)
-        and all(_is_ready(p, optimizer.state[p]) for p in group["params"])
+        and all(_is_ready(p, optimizer.state.get(p, {})) for p in group["params"])
         for group in optimizer.param_groups
     )
 
@@ -59,17 +59,28 @@ def _step_group(group: dict[str, Any], state_of: Mapping[Tensor, dict[str, Tenso
     states = [state_of[p] for p in parameters]
     steps: list[Tensor] = [state["step"] for state in states]
     torch._foreach_add_(steps, 1.0)
-    pieces: list[list[Tensor]] = [[], [], [], [], []]
-    for parameter, state, step in zip(parameters, states, steps, strict=True):
-        whole = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-        cut = [tensor.view(-1).split(PIECE) for tensor in whole]  # type: ignore[union-attr]
-        for pile, views in zip(pieces, (*cut, [step] * len(cut[0])), strict=True):
-            pile += views
+
+    def pieces(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+        return [piece for t in tensors if t is not None for piece in t.view(-1).split(PIECE)]
+
+    counts = [
+        step
+        for parameter, step in zip(parameters, steps, strict=True)
+        for _ in range(-(-parameter.numel() // PIECE))
+    ]
     beta1, beta2 = group["betas"]
-    *tensors, counts = pieces
-    torch._fused_adam_(
-        *(*tensors, [], counts),
-        lr=group["lr"], beta1=beta1, beta2=beta2,
-        weight_decay=group["weight_decay"], eps=group["eps"],
-        amsgrad=False, maximize=False,
-    )  # fmt: skip
+    torch._fused_adam_(  # what `Adam.step` calls
+        pieces(parameters),
+        pieces(p.grad for p in parameters),
+        pieces(state["exp_avg"] for state in states),
+        pieces(state["exp_avg_sq"] for state in states),
+        [],
+        counts,
+        lr=group["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )

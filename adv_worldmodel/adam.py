@@ -66,7 +66,7 @@ def _step_group(group: dict[str, Any], state_of: Mapping[Tensor, dict[str, Tenso
     counts = [
         step
         for parameter, step in zip(parameters, steps, strict=True)
-        for _ in range(-(-parameter.numel() // PIECE))
+        for _ in parameter.view(-1).split(PIECE)
     ]
     beta1, beta2 = group["betas"]
     torch._fused_adam_(  # what `Adam.step` calls

@@ -200,7 +200,7 @@ def test_it_turns_against_whom_it_is_given() -> None:
     adversary, policy = make(weight=1.0, learning_rate=1e-3), Uniform()
     ends = [float(predicted(adversary.model, [0.9]))]
     for value in (Worth(), Worthless()):
-        adversary.run(100, policy, value)
+        adversary.run(150, policy, value)
         ends.append(float(predicted(adversary.model, [0.9])))
     assert ends[1] < ends[0] - 0.05
     assert ends[2] > ends[1] + 0.05

@@ -63,10 +63,10 @@ def affine(x: Tensor, layer: tuple[Tensor, Tensor], out: Tensor | None = None) -
 
 
 def affine_in_halves(x: Tensor, layer: tuple[Tensor, Tensor], out: Tensor | None = None) -> Tensor:
-    """:func:`affine` of an even number of rows, in a quarter of the time on a GPU.
+    """:func:`affine` of an even number of rows, for a GPU.
 
-    Where a product has few columns, cuBLAS sums splits of it, in memory that it has to clear; not
-    so where it is a batch of products.
+    Of a product with few columns cuBLAS sums splits, in memory that it first has to clear: 15 of
+    35 microseconds on an H100. The batched products beside it are not split.
     """
     weight, bias = layer
     halves = x.reshape(2, -1, x.shape[1])
@@ -80,9 +80,10 @@ def is_plain(actor: nn.Module) -> bool:
     return (
         type(actor) is Actor
         and not actor.use_sde
+        and all(type(head) is nn.Linear for head in heads_of(actor))
         and all(
             layer.bias is not None
-            for layer in (*actor.latent_pi, actor.mu, actor.log_std)
+            for layer in (*actor.latent_pi, *heads_of(actor))
             if type(layer) is nn.Linear
         )
     )

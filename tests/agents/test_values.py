@@ -278,3 +278,13 @@ def test_noise_that_depends_on_the_state_has_its_own_width(
         policy, _ = policy_and_value(model)
         expected = 2.0 * torch.tanh(mean + std * normals(6))
         torch.testing.assert_close(policy.sample(obs, normals(6)), expected, atol=1e-4, rtol=0.0)
+
+
+def test_heads_of_another_kind_are_asked_as_they_are(build: Make, obs: Tensor) -> None:
+    """The faster way is for SB3's own layers; a head put in their place is called."""
+    model = build("RAMBO")
+    actor = model.policy.actor
+    mean, _, _ = actor.get_action_dist_params(obs)
+    actor.mu = torch.nn.Sequential(actor.mu, torch.nn.Hardtanh(-0.01, 0.01))
+    policy, _ = policy_and_value(model)
+    assert torch.allclose(policy.mean_action(obs), torch.tanh(mean.clamp(-0.01, 0.01)))

@@ -38,7 +38,7 @@ def is_explicit(parts: SACParts) -> bool:
     plain_actor = (
         is_plain(actor)
         and len(layers) >= 2
-        and all(type(layer) is nn.Linear for layer in (*layers[::2], actor.mu, actor.log_std))
+        and all(type(layer) is nn.Linear for layer in layers[::2])
         and all(type(layer) is nn.ReLU for layer in layers[1::2])
         and len(layers) % 2 == 0
     )
@@ -316,22 +316,20 @@ class ExplicitSACUpdate:
             if k > 0:
                 loss, pull = self._cloning(batch.action[:k], mean[:k], log_std[:k], least)
                 actor_loss = actor_loss + loss
-        if parts.actor_frozen:
-            branches.join()
-        else:
+        if not parts.actor_frozen:
             # Q is ascended: the gradient of -mean min Q in the actions
             minus_q = self.critics.action_grad(lowest, self.action_dim, -1.0 / n)
-            branches.join()
+        branches.join()
+        found = [actor_loss, critic_loss, entropy_loss, alpha, q_mean, entropy]
+        with branches.beside():
+            metrics = torch.stack([value.squeeze() for value in found])
+        if not parts.actor_frozen:
             grad = self._entropic(minus_q, actions[0], spread[:n], alpha)
             if k > 0:
                 grad[:k] += pull
             grad[:, self.action_dim :] *= log_std[:n] == unclipped[:n]
             self.actor.backward(grad, branches)
             branches.join()
-        found = [actor_loss, critic_loss, entropy_loss, alpha, q_mean, entropy]
-        with branches.beside():
-            metrics = torch.stack([value.squeeze() for value in found])
-        if not parts.actor_frozen:
             step_of(parts.actor.optimizer)
         branches.join()
         return metrics

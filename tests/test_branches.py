@@ -34,14 +34,20 @@ def storage(tensor: Tensor) -> StorageWeakRef:
     return StorageWeakRef(tensor.untyped_storage())
 
 
-@dataclass
+@dataclass(eq=False)
 class Piece:
     """What a branch has used, by the storage's number; a weak reference keeps that number its."""
 
     owner: Branches
+    held: tuple[object, ...] = ()
     read: dict[int, StorageWeakRef] = field(default_factory=dict)
     written: dict[int, StorageWeakRef] = field(default_factory=dict)
     made: dict[int, StorageWeakRef] = field(default_factory=dict)
+
+    def add(self, *used: dict[int, StorageWeakRef]) -> None:
+        """More that is read, written and made."""
+        for mine, more in zip((self.read, self.written, self.made), used, strict=True):
+            mine |= more
 
 
 class Races(TorchDispatchMode):
@@ -56,8 +62,7 @@ class Races(TorchDispatchMode):
 
     @contextmanager
     def beside(self, owner: Branches, *held: object) -> Iterator[None]:
-        owner._held += held
-        piece = Piece(owner)
+        piece = Piece(owner, held)
         self.pieces += 1
         self._open.append(piece)
         self._inside.append(piece)
@@ -72,11 +77,7 @@ class Races(TorchDispatchMode):
                 if number not in piece.made and ref.expired():
                     self.found.append("memory that a branch uses was given back")
             if self._inside:  # it is part of the branch that it was made in
-                around = self._inside[-1]
-                around.read |= piece.read
-                around.written |= piece.written
-                around.made |= piece.made
-        owner._held = []
+                self._inside[-1].add(piece.read, piece.written, piece.made)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -101,10 +102,7 @@ class Races(TorchDispatchMode):
             if piece not in self._inside:
                 self._compare(str(func), piece, read, written)
         if self._inside:
-            piece = self._inside[-1]
-            piece.read |= read
-            piece.written |= written
-            piece.made |= made
+            self._inside[-1].add(read, written, made)
         return out
 
     @staticmethod
@@ -142,8 +140,8 @@ def watched() -> Iterator[Races]:
     assert races._open == []
 
 
-def pieces(device: str = "cpu") -> tuple[Branches, Tensor, Tensor]:
-    return Branches(torch.device(device)), torch.ones(3), torch.ones(3)
+def pieces() -> tuple[Branches, Tensor, Tensor]:
+    return Branches(torch.device("cpu")), torch.ones(3), torch.ones(3)
 
 
 def test_what_a_branch_reads_must_not_be_written() -> None:

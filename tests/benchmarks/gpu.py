@@ -206,7 +206,7 @@ class Bench:
         print(flush=True)
 
     def write(self) -> None:
-        """All that was found up to now, as JSON: a machine that is lent may be taken back."""
+        """All that was found up to now, as JSON: a run that is cut off loses nothing of it."""
         found = {
             "format": 1,
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -9,7 +9,7 @@ import hashlib
 import json
 import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class SavedFormat:
     :param keys: of the JSON beside `format`, `format_version` and `sha256`.
     :param writer: the method that writes the folder.
     :param remedy: what helps where one is damaged.
+    :param absent: values of keys that folders written before these keys were do not have.
     """
 
     what: str
@@ -61,6 +62,7 @@ class SavedFormat:
     keys: Mapping[str, Kind]
     writer: str
     remedy: str
+    absent: Mapping[str, Any] = field(default_factory=dict)
 
     def write(
         self, folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]
@@ -104,7 +106,7 @@ class SavedFormat:
                 "copy the folder again, or ",
             )
         try:
-            return description, load_tensors(weights)
+            return {**self.absent, **description}, load_tensors(weights)
         except (SafetensorError, ValueError) as error:
             raise self.damaged(
                 folder, f"{self.weights_file} is no safetensors file: {error}"
@@ -141,6 +143,8 @@ class SavedFormat:
                 shown = f"{file} has the unknown key {reprlib.repr(key)}"
                 raise self.damaged(folder, f"{shown}, expected {', '.join(kinds)}")
         for key, (fits, expected) in kinds.items():
+            if key not in found and key in self.absent:
+                continue
             if key not in found:
                 raise self.damaged(folder, f"{file} has no key {key!r}")
             if not fits(found[key]):

@@ -30,12 +30,12 @@ __all__ = ["ModelCheck", "check_in_model"]
 class ModelCheck:
     """Episodes of a policy in a world model; each array is (episodes,).
 
-    The mean action is what is deployed, and what the first two say. The critics value the policy
-    that trained, which draws its actions: so do the others, from the same starts.
+    The deterministic action is what is deployed, and what the first two say. The critics value the
+    policy that trained, which draws its actions: so do the others, from the same starts.
     """
 
-    returns: NDArray[np.float64]  #: of the mean action, undiscounted, in the environment's reward
-    lengths: NDArray[np.int64]  #: of the mean action's episodes, in steps
+    returns: NDArray[np.float64]  #: deployed, undiscounted, in the environment's reward
+    lengths: NDArray[np.int64]  #: of these episodes, in steps
     sampled_returns: NDArray[np.float64]  #: of drawn actions, undiscounted likewise
     #: of drawn actions, in the reward that was trained on, as the critics count: with the entropy
     #: that is in their targets; theirs too is what comes after the last step of an episode that
@@ -58,7 +58,7 @@ def check_in_model(
 ) -> ModelCheck:
     """Run whole episodes in the model, from states in which the data's episodes start.
 
-    :param agent: its policy acts, once by its mean action, once drawing its actions.
+    :param agent: its policy acts, once by its deterministic action, once drawing its actions.
     :param model: the fit, or what the adversary has made of it; with its noise, its members drawn
         anew each step.
     :param dataset: gives the starts, and by its longest episode the steps after which one is cut.
@@ -132,9 +132,9 @@ def _episodes(
     n = len(obs)
 
     def act(obs: Tensor) -> tuple[Tensor, Tensor]:
-        noise = torch.zeros(n, model.action_dim, device=model.device)
-        if sample:
-            noise.normal_(generator=generator)
+        if not sample:
+            return agent.policy.deterministic_action(obs), obs.new_zeros(n)
+        noise = torch.randn(n, model.action_dim, generator=generator, device=model.device)
         return sample_action(agent.actor, obs, noise)
 
     going = torch.ones(n, dtype=torch.bool, device=model.device)

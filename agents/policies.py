@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from adv_worldmodel.checks import check_whole
+from adv_worldmodel.checks import check_finite, check_whole
 from adv_worldmodel.dynamics.world_model import SMALLEST_STD
 
 LAYER_NORM_EPS = 1e-5
@@ -184,15 +184,22 @@ class StackedCritic(BaseModel):
 class RAMBOPolicy(SACPolicy):
     """SB3's ``SACPolicy`` with :class:`StackedCritic`.
 
-    :param layer_norm: in the critics; the other arguments are SB3's. ``activation_fn`` is the
-        actor's, the critics' is ReLU.
+    :param layer_norm: in the critics.
+    :param greedy_step: how far the deterministic action goes from the mean along Q's gradient, the
+        root mean square over its components, in units of half the action range. Training, and
+        actions that are drawn, do not know of it; 0 is SAC's own deterministic action.
+
+    The other arguments are SB3's. ``activation_fn`` is the actor's, the critics' is ReLU.
     """
 
     critic: StackedCritic  # type: ignore[assignment]
     critic_target: StackedCritic  # type: ignore[assignment]
 
-    def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any) -> None:
-        self.layer_norm = layer_norm
+    def __init__(
+        self, *args: Any, layer_norm: bool = False, greedy_step: float = 0.0, **kwargs: Any
+    ) -> None:
+        check_finite(greedy_step=greedy_step)
+        self.layer_norm, self.greedy_step = layer_norm, greedy_step
         super().__init__(*args, **kwargs)
 
     def make_critic(  # type: ignore[override]
@@ -212,5 +219,29 @@ class RAMBOPolicy(SACPolicy):
         )
         return critic.to(self.device)
 
+    def deterministic_action(self, obs: Tensor) -> Tensor:
+        """What is deployed, scaled to [-1, 1], ``(B, A)``, of raw states ``(B, S)``.
+
+        The policy's mean action tanh(mu(s)), and from there ``greedy_step`` up the gradient of
+        min_j Q_j(s, a) in a: on-the-fly policy extraction (OPEX; Park et al. 2024, "Is Value
+        Learning Really the Main Bottleneck in Offline RL?"), with steps of one length.
+        """
+        with torch.no_grad():
+            mean: Tensor = self.actor(obs, deterministic=True)
+        if self.greedy_step == 0.0:
+            return mean
+        with torch.enable_grad():
+            q = self.critic.q_values(obs, mean.requires_grad_(), frozen=True).amin(0)
+            (gradient,) = torch.autograd.grad(q.sum(), mean)
+        length = self.greedy_step * math.sqrt(mean.shape[1])
+        step = length * F.normalize(gradient, dim=1)
+        return (mean.detach() + step).clamp(-1.0, 1.0)
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        if deterministic:
+            return self.deterministic_action(observation)
+        return super()._predict(observation, deterministic)
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "layer_norm": self.layer_norm}
+        own = {"layer_norm": self.layer_norm, "greedy_step": self.greedy_step}
+        return {**super()._get_constructor_parameters(), **own}

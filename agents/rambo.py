@@ -63,7 +63,8 @@ class RAMBO(SAC):
         negative log-likelihood of the batch's data actions to the actor's loss (as Fujimoto and Gu
         2021 do in TD3+BC with squared errors); 0 is RAMBO's own loss. A learned entropy coefficient
         then rises no further than where it starts.
-    :param policy_kwargs: SB3's, and ``layer_norm`` for the critics. States are standardised
+    :param policy_kwargs: SB3's, and ``layer_norm`` for the critics and ``greedy_step`` of
+        :class:`agents.policies.RAMBOPolicy`. States are standardised
         with the data's statistics unless a features extractor is given.
 
     The other arguments are SAC's. ``learn`` counts synthetic transitions, as SB3 does:

@@ -88,6 +88,7 @@ def _describe(policy: RAMBOPolicy) -> dict[str, Any]:
         "activation": names[policy.activation_fn],
         "n_critics": int(policy.critic.n_critics),
         "layer_norm": bool(policy.layer_norm),
+        "greedy_step": float(policy.greedy_step),
     }
 
 
@@ -107,6 +108,7 @@ def _policy_kwargs(description: dict[str, Any], tensors: dict[str, torch.Tensor]
         "activation_fn": ACTIVATIONS[description["activation"]],
         "n_critics": n_critics,
         "layer_norm": description["layer_norm"],
+        "greedy_step": description["greedy_step"],
         "features_extractor_class": FlattenExtractor,
     }
     if description["standardise"]:  # its numbers are among the tensors
@@ -172,7 +174,9 @@ FORMAT = SavedFormat(
         ),
         "n_critics": SIZE,
         "layer_norm": FLAG,
+        "greedy_step": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
     },
+    absent={"greedy_step": 0.0},
     writer="RAMBO.save_weights",
     remedy="save the policy again",
 )

@@ -49,6 +49,7 @@ def build_agent(prepared: Preparation, world_model: WorldModel) -> RAMBO:
             "net_arch": list(agent.hidden_sizes),
             "n_critics": agent.n_critics,
             "layer_norm": agent.layer_norm,
+            "greedy_step": agent.greedy_step,
         },
         seed=config.seed,
         device=prepared.device,

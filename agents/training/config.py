@@ -184,6 +184,14 @@ class AgentConfig(Section):
             at_least=0,
         ),
     ] = 0.0
+    greedy_step: Annotated[
+        float,
+        Setting(
+            "step of the deployed action from the mean along Q's gradient, root mean square in "
+            "half action ranges; training does not know of it",
+            at_least=0,
+        ),
+    ] = 0.0
     target_entropy: Annotated[
         str | float, Setting("nats; auto: minus the action's size", pattern=_TARGET_ENTROPY)
     ] = "auto"

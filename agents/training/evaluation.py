@@ -111,8 +111,8 @@ class Evaluator:
         """Returns of `policy`, an SB3 algorithm or policy (anything with SB3's `predict`).
 
         :param policy: what acts; it receives raw observations `(n, S)`.
-        :param deterministic: the mean action; else sampled, from a generator seeded like the
-            starts.
+        :param deterministic: the policy's deterministic action; else sampled, from a generator
+            seeded like the starts.
         :param iteration: of a training, from which (and `seed`) its starts are drawn.
         :raises ValueError: the policy's spaces are not the environment's.
         """

@@ -175,6 +175,7 @@ def test_the_optimisers_hold_their_own_network_s_parameters() -> None:
 def test_a_policy_is_saved_with_its_settings(tmp_path: Any) -> None:
     policy = make_policy(
         layer_norm=True,
+        greedy_step=0.1,
         features_extractor_class=Standardise,
         features_extractor_kwargs={"mean": [1.0, 2.0, 3.0], "std": [1.0, 2.0, 3.0]},
     )
@@ -184,6 +185,51 @@ def test_a_policy_is_saved_with_its_settings(tmp_path: Any) -> None:
     obs, action = batch()
     assert torch.equal(loaded.critic.q_values(obs, action), policy.critic.q_values(obs, action))
     assert torch.equal(loaded.actor(obs, deterministic=True), policy.actor(obs, deterministic=True))
+    assert torch.equal(loaded.deterministic_action(obs), policy.deterministic_action(obs))
+    assert not torch.equal(loaded.deterministic_action(obs), loaded.actor(obs, deterministic=True))
+
+
+@pytest.mark.parametrize("n_critics", [1, 3])
+def test_a_greedy_step_is_one_of_the_stated_length_up_the_lowest_q(n_critics: int) -> None:
+    policy = make_policy(n_critics=n_critics, layer_norm=True)
+    obs, _ = batch(50)
+    mean = policy.actor(obs, deterministic=True).detach()
+    assert torch.equal(policy.deterministic_action(obs), mean)
+
+    policy.greedy_step = 1e-3
+    with torch.no_grad():  # as SB3's `predict` calls it
+        step = policy.deterministic_action(obs) - mean
+    lengths = step.square().mean(1).sqrt()
+    torch.testing.assert_close(lengths, torch.full((50,), 1e-3), rtol=1e-3, atol=0)
+    for row in range(50):  # by differences, along the step and across it
+        along = step[row] / step[row].norm()
+        across = torch.stack([-along[1], along[0]])
+        slopes = []
+        for direction in (along, across):
+            ends = mean[row] + 1e-3 * torch.stack([direction, -direction])
+            q = policy.critic.q_values(obs[[row, row]], ends).amin(0)
+            slopes.append(float((q[0] - q[1]).detach()))
+        assert slopes[0] > 0
+        assert abs(slopes[1]) < 0.05 * slopes[0]
+
+
+def test_a_greedy_step_ends_at_the_bounds_and_concerns_no_drawn_action() -> None:
+    policies = [make_policy(greedy_step=step) for step in (0.0, 5.0)]
+    obs = batch()[0].numpy()
+    deployed = policies[1].predict(obs, deterministic=True)[0]
+    assert np.abs(deployed).max() == 1.0
+    drawn = []
+    for policy in policies:
+        torch.manual_seed(3)
+        drawn.append(policy.predict(obs, deterministic=False)[0])
+    assert np.array_equal(*drawn)
+    assert all(p.grad is None for p in policies[1].parameters())
+
+
+@pytest.mark.parametrize("step", [-0.1, np.nan, "far"])
+def test_a_greedy_step_is_a_length(step: Any) -> None:
+    with pytest.raises(ValueError, match=r"greedy_step = .* must be a finite number of at least"):
+        make_policy(greedy_step=step)
 
 
 def test_what_hardly_varies_is_not_blown_up() -> None:

@@ -33,7 +33,7 @@ def saved(make_agent: MakeAgent, tmp_path: Path) -> Path:
     [
         {},
         {"net_arch": {"pi": [8], "qf": [24, 12]}},
-        {"n_critics": 5, "layer_norm": True},
+        {"n_critics": 5, "layer_norm": True, "greedy_step": 0.1},
         {"activation_fn": nn.Tanh},
         {"activation_fn": nn.ELU, "share_features_extractor": True},
         {"features_extractor_class": FlattenExtractor},
@@ -124,6 +124,11 @@ def test_an_unchanged_rewrite_is_read(saved: Path) -> None:
     assert RAMBO.load_weights(saved, "cpu").policy.critic.n_critics == 2
 
 
+def test_a_folder_from_before_there_was_a_greedy_step_has_none(saved: Path) -> None:
+    rewrite(saved, greedy_step=None)
+    assert RAMBO.load_weights(saved, "cpu").policy.greedy_step == 0.0
+
+
 PENDULUM_BOUNDS = {"low": [-1.0, -1.0, -8.0], "high": [1.0, 1.0, 8.0]}
 
 
@@ -137,6 +142,7 @@ PENDULUM_BOUNDS = {"low": [-1.0, -1.0, -8.0], "high": [1.0, 1.0, 8.0]}
         ({"optimizer": "os.system"}, "unknown key 'optimizer'"),
         ({"layer_norm": None}, "no key 'layer_norm'"),
         ({"layer_norm": 1}, "layer_norm is 1, expected true or false"),
+        ({"greedy_step": -1.0}, "greedy_step is -1.0, expected a number of at least 0"),
         ({"activation": "os.system"}, "activation is 'os.system', expected one of relu, tanh"),
         ({"activation": ["relu"]}, "activation is"),
         ({"n_critics": True}, "n_critics is True"),

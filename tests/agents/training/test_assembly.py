@@ -20,7 +20,7 @@ OVERRIDES = (
     "agent.entropy_learning_rate=4e-3", "agent.ent_coef=auto_0.3", "agent.target_entropy=-2.5",
     "agent.hidden_sizes=[6, 5]", "agent.n_critics=3", "agent.layer_norm=true",
     "agent.critic_warmup=2", "agent.entropy_in_target=false", "agent.fresh_outcomes=true",
-    "agent.cloning_weight=0.1",
+    "agent.cloning_weight=0.1", "agent.greedy_step=0.05",
     "adversary.weight=auto", "adversary.updates=6", "adversary.score=pathwise",
     "adversary.learning_rate=5e-3", "adversary.batch_size=30", "adversary.continue_fit=true",
     "adversary.xi=0.2", "adversary.max_weight=0.7",
@@ -65,6 +65,7 @@ def test_settings_reach_what_they_are_of(
     assert agent.policy_kwargs["net_arch"] == [6, 5]
     assert agent.policy.critic.n_critics == 3
     assert agent.policy_kwargs["layer_norm"] is True
+    assert agent.policy.greedy_step == 0.05
     assert (agent.critic_warmup, agent.entropy_in_target) == (2, False)
     assert (agent.fresh_outcomes, agent.cloning_weight) == (True, 0.1)
 

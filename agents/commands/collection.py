@@ -121,7 +121,7 @@ def collect(
         actions.
     :param rows: of all policies together.
     :param seed: of the environment, the policies' samples and the noise.
-    :param deterministic: mean actions instead of sampled ones.
+    :param deterministic: the policy's deterministic actions instead of sampled ones.
     :param noise: standard deviation of Gaussian noise on a policy's actions, as a share of half of
         each action's range; clipped to the range.
     :param name: how messages call the data.

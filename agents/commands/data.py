@@ -67,7 +67,9 @@ def _add_make(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--replay", action="store_true", help="write all that SAC saw while it trained"
     )
     make.add_argument(
-        "--deterministic", action="store_true", help="the policy's mean actions, not sampled ones"
+        "--deterministic",
+        action="store_true",
+        help="the policy's deterministic actions, not sampled ones",
     )
     make.add_argument(
         "--noise",
@@ -272,7 +274,7 @@ def _default_id(arguments: argparse.Namespace) -> str:
 
 def _description(arguments: argparse.Namespace, env_id: str) -> str:
     words = " and ".join(arguments.policy) + (", its replay buffer" if arguments.replay else "")
-    how = ", mean actions" if arguments.deterministic else ""
+    how = ", deterministic actions" if arguments.deterministic else ""
     noise = f", noise {arguments.noise:g}" if arguments.noise else ""
     return f"{env_id}, policy {words}{how}{noise}, seed {arguments.seed} (adv-worldmodel data make)"
 

@@ -50,6 +50,23 @@ def test_a_callback_may_change_a_setting(make_agent: MakeAgent, name: str, value
     assert not torch.equal(parameters(changed), parameters(usual))
 
 
+def test_training_does_not_know_of_a_greedy_step(
+    make_agent: MakeAgent, pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    usual, greedy = (run(make_agent(networks={"greedy_step": step}), 2) for step in (0.0, 0.1))
+    assert torch.equal(parameters(usual), parameters(greedy))
+    obs = pendulum.observations[:50]
+    deployed = [agent.predict(obs, deterministic=True)[0] for agent in (usual, greedy)]
+    low, high = pendulum.action_space.low, pendulum.action_space.high
+    steps = np.abs(deployed[1] - deployed[0]) / ((high - low) / 2)
+    np.testing.assert_allclose(steps, 0.1, rtol=1e-3)  # of one component, away from the bounds
+    checks = [
+        check_in_model(agent, pendulum_model, pendulum, episodes=5) for agent in (usual, greedy)
+    ]
+    assert not np.array_equal(*(check.returns for check in checks))  # deployed
+    assert np.array_equal(*(check.values for check in checks))  # drawn
+
+
 def test_combo_s_weight_too(make_agent: MakeAgent) -> None:
     usual, changed = (
         run(make_agent(COMBO), 3, callback=callback)

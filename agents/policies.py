@@ -231,7 +231,7 @@ class RAMBOPolicy(SACPolicy):
         if self.greedy_step == 0.0:
             return mean
         with torch.enable_grad():
-            q = self.critic.q_values(obs, mean.requires_grad_(), frozen=True).amin(0)
+            q = self.critic.q_values(obs, mean.requires_grad_()).amin(0)
             (gradient,) = torch.autograd.grad(q.sum(), mean)
         length = self.greedy_step * math.sqrt(mean.shape[1])
         step = length * F.normalize(gradient, dim=1)

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.commands.terminal import PROG, positive, seed, user_input
+from agents.commands.terminal import PROG, not_negative, positive, seed, user_input
 from agents.training.run_folder import FolderInUseError
 from agents.training.signals import terminated_as_interrupted
 
 if TYPE_CHECKING:
+    from agents.rambo import RAMBO
     from agents.training.config import TrainConfig
     from agents.training.preparation import Preparation
     from agents.training.resumption import Resumption
@@ -81,6 +82,12 @@ def add_run_parsers(
         "--env", metavar="ID", help="another environment; 'module:ID' imports module first"
     )
     evaluate.add_argument("--seed", metavar="N", type=seed, default=0, help="default: 0")
+    evaluate.add_argument(
+        "--greedy-step",
+        metavar="S",
+        type=not_negative,
+        help="another agent.greedy_step than the run's, of which its training knew nothing",
+    )
     evaluate.add_argument("--render", metavar="FILE", help="write one episode as .mp4 or .gif")
     evaluate.add_argument(
         "--trust",
@@ -190,6 +197,13 @@ def _say_unfinished(folder: RunFolder) -> None:
         print("run          diverged, and went on")
 
 
+def _policy_of(folder: RunFolder, args: argparse.Namespace) -> RAMBO:
+    agent = folder.load_policy()
+    if args.greedy_step is not None:
+        agent.policy.greedy_step = args.greedy_step
+    return agent
+
+
 def _evaluate_in_model(args: argparse.Namespace) -> int:
     from agents.model_check import check_in_model
     from agents.training.config import load_config
@@ -201,7 +215,7 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
             raise ValueError("--in-model takes the world model: leave out --env and --render")
         folder = RunFolder(Path(args.run))
         trained_on = folder.read_result().get("content_hash")
-        policy = folder.load_policy()
+        policy = _policy_of(folder, args)
         place = folder.world_model if args.in_model == "fit" else folder.adversarial_model
         config = load_config(folder.config)
         if args.dataset is not None:
@@ -251,7 +265,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             check_file(Path(args.render))
         folder = RunFolder(Path(args.run))
         env_id = full_id(args.env or folder.env_id(trust=args.trust))
-        policy = folder.load_policy()
+        policy = _policy_of(folder, args)
         env = make_real_env(env_id)
         check_spaces(policy, env, env_id)
         env.close()

@@ -1,8 +1,9 @@
-"""What the commands have in common: errors of one line, and counts."""
+"""What the commands have in common: errors of one line, and numbers."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,17 @@ def positive(text: str) -> int:
 def seed(text: str) -> int:
     """The type of an option that is a seed: a whole number that NumPy takes, as the setting is."""
     return _whole(text, 0, 2**32 - 1)
+
+
+def not_negative(text: str) -> float:
+    """The type of an option that is a finite number of at least 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0.0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number of at least 0, got {text!r}")
+    return number
 
 
 def _whole(text: str, least: int, most: int | None = None) -> int:

@@ -52,6 +52,25 @@ def test_evaluate_runs_the_policy_of_the_run(
     assert f"{expected.return_mean:.1f} +- 0.0 over 1 episodes" in capsys.readouterr().out
 
 
+def test_evaluate_takes_another_greedy_step(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = RunFolder(run_folder).load_policy("cpu")
+    agent.policy.greedy_step = 0.5
+    expected = evaluate(agent, "Pendulum-v1", episodes=1)
+    words = ["evaluate", str(run_folder), "--episodes", "1"]
+    shown = []
+    for more in (["--greedy-step", "0.5"], []):
+        assert main([*words, *more]) == 0
+        shown.append(
+            f"{expected.return_mean:.1f} +- 0.0 over 1 episodes" in capsys.readouterr().out
+        )
+    assert shown == [True, False]
+    for step in ("-1", "inf", "far"):
+        assert main([*words, "--greedy-step", step]) == 2
+        assert "expected a finite number of at least 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("result", "line"),
     [

@@ -21,6 +21,8 @@ from adv_worldmodel.checks import check_finite, check_whole
 from adv_worldmodel.dynamics.world_model import SMALLEST_STD
 
 LAYER_NORM_EPS = 1e-5
+#: Of a greedy step, between which Q decides.
+PARTS_OF_STEP = (0.0, 0.25, 0.5, 1.0)
 
 
 class Standardise(BaseFeaturesExtractor):
@@ -185,8 +187,8 @@ class RAMBOPolicy(SACPolicy):
     """SB3's ``SACPolicy`` with :class:`StackedCritic`.
 
     :param layer_norm: in the critics.
-    :param greedy_step: how far the deterministic action goes from the mean along Q's gradient, the
-        root mean square over its components, in units of half the action range. Training, and
+    :param greedy_step: how far the deterministic action may go from the mean along Q's gradient,
+        the root mean square over its components, in units of half the action range. Training, and
         actions that are drawn, do not know of it; 0 is SAC's own deterministic action.
 
     The other arguments are SB3's. ``activation_fn`` is the actor's, the critics' is ReLU.
@@ -224,7 +226,8 @@ class RAMBOPolicy(SACPolicy):
 
         The policy's mean action tanh(mu(s)), and from there ``greedy_step`` up the gradient of
         min_j Q_j(s, a) in a: on-the-fly policy extraction (OPEX; Park et al. 2024, "Is Value
-        Learning Really the Main Bottleneck in Offline RL?"), with steps of one length.
+        Learning Really the Main Bottleneck in Offline RL?"), with steps of one length, of which
+        a row goes as far as its Q is highest: not at all, a part of the way, or all of it.
         """
         with torch.no_grad():
             mean: Tensor = self.actor(obs, deterministic=True)
@@ -235,7 +238,12 @@ class RAMBOPolicy(SACPolicy):
             (gradient,) = torch.autograd.grad(q.sum(), mean)
         length = self.greedy_step * math.sqrt(mean.shape[1])
         step = length * F.normalize(gradient, dim=1)
-        return (mean.detach() + step).clamp(-1.0, 1.0)
+        with torch.no_grad():
+            ways = torch.stack([(mean + part * step).clamp(-1.0, 1.0) for part in PARTS_OF_STEP])
+            n = len(PARTS_OF_STEP)
+            q = self.critic.q_values(obs.repeat(n, 1), ways.flatten(0, 1)).amin(0)
+            best = q.view(n, -1).argmax(0)
+            return ways[best, torch.arange(len(obs), device=obs.device)]
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         if deterministic:

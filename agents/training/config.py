@@ -187,8 +187,8 @@ class AgentConfig(Section):
     greedy_step: Annotated[
         float,
         Setting(
-            "step of the deployed action from the mean along Q's gradient, root mean square in "
-            "half action ranges; training does not know of it",
+            "longest step of the deployed action from the mean along Q's gradient, root mean "
+            "square in half action ranges; training does not know of it",
             at_least=0,
         ),
     ] = 0.0

@@ -213,6 +213,29 @@ def test_a_greedy_step_is_one_of_the_stated_length_up_the_lowest_q(n_critics: in
         assert abs(slopes[1]) < 0.05 * slopes[0]
 
 
+def test_a_greedy_step_goes_as_far_as_q_rises() -> None:
+    policy = make_policy(greedy_step=0.2)
+    with torch.no_grad():
+        policy.actor.mu.weight *= 4.0
+        for parameter in policy.critic.parameters():
+            parameter.zero_()
+        first, second, last = policy.critic.weights
+        for unit, (component, sign) in enumerate(((0, 1.0), (0, -1.0), (1, 1.0), (1, -1.0))):
+            first[:, 3 + component, unit] = sign
+            second[:, unit, unit] = 1.0
+            last[:, unit] = -1.0  # Q = -|a_0| - |a_1|, by two ReLUs each
+    obs, _ = batch(200)
+    mean = policy.actor(obs, deterministic=True).detach()
+    found = policy.deterministic_action(obs)
+    gone = (found - mean).square().mean(1).sqrt() / 0.2
+    for length in gone.tolist():
+        assert min(abs(length - part) for part in (0.0, 0.25, 0.5, 1.0)) < 1e-5
+    assert {round(length, 2) for length in gone.tolist()} == {0.0, 0.25, 0.5, 1.0}
+    for part in (0.0, 0.25, 0.5, 1.0):  # nowhere on the way is Q higher
+        way = mean - part * 0.2 * mean.sign()
+        assert bool((found.abs().sum(1) <= way.abs().sum(1) + 1e-6).all())
+
+
 def test_a_greedy_step_ends_at_the_bounds_and_concerns_no_drawn_action() -> None:
     policies = [make_policy(greedy_step=step) for step in (0.0, 5.0)]
     obs = batch()[0].numpy()

@@ -187,14 +187,14 @@ def _train_seeds(config: TrainConfig) -> int:
     return 0
 
 
-def _say_unfinished(folder: RunFolder) -> None:
-    """One line on a run that did not finish, or whose values ran away."""
+def _unfinished(folder: RunFolder) -> list[str]:
+    """A line on a run that did not finish, or whose values ran away."""
     result = folder.result_or_nothing()
     status = result.get("status", "finished")  # a folder with only a policy has no result
     if status != "finished":
-        print(f"run          {status}{f': {why}' if (why := result.get('error')) else ''}")
-    elif result.get("divergence") is not None:
-        print("run          diverged, and went on")
+        return [f"run          {status}{f': {why}' if (why := result.get('error')) else ''}"]
+    diverged = result.get("divergence") is not None
+    return ["run          diverged, and went on"] if diverged else []
 
 
 def _policy_of(folder: RunFolder, args: argparse.Namespace) -> RAMBO:
@@ -208,6 +208,7 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
     from agents.model_check import check_in_model
     from agents.training.config import load_config
     from agents.training.preparation import load_termination, load_world_model, read_dataset
+    from agents.training.progress import print_unless_gone
     from agents.training.run_folder import RunFolder, check_trusted
 
     with user_input():
@@ -237,14 +238,17 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
             policy, model, data, episodes=args.episodes, gamma=config.agent.gamma,
             alpha=folder.alpha_in_values(config.agent), seed=args.seed,
         )  # fmt: skip
-    _say_unfinished(folder)
     mean, std = found.returns.mean(), found.returns.std()
-    print(f"world model  {place}")
-    print(f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes")
-    print(f"length       {found.lengths.mean():.1f} of at most {found.max_steps}")
-    print(f"sampled      {found.sampled_returns.mean():.1f} with drawn actions, which training has")
-    print(f"discounted   {found.discounted.mean():.1f} of these; the critics promise ", end="")
-    print(f"{found.values.mean():.1f} at the same starts")
+    lines = [
+        *_unfinished(folder),
+        f"world model  {place}",
+        f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes",
+        f"length       {found.lengths.mean():.1f} of at most {found.max_steps}",
+        f"sampled      {found.sampled_returns.mean():.1f} with drawn actions, which training has",
+        f"discounted   {found.discounted.mean():.1f} of these; the critics promise "
+        f"{found.values.mean():.1f} at the same starts",
+    ]
+    print_unless_gone("\n".join(lines))
     return 0
 
 
@@ -256,6 +260,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             raise ValueError("--dataset names the data of --in-model: give both")
     from adv_worldmodel.data.scores import normalised_score
     from agents.training.evaluation import evaluate
+    from agents.training.progress import print_unless_gone
     from agents.training.real_env import check_spaces, full_id, make_real_env
     from agents.training.rendering import render
     from agents.training.run_folder import RunFolder, check_file
@@ -275,14 +280,17 @@ def _evaluate(args: argparse.Namespace) -> int:
             except RuntimeError as error:  # nothing draws on this machine; the message has remedies
                 raise ValueError(str(error)) from error
     evaluation = evaluate(policy, env_id, episodes=args.episodes, seed=args.seed)
-    _say_unfinished(folder)
     mean, std = evaluation.return_mean, evaluation.return_std
-    print(f"environment  {env_id}")
-    print(f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes")
-    print(f"length       {evaluation.length_mean:.1f}")
+    lines = [
+        *_unfinished(folder),
+        f"environment  {env_id}",
+        f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes",
+        f"length       {evaluation.length_mean:.1f}",
+    ]
     score = normalised_score(env_id, mean)
     if score is not None:
-        print(f"score        {score.value:.1f}, {score.reference}")
+        lines.append(f"score        {score.value:.1f}, {score.reference}")
     if args.render is not None:
-        print(f"film         {film}")
+        lines.append(f"film         {film}")
+    print_unless_gone("\n".join(lines))
     return 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import CSVOutputFormat, Logger
 
 from adv_worldmodel import (
     WorldModel,
@@ -30,6 +30,7 @@ from agents.training.evaluation import EvaluationCallback, Evaluator
 from agents.training.plots import plot_learning_curve
 from agents.training.preparation import Preparation, load_world_model, prepare
 from agents.training.progress import (
+    EventFiles,
     LapCallback,
     MetricsHistory,
     PhaseClock,
@@ -213,7 +214,7 @@ class _Experiment:
         table = CSVOutputFormat(str(self.folder.progress))  # begins the file anew
         for row in self.history.rows:
             table.write(row, dict.fromkeys(row, ()))
-        outputs = [table, TensorBoardOutputFormat(str(self.folder.tensorboard)), self.history]
+        outputs = [table, EventFiles(str(self.folder.tensorboard)), self.history]
         self.logger = Logger(str(self.folder.path), outputs)
         agent.set_logger(self.logger)
         if self.evaluator is not None:

@@ -10,8 +10,10 @@ from typing import Any, TextIO
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter
+from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat
 from tqdm import tqdm
+
+from agents.training.signals import signals_held
 
 #: Seconds from one plain line of progress to the next.
 LINE_EVERY = 15.0
@@ -29,6 +31,23 @@ def print_unless_gone(line: str, file: TextIO | None = None) -> None:
 def on_terminal() -> bool:
     """Whether stderr is a terminal, on which bars can be drawn; it may be closed (`2>&-`)."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+class EventFiles(TensorBoardOutputFormat):
+    """TensorBoard's events; Ctrl-C and SIGTERM take effect between two of its writes.
+
+    One that broke into the queue of its thread would leave the queue's lock taken, and
+    :meth:`close` waiting for it for ever.
+    """
+
+    def __init__(self, folder: str) -> None:
+        with signals_held():
+            super().__init__(folder)
+
+    def write(self, *args: Any, **kwargs: Any) -> None:
+        """One step's metrics."""
+        with signals_held():
+            super().write(*args, **kwargs)
 
 
 class MetricsHistory(KVWriter):

@@ -7,7 +7,9 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from agents.studies.processes import RunProcesses
 from agents.training import progress
 from agents.training.progress import (
+    EventFiles,
     MetricsHistory,
     PhaseClock,
     ProgressCallback,
@@ -22,6 +25,24 @@ from agents.training.progress import (
     on_terminal,
     print_unless_gone,
 )
+
+
+def test_a_signal_waits_until_the_events_of_a_step_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the writer it could leave the lock of its queue taken."""
+    events = EventFiles(str(tmp_path))
+    written: list[str] = []
+
+    def add_scalar(name: str, *_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        written.append(name)
+
+    monkeypatch.setattr(events.writer, "add_scalar", add_scalar)
+    with pytest.raises(KeyboardInterrupt):
+        events.write({"a": 1.0, "b": 2.0}, {"a": (), "b": ()}, 5)
+    assert written == ["a", "b"]
+    events.close()
 
 
 def test_the_history_keeps_numbers_by_key() -> None:

@@ -25,6 +25,7 @@ from agents.training.progress import (
     on_terminal,
     print_unless_gone,
 )
+from agents.training.signals import Terminated, terminated_as_interrupted
 
 
 def test_a_signal_waits_until_the_events_of_a_step_are_written(
@@ -35,11 +36,11 @@ def test_a_signal_waits_until_the_events_of_a_step_are_written(
     written: list[str] = []
 
     def add_scalar(name: str, *_: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
         written.append(name)
 
     monkeypatch.setattr(events.writer, "add_scalar", add_scalar)
-    with pytest.raises(KeyboardInterrupt):
+    with terminated_as_interrupted(), pytest.raises(Terminated):
         events.write({"a": 1.0, "b": 2.0}, {"a": (), "b": ()}, 5)
     assert written == ["a", "b"]
     events.close()

@@ -143,9 +143,9 @@ class SavedFormat:
                 shown = f"{file} has the unknown key {reprlib.repr(key)}"
                 raise self.damaged(folder, f"{shown}, expected {', '.join(kinds)}")
         for key, (fits, expected) in kinds.items():
-            if key not in found and key in self.absent:
-                continue
             if key not in found:
+                if key in self.absent:
+                    continue
                 raise self.damaged(folder, f"{file} has no key {key!r}")
             if not fits(found[key]):
                 shown = f"{file}: {key} is {reprlib.repr(found[key])}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ WARM_UP_CALLS = 3
 #: Streams that torch has for each device.
 POOL = 32
 #: Branches of a step that run at once; 0: all work is done where it stands.
-SIDE_STREAMS = 4
+SIDE_STREAMS = 10
 #: What torch's warning of a wait for the device says.
 WAIT = "called a synchronizing CUDA operation"
 
@@ -155,9 +156,14 @@ class GraphedStep:
         main = torch.cuda.current_stream()
         side.wait_stream(main)
         with torch.cuda.stream(side):
-            outputs = self.function(*inputs)
+            outputs = self._run(inputs)
         main.wait_stream(side)
         return outputs
+
+    def _run(self, inputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        """The function's result; each piece on the stream that it always has."""
+        Branches.turns = itertools.count()
+        return self.function(*inputs)
 
     def _capture(self, inputs: tuple[Tensor, ...], side: torch.cuda.Stream) -> bool:
         graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
@@ -167,7 +173,7 @@ class GraphedStep:
         gc.disable()
         try:
             with torch.cuda.graph(graph, stream=side):  # records, runs nothing
-                self._outputs = self.function(*self._inputs)
+                self._outputs = self._run(self._inputs)
         except RuntimeError as error:
             torch.cuda.set_stream(main)  # a capture that fails at its end leaves its own behind
             cause = error.__context__ or error  # the end of a failed capture fails once more
@@ -195,9 +201,13 @@ class Branches:
     :param device: where the work is done.
     """
 
+    #: The side streams' turns: of all pieces, so that few wait for another's end.
+    turns = itertools.count()
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._streams: list[torch.cuda.Stream] = []
+        #: the last work of the pieces, by the side stream that they were given to
+        self._ends: dict[torch.cuda.Stream, torch.cuda.Event] = {}
         self._held: list[object] = []
 
     @contextmanager
@@ -211,17 +221,30 @@ class Branches:
             yield
             return
         self._held += held
-        stream = _side_stream(self.device, len(self._streams) % SIDE_STREAMS)
-        self._streams.append(stream)
+        stream = _side_stream(self.device, next(Branches.turns) % SIDE_STREAMS)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             yield
+            self._ends[stream] = stream.record_event()
 
     def join(self) -> None:
         """What follows begins after all pieces given so far."""
-        for stream in dict.fromkeys(self._streams):
-            torch.cuda.current_stream(self.device).wait_stream(stream)
-        self._streams, self._held = [], []
+        for end in self._ends.values():
+            torch.cuda.current_stream(self.device).wait_event(end)
+        self._ends, self._held = {}, []
+
+
+def copies_beside(into: Iterable[Tensor], of: Iterable[Tensor]) -> Branches:
+    """Begin to copy tensors that broadcast: to be joined before they are read.
+
+    Layers' biases, for one, which their products are added to.
+    """
+    pairs = list(zip(into, of, strict=True))
+    branches = Branches(pairs[0][0].device if pairs else torch.device("cpu"))
+    for out, tensor in pairs:
+        with branches.beside():
+            out.copy_(tensor)
+    return branches
 
 
 def taken_from_outside(

@@ -18,7 +18,6 @@ from torch import Tensor
 from adv_worldmodel.checks import check_shares
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.device import shared_tensor
-from adv_worldmodel.graphs import Branches
 from adv_worldmodel.seeding import make_generator
 from agents.actions import ActionBounds
 
@@ -37,7 +36,8 @@ class MixedReplayBuffer(ReplayBuffer):
     """Recent model transitions beside a fixed data set, both on the device.
 
     Every batch of B holds exactly ``round(real_ratio * B)`` rows of data, the rest are model rows
-    (P, algorithm 1). A row is packed as [s, a, r, s', continues], so that a batch is two gathers.
+    (P, algorithm 1). A row is packed as [s, a, r, s', continues], so that a batch is two gathers,
+    and padded to a multiple of 16 bytes, without which a GPU gathers number by number.
 
     :param buffer_size: model transitions kept, the oldest leave first.
     :param dataset: the real transitions; ``None`` for a buffer that will never be sampled.
@@ -69,12 +69,12 @@ class MixedReplayBuffer(ReplayBuffer):
         self.bounds = ActionBounds(action_space, self.device)
         self.generator = make_generator(seed, "replay", self.device)
         self.obs_dim = get_flattened_obs_dim(observation_space)
-        self.width = 2 * self.obs_dim + self.action_dim + 2
+        self.width = -(-(2 * self.obs_dim + self.action_dim + 2) // 4) * 4
         self.synthetic: Tensor | None = None  # allocated by the first row
         self.real: Tensor | None = None if dataset is None else self._pack_dataset(dataset)
 
     def _pack_dataset(self, dataset: OfflineDataset) -> Tensor:
-        real = torch.empty((len(dataset), self.width), device=self.device)
+        real = torch.zeros((len(dataset), self.width), device=self.device)
         batch = self.unpack(real)
         batch.obs.copy_(shared_tensor(dataset.observations, self.device))
         batch.action.copy_(self.bounds.scale(shared_tensor(dataset.actions, self.device)))
@@ -91,7 +91,7 @@ class MixedReplayBuffer(ReplayBuffer):
             rows[..., s : s + a],
             rows[..., s + a],
             rows[..., s + a + 1 : 2 * s + a + 1],
-            rows[..., -1],
+            rows[..., 2 * s + a + 1],
         )
 
     def size(self) -> int:
@@ -134,9 +134,13 @@ class MixedReplayBuffer(ReplayBuffer):
             rows = rows[max(len(rows) - self.buffer_size, 0) :]
             rows = rows[len(rows) % self.n_envs :]  # whole steps of this agent's
             pos = len(rows) % self.buffer_size
-        self.synthetic = torch.zeros((self.buffer_size, self.width), device=self.device)
-        self.synthetic[: len(rows)] = rows
+        self.hold(rows)
         self.pos, self.full = pos, len(rows) == self.buffer_size
+
+    def hold(self, rows: Tensor) -> None:
+        """Keep a copy of packed model rows ``(n, width)``; those of earlier versions lack the pad."""
+        self.synthetic = torch.zeros((self.buffer_size, self.width), device=self.device)
+        self.synthetic[: len(rows), : rows.shape[1]] = rows
 
     def add(
         self,
@@ -183,14 +187,14 @@ class MixedReplayBuffer(ReplayBuffer):
 
     def gather(self, real: Tensor, synthetic: Tensor) -> Batch:
         """One batch of the given row numbers, the data first."""
-        stores = ((self.real, real), (self.synthetic, synthetic))
-        parts, branches = [], Branches(self.device)
-        for rows, i in stores:
+        batch = torch.empty((len(real) + len(synthetic), self.width), device=self.device)
+        parts = batch.split([len(real), len(synthetic)])
+        for rows, i, part in zip(
+            (self.real, self.synthetic), (real, synthetic), parts, strict=True
+        ):
             if rows is not None and len(i) > 0:
-                with branches.beside():
-                    parts.append(rows.index_select(0, i))
-        branches.join()
-        return self.unpack(torch.cat(parts))
+                torch.index_select(rows, 0, i, out=part)
+        return self.unpack(batch)
 
     def batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
         """``n_batches`` mixed batches, real rows first."""

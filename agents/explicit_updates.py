@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adv_worldmodel.adam import step_of
-from adv_worldmodel.graphs import Branches
+from adv_worldmodel.graphs import Branches, copies_beside
 from agents.buffers import Batch
 from agents.policies import (
     LAYER_NORM_EPS,
     StackedCritic,
     Standardise,
-    affine,
+    add_product_,
     heads_of,
     is_plain,
     joint_heads,
@@ -87,6 +87,7 @@ class _Critics:
         self.hidden = [
             weight.new_empty(self.n, batch_size, weight.shape[2]) for weight in self.weights[:-1]
         ]
+        self.q = self.weights[0].new_empty(self.n, batch_size, 1)
         self.deltas = [torch.empty_like(h) for h in self.hidden]
         #: the gradients of ``linear``: those of ``hidden``, unless a normalisation lies between.
         #: A list of its own: what a captured graph writes to must live as long as the graph
@@ -100,12 +101,16 @@ class _Critics:
         self.normed = list(self.linear)
         self.moments: list[Sequence[Tensor]] = [()] * len(self.linear)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Q ``(C, B)`` of inputs ``(B, S + A)``."""
+    def prepare(self) -> Branches:
+        """What :meth:`forward` does before it needs a batch: begun, for it to wait for."""
+        return copies_beside([*(self.linear or self.hidden), self.q], self.biases)
+
+    def forward(self, x: Tensor, prepared: Branches) -> Tensor:
+        """Q ``(C, B)`` of inputs ``(B, S + A)``; the next call overwrites it."""
         h = self.x = x.expand(self.n, -1, -1)
+        prepared.join()
         for i, out in enumerate(self.hidden):
-            to = self.linear[i] if self.norms else out
-            h = torch.baddbmm(self.biases[i], h, self.weights[i], out=to)
+            h = (self.linear[i] if self.norms else out).baddbmm_(h, self.weights[i])
             if self.norms:
                 self.normed[i], *self.moments[i] = torch.native_layer_norm(
                     h, h.shape[-1:], None, None, LAYER_NORM_EPS
@@ -113,15 +118,22 @@ class _Critics:
                 gain, shift = self.norms[i]
                 h = torch.addcmul(shift, self.normed[i], gain, out=out)
             h.relu_()
-        return last_layer(h, self.weights[-1], self.biases[-1], out=self.deltas[-1])
+        if h.device.type == "cpu":
+            return last_layer(h, self.weights[-1], self.biases[-1], out=self.deltas[-1])
+        return self.q.baddbmm_(h, self.weights[-1]).squeeze(-1)
 
-    def backward_hidden(self, grad: Tensor, branches: Branches | None = None) -> None:
+    def last_weights(self, scale: float) -> Tensor:
+        """Those of Q times ``scale``, ``(C, 1, H)``, as the ways back take them."""
+        return self.weights[-1].transpose(1, 2) * scale
+
+    def backward_hidden(self, grad: Tensor, last: Tensor, branches: Branches | None = None) -> None:
         """Loss derivatives of each linear layer's output, of those ``(C, B)`` of Q.
 
+        :param last: :meth:`last_weights`, by whose scale ``grad`` still has to be multiplied.
         :param branches: in which the gradients of the parameters below them are written; ``None``
             writes none.
         """
-        torch.mul(grad.unsqueeze(-1), self.weights[-1].transpose(1, 2), out=self.deltas[-1])
+        torch.mul(grad.unsqueeze(-1), last, out=self.deltas[-1])
         for i in reversed(range(len(self.hidden))):
             delta = self.deltas[i]
             _relu_backward_(delta, self.hidden[i])
@@ -134,17 +146,23 @@ class _Critics:
             if i > 0:
                 torch.bmm(delta, self.weights[i].transpose(1, 2), out=self.deltas[i - 1])
 
-    def backward_parameters(self, grad: Tensor, branches: Branches) -> None:
-        """Write the parameters' gradients, in branches yet to be joined."""
-        column = grad.unsqueeze(-1)
+    def backward_parameters(
+        self, grad: Tensor, last: Tensor, scale: float, branches: Branches
+    ) -> None:
+        """Write the parameters' gradients, in branches yet to be joined.
+
+        :param grad: ``scale`` times it is the loss derivative of Q, ``(C, B)``.
+        :param last: :meth:`last_weights` of that scale.
+        """
         with branches.beside(grad):
+            column = (grad * scale).unsqueeze(-1)
             if grad.device.type == "cpu":  # see `last_layer`
                 torch.mul(self.hidden[-1], column, out=self.deltas[-1])
                 torch.sum(self.deltas[-1], 1, out=self.weight_grads[-1].squeeze(-1))
             else:
                 torch.bmm(self.hidden[-1].transpose(1, 2), column, out=self.weight_grads[-1])
             torch.sum(column, 1, keepdim=True, out=self.bias_grads[-1])
-        self.backward_hidden(grad, branches)
+        self.backward_hidden(grad, last, branches)
 
     def _write_grads(self, i: int, branches: Branches) -> None:
         """Those of layer i, a hidden one, of what `backward_hidden` found."""
@@ -158,27 +176,27 @@ class _Critics:
                 torch.sum(self.deltas[i] * self.normed[i], 1, keepdim=True, out=gain_grad)
                 torch.sum(self.deltas[i], 1, keepdim=True, out=shift_grad)
 
-    def action_grad(self, critic: Tensor, action_dim: int, scale: float) -> Tensor:
+    def action_grad(self, critic: Tensor, last: Tensor, action_dim: int) -> Tensor:
         """Derivatives ``(B, A)`` of each row's Q by ``critic[row]`` with respect to its action.
 
-        :param scale: what they are multiplied with.
+        :param last: :meth:`last_weights`, whose scale they are multiplied with.
         """
         if critic.device.type == "cpu":
-            return self.action_grad_by_critic(critic, action_dim, scale)
-        return self.action_grad_at_once(critic, action_dim, scale)
+            return self.action_grad_by_critic(critic, last, action_dim)
+        return self.action_grad_at_once(critic, last, action_dim)
 
-    def action_grad_at_once(self, critic: Tensor, action_dim: int, scale: float) -> Tensor:
+    def action_grad_at_once(self, critic: Tensor, last: Tensor, action_dim: int) -> Tensor:
         """Every row through every critic: shapes that no value decides, as CUDA graphs need."""
-        self.backward_hidden((critic == self.numbers) * scale)
+        self.backward_hidden(critic == self.numbers, last)
         columns = self.weights[0][:, -action_dim:].transpose(1, 2)
         return torch.bmm(self.linear_deltas[0], columns).sum(0)
 
-    def action_grad_by_critic(self, critic: Tensor, action_dim: int, scale: float) -> Tensor:
+    def action_grad_by_critic(self, critic: Tensor, last: Tensor, action_dim: int) -> Tensor:
         """Each row through its own critic only: a C-th of the products."""
         grad = self.x.new_empty(self.batch_size, action_dim)
         for c in range(self.n):
             rows = torch.nonzero(critic == c).squeeze(-1)
-            delta = (self.weights[-1][c].t() * scale).expand(len(rows), -1)
+            delta = last[c].expand(len(rows), -1)
             for i in reversed(range(len(self.hidden))):
                 active = self.hidden[i][c].index_select(0, rows)
                 delta = torch.ops.aten.threshold_backward(delta, active, 0.0)
@@ -205,16 +223,25 @@ class _Actor:
         for i, head in enumerate(heads_of(actor)):
             grads[head.weight], grads[head.bias] = weight.chunk(2)[i], bias.chunk(2)[i]
         self.hidden = [w.new_empty(2 * batch_size, w.shape[0]) for w, _ in self.layers]
+        self.output = weight.new_empty(2 * batch_size, len(weight))
         self.deltas = [torch.empty_like(h[:batch_size]) for h in self.hidden]
         self.features = self.hidden[0].new_empty(0)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self) -> Branches:
+        """What :meth:`forward` does before it needs a batch: begun, for it to wait for."""
+        branches = copies_beside(self.hidden, [bias for _, bias in self.layers])
+        with branches.beside():
+            self.head_weight, bias = joint_heads(self.actor)
+            self.output.copy_(bias)
+        return branches
+
+    def forward(self, features: Tensor, prepared: Branches) -> tuple[Tensor, Tensor]:
         """Mean and unclipped log standard deviation, ``(2 B, A)`` each."""
         h = self.features = features
-        for layer, out in zip(self.layers, self.hidden, strict=True):
-            h = affine(h, layer, out).relu_()
-        self.head_weight, bias = joint_heads(self.actor)
-        mean, log_std = affine(h, (self.head_weight, bias)).chunk(2, dim=1)
+        prepared.join()
+        for (weight, _), out in zip(self.layers, self.hidden, strict=True):
+            h = add_product_(out, h, weight).relu_()
+        mean, log_std = add_product_(self.output, h, self.head_weight).chunk(2, dim=1)
         return mean, log_std
 
     def backward(self, grad: Tensor, branches: Branches) -> None:
@@ -260,7 +287,7 @@ class ExplicitSACUpdate:
         self.shift = -standardise.mean * self.scale
         self.action_dim = heads_of(parts.actor)[0].out_features
         #: of the squashed Gaussian's negative log-density
-        self.constant = self.action_dim * (0.5 * LOG_2PI + 2.0 * LOG_2)
+        self.constant = self.scale.new_tensor(self.action_dim * (0.5 * LOG_2PI + 2.0 * LOG_2))
 
     @torch.no_grad()
     def __call__(self, batch: Batch, noise: Tensor) -> Tensor:
@@ -272,66 +299,86 @@ class ExplicitSACUpdate:
         parts, n = self.parts, self.batch_size
         for parameter, grad in self.grads.items():
             parameter.grad = grad
-        branches = Branches(noise.device)
+        # pieces of work by what waits for them; a GPU does them beside the rest
+        first, for_error, for_critic, for_actor, rest = (Branches(noise.device) for _ in range(5))
+        of_actor, of_targets = self.actor.prepare(), self.targets.prepare()
+        with first.beside():
+            alpha = parts.fixed_alpha if parts.log_alpha is None else parts.log_alpha.exp()
+            discount = batch.continues * parts.gamma
+            price = discount * alpha
+            plain = batch.reward
+            if parts.entropy_in_target:
+                plain = torch.addcmul(plain, price, self.constant)
         states = torch.stack([batch.obs, batch.next_obs])
         states = torch.addcmul(self.shift, states, self.scale)
         data_rows = torch.cat([states[0], batch.action], dim=-1)
-        with branches.beside():
-            q = self.critics.forward(data_rows)
+        with for_error.beside():
+            q = self.critics.forward(data_rows, self.critics.prepare())
 
-        mean, unclipped = self.actor.forward(states.flatten(0, 1))
+        mean, unclipped = self.actor.forward(states.flatten(0, 1), of_actor)
         log_std = unclipped.clamp(LOG_STD_MIN, LOG_STD_MAX)
         noise = noise.reshape(2 * n, -1)
-        spread = noise * log_std.exp()  # dividing (u - mean) by sigma would give the noise back
-        u = mean + spread
+        deviation = log_std.exp()
+        u = torch.addcmul(mean, noise, deviation)
+        first.join()
+        with for_error.beside():
+            densities = torch.addcmul(_squashing(u), noise, noise, value=-0.5) - log_std
+            log_prob, next_log_prob = densities.sum(1).chunk(2)  # without `constant`
+            reward = plain
+            if parts.entropy_in_target:
+                reward = torch.addcmul(plain, price, next_log_prob, value=-1.0)
         actions = torch.tanh(u).reshape(2, n, -1)
         pi_rows, next_rows = torch.cat([states, actions], dim=-1)
-        with branches.beside():
-            densities = torch.addcmul(_squashing(u), noise, noise, value=-0.5) - log_std
-            log_prob, next_log_prob = (densities.sum(1) - self.constant).chunk(2)
-            mean_log_prob = log_prob.mean()
-            entropy = -mean_log_prob
-            alpha = parts.fixed_alpha if parts.log_alpha is None else parts.log_alpha.exp()
-            entropy_loss = self._step_alpha(mean_log_prob)
+        with for_actor.beside():
+            spread = noise[:n] * deviation[:n]  # dividing u - mean by sigma would give noise back
+            inside = log_std[:n] == unclipped[:n]
+            base, slope = self._policy_gradient(actions[0], spread, inside, alpha)
+        k = parts.n_real if parts.cloning_weight > 0.0 else 0
+        with for_actor.beside():
+            if k > 0:
+                nll, pull = self._cloning(batch.action[:k], mean[:k], log_std[:k], unclipped[:k])
 
-        next_q = self.targets.forward(next_rows).amin(0)
-        branches.join()
-        if parts.entropy_in_target:
-            next_q = torch.addcmul(next_q, alpha, next_log_prob, value=-1.0)
-        target = torch.addcmul(batch.reward, batch.continues, next_q, value=parts.gamma)
-        error = q - target
-        with branches.beside():
+        with for_critic.beside():
+            last = self.critics.last_weights(1.0 / n)  # of half the mean square
+        next_q = self.targets.forward(next_rows, of_targets).amin(0)
+        for_error.join()
+        error = q - torch.addcmul(reward, discount, next_q)
+        with for_actor.beside():
+            mean_log_prob = log_prob.mean() - self.constant
+            entropy = -mean_log_prob
+            entropy_loss = self._step_alpha(mean_log_prob)
+        for_critic.join()
+        with for_critic.beside():
             critic_loss, q_mean = error.square().mean() * (0.5 * len(error)), q.mean()
-        self.critics.backward_parameters(error / n, branches)  # of half the mean square
-        branches.join()
+        self.critics.backward_parameters(error, last, 1.0 / n, for_critic)
+        for_critic.join()
         step_of(parts.critic.optimizer)
 
-        with branches.beside():
+        of_critics = self.critics.prepare()
+        with for_actor.beside():
+            last = self.critics.last_weights(-1.0 / n)  # Q is ascended, its mean over the batch
+        with rest.beside():
             torch._foreach_lerp_(parts.target, parts.online, parts.tau)
-        q_pi = self.critics.forward(pi_rows)
+        q_pi = self.critics.forward(pi_rows, of_critics)
         least, lowest = q_pi.min(0)
-        k = parts.n_real if parts.cloning_weight > 0.0 else 0
-        with branches.beside():
+        for_actor.join()
+        with for_actor.beside():
             actor_loss = torch.addcmul(-least.mean(), alpha, mean_log_prob)
             if k > 0:
-                loss, pull = self._cloning(batch.action[:k], mean[:k], log_std[:k], least)
-                actor_loss = actor_loss + loss
-        if not parts.actor_frozen:
-            # Q is ascended: the gradient of -mean min Q in the actions
-            minus_q = self.critics.action_grad(lowest, self.action_dim, -1.0 / n)
-        branches.join()
-        found = [actor_loss, critic_loss, entropy_loss, alpha, q_mean, entropy]
-        with branches.beside():
+                weight = parts.cloning_weight * least.abs().mean()
+                base[:k].addcmul_(weight, pull)
+                actor_loss = torch.addcmul(actor_loss, weight, nll)
+            found = [actor_loss, critic_loss, entropy_loss, alpha, q_mean, entropy]
             metrics = torch.stack([value.squeeze() for value in found])
         if not parts.actor_frozen:
-            grad = self._entropic(minus_q, actions[0], spread[:n], alpha)
-            if k > 0:
-                grad[:k] += pull
-            grad[:, self.action_dim :] *= log_std[:n] == unclipped[:n]
-            self.actor.backward(grad, branches)
-            branches.join()
+            minus_q = self.critics.action_grad(lowest, last, self.action_dim)
+            for_actor.join()
+            grad = torch.addcmul(base, slope, minus_q.unsqueeze(1))
+            self.actor.backward(grad.flatten(1), for_actor)
+            for_actor.join()
             step_of(parts.actor.optimizer)
-        branches.join()
+        for_actor.join()
+        rest.join()
         return metrics
 
     def _step_alpha(self, mean_log_prob: Tensor) -> Tensor:
@@ -348,31 +395,37 @@ class ExplicitSACUpdate:
             parts.log_alpha.clamp_(max=parts.log_alpha_limit)
         return loss
 
-    def _entropic(self, minus_q: Tensor, pi: Tensor, spread: Tensor, alpha: Tensor) -> Tensor:
-        """Gradients of mean(alpha log pi - min Q) in mean and log deviation, ``(B, 2 A)``.
+    def _policy_gradient(
+        self, pi: Tensor, spread: Tensor, inside: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How those of mean(alpha log pi - min Q) depend on Q's: as base + slope times it.
 
-        :param minus_q: that of -mean min Q in the policy's actions, ``(B, A)``.
+        In mean and log deviation, of the gradient of -mean min Q in the actions; ``(B, 2, A)``.
+
         :param pi: the actions.
         :param spread: sigma times the noise of u, of which they are the tanh.
+        :param inside: where the log deviation is none of its limits, which have no gradient.
         """
         alpha_by_row = alpha / self.batch_size
-        minus_q = torch.ops.aten.tanh_backward(minus_q, pi)  # in u
         # u = mean + sigma noise, d log pi / du = 2 tanh u, and d log pi / d log sigma = -1 besides
-        u_grad = torch.addcmul(minus_q, alpha_by_row, pi, value=2.0)
-        return torch.cat([u_grad, u_grad * spread - alpha_by_row], dim=1)
+        entropy, slope = 2.0 * alpha_by_row * pi, 1.0 - pi.square()
+        spread = spread * inside
+        base = torch.stack([entropy, entropy * spread - alpha_by_row * inside], dim=1)
+        return base, torch.stack([slope, slope * spread], dim=1)
 
     def _cloning(
-        self, action: Tensor, mean: Tensor, log_std: Tensor, q: Tensor
+        self, action: Tensor, mean: Tensor, log_std: Tensor, unclipped: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Loss of the data's actions, and its gradients in mean and log deviation, ``(K, 2 A)``.
+        """Negative log-likelihood of the data's actions, and its gradients ``(K, 2, A)``.
+
+        In mean and log deviation, those of the loss's mean over the rows.
 
         :param action: in [-1, 1], ``(K, A)``.
-        :param q: of all rows, in whose size it is measured.
         """
         u = unsquashed(action)
         deviation = log_std.exp()
         z = (u - mean) / deviation
-        weight = self.parts.cloning_weight * q.abs().mean()
         nll = (0.5 * z.square() + log_std - _squashing(u)).sum(1).mean() + self.constant
-        pull = weight / len(u)
-        return weight * nll, torch.cat([-pull * z / deviation, pull * (1.0 - z.square())], dim=1)
+        inside = log_std == unclipped
+        pull = torch.stack([-z / deviation, (1.0 - z.square()) * inside], dim=1)
+        return nll, pull / len(u)

@@ -141,9 +141,7 @@ def restore(agent: RAMBO, adversary: Adversary | None, snapshot: Snapshot) -> No
         torch.cuda.set_rng_state(tensors["random.cuda"], agent.device)
     buffer.pos, buffer.full = snapshot.numbers["buffer"]["pos"], snapshot.numbers["buffer"]["full"]
     if "synthetic" in tensors:
-        rows = tensors["synthetic"]
-        buffer.synthetic = torch.zeros((buffer.buffer_size, buffer.width), device=buffer.device)
-        buffer.synthetic[: len(rows)] = rows
+        buffer.hold(tensors["synthetic"])
     if adversary is not None:
         adversary.n_updates = snapshot.numbers["adversary_updates"]
 

@@ -160,6 +160,24 @@ def test_sb3_s_add_is_extend(data: OfflineDataset) -> None:
     assert direct.size() == through_sb3.size() == N_ENVS
 
 
+@pytest.mark.parametrize("obs_dim", [1, 2, 3, 4])
+def test_rows_are_whole_vectors_of_16_bytes_and_those_without_a_pad_are_taken(obs_dim: int) -> None:
+    space = Box(-np.inf, np.inf, (obs_dim,), np.float32)
+    buffer = MixedReplayBuffer(2, space, ACTION_SPACE, "cpu", real_ratio=0.0, seed=0)
+    numbers = 2 * obs_dim + 2 + 2
+    rows = torch.arange(2.0 * numbers).view(2, numbers)
+    buffer.hold(rows)
+    buffer.pos, buffer.full = 0, True
+    assert buffer.synthetic is not None
+    assert buffer.synthetic.stride(0) % 4 == 0
+    columns = buffer.unpack(buffer.synthetic)
+    joined = [c.view(2, -1) for c in columns]
+    assert torch.equal(torch.cat(joined, dim=1), rows)
+    batch = buffer.gather(torch.empty(0, dtype=torch.int64), torch.tensor([1, 0, 1]))
+    for mine, column in zip(batch, columns, strict=True):
+        assert torch.equal(mine, column[[1, 0, 1]])
+
+
 def test_sb3_s_form_of_a_batch(data: OfflineDataset) -> None:
     one, two = make(data), make(data)
     for buffer in (one, two):

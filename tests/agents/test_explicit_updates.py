@@ -172,12 +172,13 @@ def test_both_forms_of_the_actions_gradient_agree(layer_norm: bool) -> None:
     critics = ExplicitSACUpdate(make_parts(n_critics=3, layer_norm=layer_norm), BATCH).critics
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
-        critics.forward(torch.randn(BATCH, S + A, generator=generator))
+        critics.forward(torch.randn(BATCH, S + A, generator=generator), critics.prepare())
         lowest = torch.randint(3, (BATCH,), generator=generator)
         forms = (critics.action_grad_by_critic, critics.action_grad_at_once)
-        torch.testing.assert_close(*(form(lowest, A, -0.5) for form in forms))
-        doubled = critics.action_grad(lowest, A, 2.0)
-        torch.testing.assert_close(doubled, 2.0 * critics.action_grad(lowest, A, 1.0))
+        half, once, twice = (critics.last_weights(scale) for scale in (-0.5, 1.0, 2.0))
+        torch.testing.assert_close(*(form(lowest, half, A) for form in forms))
+        doubled = critics.action_grad(lowest, twice, A)
+        torch.testing.assert_close(doubled, 2.0 * critics.action_grad(lowest, once, A))
 
 
 def test_the_metrics_have_their_names() -> None:

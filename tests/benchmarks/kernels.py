@@ -2,15 +2,18 @@
 
 The updates run on PyTorch's ``meta`` device, whose tensors have shapes and no values; every
 operation that would compute something is counted, as one kernel unless it is known to be several.
+What an update has to wait for is the longest chain of them: those of branches run at once.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
 import torch
 from stable_baselines3.common.logger import Logger
@@ -21,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from adv_worldmodel.dynamics.adversary import Draws
 from adv_worldmodel.dynamics.model_gradient import Score
+from adv_worldmodel.graphs import SIDE_STREAMS, Branches
 from agents import RAMBO
 from agents.agent_step import AgentStep
 from agents.values import policy_and_value
@@ -88,12 +92,52 @@ def trial_on_meta(
     return Trial(c, dataset, model, agent, graphs=True)
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """Of an update."""
+
+    count: int  #: all of them
+    chain: int  #: of the longest chain, in which each waits for the one before
+
+    def __str__(self) -> str:
+        return f"{self.count} / {self.chain}"
+
+
 class KernelCount(TorchDispatchMode):
     """Counts operations of the ``meta`` device that compute something."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
+        #: kernels that the next one has to wait for, one after the other
+        self.chain = 0
+        #: the same at the end of each side stream
+        self._side = dict.fromkeys(range(SIDE_STREAMS), 0)
+        self._turns = itertools.count()
+        #: of the pieces that a group of branches has begun
+        self._ends: WeakKeyDictionary[Branches, list[int]] = WeakKeyDictionary()
+
+    def found(self) -> Kernels:
+        """What has been counted."""
+        return Kernels(self.count, self.chain)
+
+    def _add(self, n: int) -> None:
+        self.count += n
+        self.chain += n
+
+    @contextmanager
+    def beside(self, branches: Branches, *_: object) -> Iterator[None]:
+        """In place of the branches' own, which do nothing without a GPU."""
+        ends = self._ends.setdefault(branches, [])
+        stream = next(self._turns) % SIDE_STREAMS
+        outside, self.chain = self.chain, max(self.chain, self._side[stream])
+        yield
+        ends.append(self.chain)
+        self._side[stream], self.chain = self.chain, outside
+
+    def join(self, branches: Branches) -> None:
+        """Likewise."""
+        self.chain = max([self.chain, *self._ends.pop(branches, [])])
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -103,24 +147,33 @@ class KernelCount(TorchDispatchMode):
         on_device = any(x.device.type == "meta" for x in tensors)
         name = func.name().split(".")[0]
         if on_device and not func.is_view and name not in ALLOCATIONS:
-            self.count += KERNELS.get(name, 1)
+            self._add(KERNELS.get(name, 1))
         return out
 
     def adam_step(self, *_: object) -> None:
         """In place of Adam's, which is not fused on the ``meta`` device."""
-        self.count += KERNELS_OF_ADAM
+        self._add(KERNELS_OF_ADAM)
 
 
-def kernels(update: Callable[[], object]) -> int:
+def kernels(update: Callable[[], object]) -> Kernels:
     """Of one call; the first one, which makes what lasts, is not counted."""
     update()
     counter = KernelCount()
-    with counter, patch.object(ADAM, "step", counter.adam_step):
+    # looked up on the class, so that they get their object first
+    branches: dict[str, Any] = {
+        "beside": lambda branches, *held: counter.beside(branches, *held),
+        "join": lambda branches: counter.join(branches),
+    }
+    with (
+        counter,
+        patch.object(ADAM, "step", counter.adam_step),
+        patch.multiple(Branches, **branches),
+    ):
         update()
-    return counter.count
+    return counter.found()
 
 
-def of_agent(dataset: OfflineDataset, *, autograd: bool, **settings: Any) -> int:
+def of_agent(dataset: OfflineDataset, *, autograd: bool, **settings: Any) -> Kernels:
     """Kernels of an agent's update, the gathering of its batch included."""
     trial = trial_on_meta(dataset, c=DEEP, **settings)
     trial.roll_out()
@@ -130,7 +183,7 @@ def of_agent(dataset: OfflineDataset, *, autograd: bool, **settings: Any) -> int
     return kernels(lambda: step(*draws))
 
 
-def of_adversary(dataset: OfflineDataset, score: Score, *, autograd: bool) -> int:
+def of_adversary(dataset: OfflineDataset, score: Score, *, autograd: bool) -> Kernels:
     """Kernels of an adversarial update of the model."""
     trial = trial_on_meta(dataset, c=DEEP)
     rows = torch.arange(DEEP.rows, device="meta").split([DEEP.rows - 30, 30])
@@ -145,7 +198,7 @@ def of_adversary(dataset: OfflineDataset, score: Score, *, autograd: bool) -> in
 
 def main() -> None:
     """Print the table."""
-    rows = [("kernels per update", "autograd", "now", "")]
+    rows = [("kernels per update, all / longest chain", "autograd", "now", "")]
     with meta_device():
         dataset = workload.gaussian_data(DEEP)
         for score in SCORES:

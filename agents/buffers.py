@@ -138,7 +138,7 @@ class MixedReplayBuffer(ReplayBuffer):
         self.pos, self.full = pos, len(rows) == self.buffer_size
 
     def hold(self, rows: Tensor) -> None:
-        """Keep a copy of packed model rows ``(n, width)``; those of earlier versions lack the pad."""
+        """Keep a copy of packed model rows ``(n, width)``, or of an earlier version's, unpadded."""
         self.synthetic = torch.zeros((self.buffer_size, self.width), device=self.device)
         self.synthetic[: len(rows), : rows.shape[1]] = rows
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from adv_worldmodel.checks import check_finite, check_whole
 from adv_worldmodel.dynamics.world_model import SMALLEST_STD
+from adv_worldmodel.graphs import Branches, copies_beside
 
 LAYER_NORM_EPS = 1e-5
 #: Of a greedy step, between which Q decides.
@@ -59,7 +60,7 @@ def last_layer(h: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = Non
 def affine(x: Tensor, layer: tuple[Tensor, Tensor]) -> Tensor:
     """An ``nn.Linear``'s output of ``x`` ``(B, in)``: weights ``(out, in)``, and biases."""
     weight, bias = layer
-    if not _in_halves(x):
+    if not in_halves(x):
         return torch.addmm(bias, x, weight.t())
     halves = x.reshape(2, -1, x.shape[1])
     return torch.baddbmm(bias, halves, weight.t().expand(2, -1, -1)).view(len(x), -1)
@@ -67,15 +68,15 @@ def affine(x: Tensor, layer: tuple[Tensor, Tensor]) -> Tensor:
 
 def add_product_(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The same where ``out`` ``(B, out)`` holds the biases already."""
-    if not _in_halves(x):
+    if not in_halves(x):
         return out.addmm_(x, weight.t())
     halves = x.reshape(2, -1, x.shape[1])
     out.view(2, -1, len(weight)).baddbmm_(halves, weight.t().expand(2, -1, -1))
     return out
 
 
-def _in_halves(x: Tensor) -> bool:
-    """Whether a GPU multiplies an even number of rows as two batches.
+def in_halves(x: Tensor) -> bool:
+    """Whether an even number of rows is multiplied as two batches: on a GPU.
 
     Of a product with few columns cuBLAS sums splits, in memory that it first has to clear: 15 of
     35 microseconds on an H100. Batched products are not split.
@@ -97,14 +98,6 @@ def is_plain(actor: nn.Module) -> bool:
     )
 
 
-def hidden_of(actor: Actor, obs: Tensor) -> Tensor:
-    """What the heads of a plain actor see, ``(B, H)``."""
-    h: Tensor = actor.extract_features(obs, actor.features_extractor)
-    for layer in actor.latent_pi:
-        h = affine(h, (layer.weight, layer.bias)) if type(layer) is nn.Linear else layer(h)
-    return h
-
-
 def heads_of(actor: Actor) -> tuple[nn.Linear, nn.Linear]:
     """A plain actor's last layers, of mean and log deviation."""
     return cast(nn.Linear, actor.mu), cast(nn.Linear, actor.log_std)
@@ -114,6 +107,30 @@ def joint_heads(actor: Actor) -> tuple[Tensor, Tensor]:
     """Their weights ``(2 A, H)`` and biases as those of one layer."""
     heads = heads_of(actor)
     return torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
+
+
+def outputs_of(actor: Actor, obs: Tensor, *, mean_only: bool = False) -> Tensor:
+    """Of a plain actor's heads, ``(B, 2 A)``: mean and log deviation; or ``(B, A)``, the mean."""
+    head = heads_of(actor)[0]
+    linear = [layer for layer in actor.latent_pi if type(layer) is nn.Linear]
+    in_place = not torch.is_grad_enabled()
+    begun = Branches(obs.device)
+    with begun.beside():
+        last = (head.weight, head.bias) if mean_only else joint_heads(actor)
+        output = last[1].expand(len(obs), -1).clone() if in_place else obs
+    outputs = [obs.new_empty(len(obs), layer.out_features) for layer in linear * in_place]
+    biases = copies_beside(outputs, [layer.bias for layer in linear * in_place])
+    h: Tensor = actor.extract_features(obs, actor.features_extractor)
+    biases.join()
+    for layer in actor.latent_pi:
+        if type(layer) is not nn.Linear:
+            h = layer(h)
+        elif in_place:
+            h = add_product_(outputs.pop(0), h, layer.weight)
+        else:
+            h = affine(h, (layer.weight, layer.bias))
+    begun.join()
+    return add_product_(output, h, last[0]) if in_place else affine(h, last)
 
 
 class StackedCritic(BaseModel):
@@ -165,24 +182,39 @@ class StackedCritic(BaseModel):
         :param frozen: no gradient for the critics' own parameters, only for the arguments; none
             ever reaches those of a shared features extractor.
         """
+        return self.q_of_features(self.features(obs, frozen=frozen), actions, frozen=frozen)
+
+    def features(self, obs: Tensor, *, frozen: bool = False) -> Tensor:
+        """What the networks see of raw states."""
         extract: Any = self.features_extractor
         if frozen or self.share_features_extractor:
             held = {name: p.detach() for name, p in extract.named_parameters()}
             extract = partial(functional_call, extract, held)
-        features = self.extract_features(obs, extract)
-        h = torch.cat([features, actions], dim=1).expand(self.n_critics, -1, -1)
+        return self.extract_features(obs, extract)
+
+    def q_of_features(self, features: Tensor, actions: Tensor, *, frozen: bool = False) -> Tensor:
+        """:meth:`q_values` of what the features extractor has made of the states."""
         layers: list[tuple[Tensor, Tensor]] = list(zip(self.weights, self.biases, strict=True))
         norms: list[tuple[Tensor, Tensor]] = list(zip(self.gains, self.shifts, strict=True))
         if frozen:
             layers = [(weight.detach(), bias.detach()) for weight, bias in layers]
             norms = [(gain.detach(), shift.detach()) for gain, shift in norms]
-        for i, (weight, bias) in enumerate(layers[:-1]):
-            h = torch.baddbmm(bias, h, weight)
+        *hidden, last = layers
+        in_place = not torch.is_grad_enabled()
+        outputs = [
+            features.new_empty(self.n_critics, len(features), weight.shape[2])
+            for weight, _ in hidden * in_place
+        ]
+        biases = copies_beside(outputs, [bias for _, bias in hidden * in_place])
+        h = torch.cat([features, actions], dim=1).expand(self.n_critics, -1, -1)
+        biases.join()
+        for i, (weight, bias) in enumerate(hidden):
+            h = outputs[i].baddbmm_(h, weight) if in_place else torch.baddbmm(bias, h, weight)
             if norms:
                 gain, shift = norms[i]
-                h = F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS) * gain + shift
+                h = torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS), gain)
             h = h.relu_()
-        return last_layer(h, *layers[-1])
+        return last_layer(h, *last)
 
     def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
         """SB3's form: one ``(B, 1)`` per critic."""

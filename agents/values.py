@@ -17,9 +17,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import Tensor
 
+from adv_worldmodel.graphs import Branches
 from adv_worldmodel.protocols import Policy, ValueFunction
 from agents.actions import ActionBounds
-from agents.policies import StackedCritic, affine, hidden_of, is_plain, joint_heads
+from agents.policies import StackedCritic, is_plain, outputs_of
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -37,8 +38,7 @@ class SquashedPolicy:
     def mean_action(self, obs: Tensor) -> Tensor:
         """tanh(mu(s)), scaled ``(B, A)``."""
         if self.plain:
-            head = self.actor.mu
-            return torch.tanh(affine(hidden_of(self.actor, obs), (head.weight, head.bias)))
+            return torch.tanh(outputs_of(self.actor, obs, mean_only=True))
         mean, _, _ = self.actor.get_action_dist_params(obs)
         return torch.tanh(mean)
 
@@ -46,10 +46,9 @@ class SquashedPolicy:
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
         """One raw action per row, of standard normals ``(B, A)``."""
         if self.plain:
-            both = affine(hidden_of(self.actor, obs), joint_heads(self.actor))
-            mean, log_std = both.chunk(2, dim=-1)
-            u = mean + noise * log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
-            return self.bounds.unscale(torch.tanh(u))
+            mean, log_std = outputs_of(self.actor, obs).chunk(2, dim=-1)
+            std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
+            return self.bounds.unscale(torch.tanh(torch.addcmul(mean, noise, std)))
         mean, log_std, latent = self.actor.get_action_dist_params(obs)
         if getattr(self.actor, "use_sde", False):  # gSDE: log_std is of the last layer's weights
             gaussian = self.actor.action_dist.proba_distribution(mean, log_std, **latent)
@@ -144,7 +143,14 @@ class CriticValue:
 
     def v(self, obs: Tensor) -> Tensor:
         """min_j Q_j(s, mean action), ``(B,)``."""
-        return self._lowest(obs, self.policy.mean_action(obs))
+        if torch.is_grad_enabled() or not isinstance(self.critic, StackedCritic):
+            return self._lowest(obs, self.policy.mean_action(obs))
+        branches = Branches(obs.device)
+        with branches.beside():
+            features = self.critic.features(obs)
+        action = self.policy.mean_action(obs)
+        branches.join()
+        return self.critic.q_of_features(features, action).amin(0)
 
     def q(self, obs: Tensor, action: Tensor) -> Tensor:
         """min_j Q_j(s, a), ``(B,)``."""

@@ -239,6 +239,8 @@ class Adversary:
         branches = Branches(self.obs.device)
         with branches.beside():
             real = self.inputs[batch], self.targets[batch]
+        with branches.beside():
+            fresh = self.start_states[starts]
         with torch.no_grad():
             action = policy.sample(self.obs, action_noise)
         branches.join()
@@ -253,13 +255,16 @@ class Adversary:
             )
             self.optimizer.zero_grad()
             (weight * step.loss + supervised).backward(inputs=self.parameters)
-        if self.dual is not None:
-            self.dual.update(mean_nll(self.model.ensemble, supervised.detach()), batch)
         with branches.beside():
             ended = (step.terminated | restart).unsqueeze(-1)
-            self.obs.copy_(torch.where(ended, self.start_states[starts], step.next_obs))
+            torch.where(ended, fresh, step.next_obs, out=self.obs)
+        with branches.beside():
             std, centre = torch.std_mean(step.raw_advantage, correction=0)
             metrics = torch.stack([step.loss.detach(), centre, std, supervised.detach()])
+        if self.dual is not None:
+            nll = mean_nll(self.model.ensemble, supervised.detach())
+            with branches.beside():
+                self.dual.update(nll, batch)
         step_of(self.optimizer)
         branches.join()
         return (metrics,)

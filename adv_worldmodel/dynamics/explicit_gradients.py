@@ -19,12 +19,10 @@ from adv_worldmodel.dynamics.likelihood import LOGVAR_LIMIT_WEIGHT, logvar_limit
 from adv_worldmodel.dynamics.model_gradient import (
     AdversarySettings,
     ModelGradient,
-    drawn_moments,
-    model_rows,
     outcome_of,
 )
 from adv_worldmodel.dynamics.world_model import WorldModel
-from adv_worldmodel.graphs import Branches
+from adv_worldmodel.graphs import Branches, copies_beside
 from adv_worldmodel.protocols import ValueFunction
 
 
@@ -38,9 +36,11 @@ class ExplicitEnsemble:
         self.ensemble = ensemble
         self.weights, self.biases = list(ensemble.weights), list(ensemble.biases)
         self.grads = {p: torch.zeros_like(p) for p in ensemble.parameters()}
-        *linear, self.output = [
+        *linear, output = [
             w.detach().new_empty(ensemble.n_members, n_rows, w.shape[2]) for w in self.weights
         ]
+        #: mean and log-variance ``(E, R, 2 D)``
+        self.output = output
         #: before the swish, ``(E, R, width)`` each
         self.linear = linear
         #: after it
@@ -51,38 +51,52 @@ class ExplicitEnsemble:
             self.deltas = [torch.empty_like(h) for h in linear]
         self.x = self.output  # of the last call of `forward`
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self) -> Branches:
+        """What :meth:`forward` does before it needs a batch: begun, for it to wait for."""
+        branches = copies_beside([*self.linear, self.output], self.biases)
+        with branches.beside():
+            self.range = self.ensemble.max_logvar - self.ensemble.min_logvar
+        return branches
+
+    def forward(self, x: Tensor, prepared: Branches) -> tuple[Tensor, Tensor]:
         """Mean and log-variance ``(E, R, D)`` of ``(E, R, in)``; the next call overwrites them."""
         h = self.x = x
-        for weight, bias, linear, hidden in zip(
-            self.weights, self.biases, self.linear, self.hidden, strict=False
-        ):
-            h = torch.ops.aten.silu.out(torch.baddbmm(bias, h, weight, out=linear), out=hidden)
-        torch.baddbmm(self.biases[-1], h, self.weights[-1], out=self.output)
-        mean, logvar = self.output.chunk(2, dim=-1)
+        prepared.join()
+        for weight, linear, hidden in zip(self.weights, self.linear, self.hidden, strict=False):
+            h = torch.ops.aten.silu.out(linear.baddbmm_(h, weight), out=hidden)
+        mean, logvar = self.output.baddbmm_(h, self.weights[-1]).chunk(2, dim=-1)
         high, low = self.ensemble.max_logvar, self.ensemble.min_logvar
         self.below_max = high - logvar
-        logvar = high - F.softplus(self.below_max)
-        self.above_min = logvar - low
-        return mean, low + F.softplus(self.above_min)
+        self.above_min = self.range - F.softplus(self.below_max)
+        return mean, torch.add(low, F.softplus(self.above_min), out=logvar)
 
-    def backward(self, mean_grad: Tensor, logvar_grad: Tensor) -> None:
-        """Write the parameters' ``grad``, of a loss with these gradients ``(E, R, D)``.
+    def keep_slopes(self, of_mean: Tensor, of_logvar: Tensor) -> None:
+        """Derivatives ``(E, R, D)`` of what each row's share of a loss is to be multiplied by."""
+        capped = torch.ops.aten.softplus_backward(of_logvar, self.above_min, 1, 20)
+        raw = torch.ops.aten.softplus_backward(capped, self.below_max, 1, 20)
+        self.slopes = torch.cat([of_mean, raw], dim=-1)
+        self.limit_slopes = capped - raw, of_logvar - capped  # of the upper and the lower one
+
+    def backward(self, pull: Tensor) -> None:
+        """Write the parameters' ``grad``, of a loss with the gradients ``pull`` times the slopes.
 
         That of the loss on the log-variance limits is added to them.
+
+        :param pull: ``(E, R)``.
         """
-        branches = Branches(mean_grad.device)
+        branches = Branches(pull.device)
         for parameter, grad in self.grads.items():
             parameter.grad = grad
-        capped = torch.ops.aten.softplus_backward(logvar_grad, self.above_min, 1, 20)
-        raw = torch.ops.aten.softplus_backward(capped, self.below_max, 1, 20)
+        pull = pull.unsqueeze(-1)
+        delta = pull * self.slopes
         high, low = self.ensemble.max_logvar, self.ensemble.min_logvar
-        with branches.beside(logvar_grad):
-            torch.sum(capped - raw, (0, 1), out=self.grads[high]).add_(LOGVAR_LIMIT_WEIGHT)
-            torch.sum(logvar_grad - capped, (0, 1), out=self.grads[low]).sub_(LOGVAR_LIMIT_WEIGHT)
-            if self.ensemble.held is not None:
-                self.grads[low].masked_fill_(self.ensemble.held, 0.0)
-        delta = torch.cat([mean_grad, raw], dim=-1)
+        limits = zip((high, low), self.limit_slopes, (1.0, -1.0), strict=True)
+        for limit, slope, sign in limits:
+            with branches.beside(pull):
+                grad = torch.sum(pull * slope, (0, 1), out=self.grads[limit])
+                grad.add_(sign * LOGVAR_LIMIT_WEIGHT)
+                if limit is low and self.ensemble.held is not None:
+                    grad.masked_fill_(self.ensemble.held, 0.0)
         for i in reversed(range(len(self.weights))):
             weight, bias = self.weights[i], self.biases[i]
             below = self.hidden[i - 1] if i > 0 else self.x
@@ -108,10 +122,14 @@ class ExplicitModelGradient:
         n, members = settings.batch_size, model.n_members
         #: rows of a member that come from the model; those of the data follow
         self.n_rows = n if self.mixture else n_slots(n, members) // members
-        self.networks = ExplicitEnsemble(model.ensemble, self.n_rows + n)
+        self.all_rows = self.n_rows + n
+        self.networks = ExplicitEnsemble(model.ensemble, self.all_rows)
+        #: the networks' inputs; the mixture's members all see the same
+        shape = (1 if self.mixture else members, self.all_rows, model.ensemble.input_dim)
+        self.x = model.target_mean.new_empty(shape)
         #: derivative of the loss in each row's misfit, (E, R); constant for the data's rows
         self.pull = model.target_mean.new_full(
-            (members, self.n_rows + n), 1.0 / (n * model.ensemble.output_dim)
+            (members, self.all_rows), 1.0 / (n * model.ensemble.output_dim)
         )
 
     @torch.no_grad()
@@ -129,48 +147,73 @@ class ExplicitModelGradient:
 
         Batches of the settings' size; otherwise see :func:`model_gradient`.
         """
-        model, score, k = self.model, self.settings.score, self.n_rows
+        model, k, n = self.model, self.n_rows, len(obs)
         inputs, targets = real
-        n, n_targets = targets.shape
+        # pieces of work by what waits for them; a GPU does them beside the rest
+        for_networks, for_output, for_pull, rest = (Branches(obs.device) for _ in range(4))
+        prepared = self.networks.prepare()
+        with for_networks.beside():
+            self.x[:, k:].copy_(inputs)
+        with for_networks.beside():
+            source = None if self.mixture else members.row
+        with for_output.beside():
+            drawn = self._drawn(members)
         action = torch.clamp(action, model.action_low, model.action_high)
-        branches = Branches(obs.device)
-        with branches.beside():
+        with for_output.beside():
             baseline = value.q(obs, action) if self.settings.baseline else None
-        rows = [model_rows(model, obs, action, members, score), self._for_all(inputs)]
-        mean, logvar = self.networks.forward(torch.cat(rows, dim=1))
-        mu, lv = drawn_moments(mean[:, :k], logvar[:, :k], members, score)
+        for_networks.join()
+        if source is None:
+            model.inputs(obs, action, out=self.x[0, :k])
+        else:
+            rows = model.inputs(obs, action).index_select(0, source)
+            self.x[:, :k].copy_(rows.view_as(self.x[:, :k]))
+        mean, logvar = self.networks.forward(self.x.expand(model.n_members, -1, -1), prepared)
+        for_output.join()
+        mu, lv = self.networks.output.flatten(0, 1).index_select(0, drawn).chunk(2, dim=-1)
         y = torch.addcmul(mu, noise, torch.exp(0.5 * lv))
-        branches.join()
+
+        with for_pull.beside():
+            sampled = self._for_all(y) if self.mixture else members.scatter(y)
+            error = torch.cat([sampled, self._for_all(targets)], dim=1) - mean
+            scaled = error / torch.exp(logvar)
+            squares = scaled * error
+            misfit = (squares + logvar).sum(-1)  # -2 log N(y), less a constant
+            log_p, strength = -0.5 * misfit[:, :k], weight * (-0.5 / n)
+            if self.mixture:
+                log_share = torch.log_softmax(log_p, dim=0)
+                share = log_share.exp() * strength
+            else:  # a place without a row pulls at nothing
+                self.pull[:, :k].zero_()
+            self.networks.keep_slopes(-2.0 * scaled, 1.0 - squares)
         outcome = outcome_of(
             model, obs, action, y, value, self.gamma, baseline, normalise=self.settings.normalise
         )
-
-        sampled = self._for_all(y) if self.mixture else members.scatter(y)
-        error = torch.cat([sampled, self._for_all(targets)], dim=1) - mean
-        scaled = error / torch.exp(logvar)
-        squares = scaled * error
-        misfit = (squares + logvar).sum(-1)  # -2 log N(y), less a constant
-        log_p, constant = -0.5 * misfit[:, :k], 0.5 * n_targets * LOG_2PI
+        for_pull.join()
+        with rest.beside():
+            supervised = misfit[:, k:].sum() / targets.numel() + logvar_limits_loss(model.ensemble)
         if self.mixture:
-            log_share = torch.log_softmax(log_p, dim=0)
-            share = log_share.exp() * outcome.advantage
-        else:  # a place without a row pulls at nothing
-            share = log_p.new_zeros(log_p.numel())
-            share = share.index_copy_(0, members.place, outcome.advantage).view_as(log_p)
-        torch.mul(share, -0.5 * weight / n, out=self.pull[:, :k])
-        pull = self.pull.unsqueeze(-1)
-        with branches.beside():
+            torch.mul(share, outcome.advantage, out=self.pull[:, :k])
+        else:
+            self.pull.view(-1).index_copy_(0, drawn, outcome.advantage * strength)
+        with rest.beside():
+            constant = 0.5 * targets.shape[1] * LOG_2PI
             if self.mixture:
                 # what the greatest lost is the logarithm of the sum (`logsumexp` is nine kernels)
                 of_rows = log_p.amax(0) - log_share.amax(0) - (math.log(len(log_p)) + constant)
             else:
                 of_rows = members.gather(log_p) - constant
             loss = (outcome.advantage * of_rows).mean()
-            supervised = misfit[:, k:].sum() / (n * n_targets) + logvar_limits_loss(model.ensemble)
-        logvar_grad = torch.addcmul(pull, pull, squares, value=-1.0)
-        self.networks.backward(-2.0 * pull * scaled, logvar_grad)
-        branches.join()
+        self.networks.backward(self.pull)
+        rest.join()
         return ModelGradient(loss, *outcome[1:]), supervised
+
+    def _drawn(self, members: MemberDraw) -> Tensor:
+        """Where the networks' output ``(E R, .)`` has each row of its member, ``(B,)``."""
+        if self.mixture:
+            rows = torch.arange(members.n_rows, device=self.x.device)
+            return torch.add(rows, members.member, alpha=self.all_rows)
+        # what lies in slabs of n_rows lies in longer ones there
+        return torch.add(members.place, members.member, alpha=self.all_rows - self.n_rows)
 
     def _for_all(self, x: Tensor) -> Tensor:
         return x.expand(self.model.n_members, -1, -1)

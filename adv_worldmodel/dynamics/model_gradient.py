@@ -129,16 +129,19 @@ def outcome_of(
     branches = Branches(y.device)
     with branches.beside():
         terminated = model.termination(obs, action, next_obs.detach())
+        nothing = reward.new_zeros(())
+        gain = reward if baseline is None else reward - baseline
     continued = value.v(next_obs)
     branches.join()
-    continued = torch.where(terminated, 0.0, continued)
-    raw = torch.add(reward, continued, alpha=gamma)
-    if baseline is not None:
-        raw = raw - baseline
+    raw = torch.add(gain, torch.where(terminated, nothing, continued), alpha=gamma)
     advantage = raw
     if normalise:
         std, centre = torch.std_mean(raw.detach(), correction=0)
-        advantage = (raw - centre) / (std + STD_FLOOR)
+        with branches.beside():
+            unit = std + STD_FLOOR
+        advantage = raw - centre
+        branches.join()
+        advantage = advantage / unit
     return Outcome(advantage, raw.detach(), next_obs.detach(), terminated)
 
 

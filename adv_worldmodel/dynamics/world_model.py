@@ -124,9 +124,10 @@ class WorldModel(nn.Module):
         """Where the parameters live."""
         return self.input_mean.device
 
-    def inputs(self, obs: Tensor, action: Tensor) -> Tensor:
+    def inputs(self, obs: Tensor, action: Tensor, out: Tensor | None = None) -> Tensor:
         """Standardised network inputs ``(B, S + A)`` of raw states and actions."""
-        return (torch.cat([obs, action], dim=-1) - self.input_mean) / self.input_std
+        rows = torch.cat([obs, action], dim=-1) - self.input_mean
+        return torch.div(rows, self.input_std, out=out)
 
     def raw_targets(self, obs: Tensor, next_obs: Tensor, reward: Tensor) -> Tensor:
         """Targets ``(B, D)`` before standardisation: the reward, if learned, and s' - s."""

@@ -12,7 +12,7 @@ from gymnasium.spaces import Box
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from agents.policies import RAMBOPolicy, StackedCritic, Standardise, affine, affine_in_halves
+from agents.policies import RAMBOPolicy, StackedCritic, Standardise, add_product_, affine
 
 OBS_SPACE = Box(-np.inf, np.inf, (3,), np.float32)
 ACTION_SPACE = Box(-1.0, 1.0, (2,), np.float32)
@@ -61,13 +61,14 @@ def test_standardisation_by_hand() -> None:
     assert list(extractor().parameters()) == []
 
 
-@pytest.mark.parametrize("product", [affine, affine_in_halves])
-def test_an_affine_layer_is_torch_s(product: Any) -> None:
+@pytest.mark.parametrize("halves", [False, True])
+def test_an_affine_layer_is_torch_s(halves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.policies.in_halves", lambda x: halves)
     layer, x = nn.Linear(3, 7), torch.randn(10, 3)
-    weights = (layer.weight.detach(), layer.bias.detach())
-    assert torch.allclose(product(x, weights), layer(x), atol=1e-6)
-    out = torch.empty(10, 7)
-    found = product(x, weights, out)
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    assert torch.allclose(affine(x, (weight, bias)), layer(x), atol=1e-6)
+    out = bias.expand(10, -1).clone()
+    found = add_product_(out, x, weight)
     assert torch.allclose(out, layer(x), atol=1e-6)
     assert found.data_ptr() == out.data_ptr()
 

@@ -234,19 +234,6 @@ class Branches:
         self._ends, self._held = {}, []
 
 
-def copies_beside(into: Iterable[Tensor], of: Iterable[Tensor]) -> Branches:
-    """Begin to copy tensors that broadcast: to be joined before they are read.
-
-    Layers' biases, for one, which their products are added to.
-    """
-    pairs = list(zip(into, of, strict=True))
-    branches = Branches(pairs[0][0].device if pairs else torch.device("cpu"))
-    for out, tensor in pairs:
-        with branches.beside():
-            out.copy_(tensor)
-    return branches
-
-
 def taken_from_outside(
     tensors: Iterable[Tensor], *optimizers: torch.optim.Optimizer | None
 ) -> tuple[Any, ...]:

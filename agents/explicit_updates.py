@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adv_worldmodel.adam import step_of
-from adv_worldmodel.graphs import Branches, copies_beside
+from adv_worldmodel.graphs import Branches
+from adv_worldmodel.products import add_product, begin_biases
 from agents.buffers import Batch
 from agents.policies import (
     LAYER_NORM_EPS,
     StackedCritic,
     Standardise,
-    add_product_,
+    add_affine,
     heads_of,
     is_plain,
     joint_heads,
@@ -103,14 +104,15 @@ class _Critics:
 
     def prepare(self) -> Branches:
         """What :meth:`forward` does before it needs a batch: begun, for it to wait for."""
-        return copies_beside([*(self.linear or self.hidden), self.q], self.biases)
+        return begin_biases([*(self.linear or self.hidden), self.q], self.biases)
 
     def forward(self, x: Tensor, prepared: Branches) -> Tensor:
         """Q ``(C, B)`` of inputs ``(B, S + A)``; the next call overwrites it."""
         h = self.x = x.expand(self.n, -1, -1)
         prepared.join()
         for i, out in enumerate(self.hidden):
-            h = (self.linear[i] if self.norms else out).baddbmm_(h, self.weights[i])
+            linear = self.linear[i] if self.norms else out
+            h = add_product(linear, self.biases[i], h, self.weights[i])
             if self.norms:
                 self.normed[i], *self.moments[i] = torch.native_layer_norm(
                     h, h.shape[-1:], None, None, LAYER_NORM_EPS
@@ -120,7 +122,7 @@ class _Critics:
             h.relu_()
         if h.device.type == "cpu":
             return last_layer(h, self.weights[-1], self.biases[-1], out=self.deltas[-1])
-        return self.q.baddbmm_(h, self.weights[-1]).squeeze(-1)
+        return add_product(self.q, self.biases[-1], h, self.weights[-1]).squeeze(-1)
 
     def last_weights(self, scale: float) -> Tensor:
         """Those of Q times ``scale``, ``(C, 1, H)``, as the ways back take them."""
@@ -219,7 +221,7 @@ class _Actor:
         self.actor, self.grads = actor, grads
         #: of both heads as one layer
         weight, bias = (torch.zeros_like(t) for t in joint_heads(actor))
-        self.head_weight, self.head_grads = weight, (weight, bias)
+        self.head_weight, self.head_bias, self.head_grads = weight, bias, (weight, bias)
         for i, head in enumerate(heads_of(actor)):
             grads[head.weight], grads[head.bias] = weight.chunk(2)[i], bias.chunk(2)[i]
         self.hidden = [w.new_empty(2 * batch_size, w.shape[0]) for w, _ in self.layers]
@@ -229,19 +231,20 @@ class _Actor:
 
     def prepare(self) -> Branches:
         """What :meth:`forward` does before it needs a batch: begun, for it to wait for."""
-        branches = copies_beside(self.hidden, [bias for _, bias in self.layers])
+        branches = begin_biases(self.hidden, [bias for _, bias in self.layers])
         with branches.beside():
-            self.head_weight, bias = joint_heads(self.actor)
-            self.output.copy_(bias)
+            self.head_weight, self.head_bias = joint_heads(self.actor)
+            begin_biases([self.output], [self.head_bias]).join()
         return branches
 
     def forward(self, features: Tensor, prepared: Branches) -> tuple[Tensor, Tensor]:
         """Mean and unclipped log standard deviation, ``(2 B, A)`` each."""
         h = self.features = features
         prepared.join()
-        for (weight, _), out in zip(self.layers, self.hidden, strict=True):
-            h = add_product_(out, h, weight).relu_()
-        mean, log_std = add_product_(self.output, h, self.head_weight).chunk(2, dim=1)
+        for layer, out in zip(self.layers, self.hidden, strict=True):
+            h = add_affine(out, layer, h).relu_()
+        heads = self.head_weight, self.head_bias
+        mean, log_std = add_affine(self.output, heads, h).chunk(2, dim=1)
         return mean, log_std
 
     def backward(self, grad: Tensor, branches: Branches) -> None:

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from adv_worldmodel.checks import check_finite, check_whole
 from adv_worldmodel.dynamics.world_model import SMALLEST_STD
-from adv_worldmodel.graphs import Branches, copies_beside
+from adv_worldmodel.graphs import Branches
+from adv_worldmodel.products import add_product, begin_biases
 
 LAYER_NORM_EPS = 1e-5
 #: Of a greedy step, between which Q decides.
@@ -66,13 +67,13 @@ def affine(x: Tensor, layer: tuple[Tensor, Tensor]) -> Tensor:
     return torch.baddbmm(bias, halves, weight.t().expand(2, -1, -1)).view(len(x), -1)
 
 
-def add_product_(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The same where ``out`` ``(B, out)`` holds the biases already."""
+def add_affine(output: Tensor, layer: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+    """The same into ``output`` ``(B, out)``, where :func:`begin_biases` has written the biases."""
+    weight, bias = layer
     if not in_halves(x):
-        return out.addmm_(x, weight.t())
-    halves = x.reshape(2, -1, x.shape[1])
-    out.view(2, -1, len(weight)).baddbmm_(halves, weight.t().expand(2, -1, -1))
-    return out
+        return add_product(output, bias, x, weight.t())
+    halves = [t.reshape(2, -1, t.shape[1]) for t in (output, x)]
+    return add_product(halves[0], bias, halves[1], weight.t().expand(2, -1, -1)).view_as(output)
 
 
 def in_halves(x: Tensor) -> bool:
@@ -117,20 +118,21 @@ def outputs_of(actor: Actor, obs: Tensor, *, mean_only: bool = False) -> Tensor:
     begun = Branches(obs.device)
     with begun.beside():
         last = (head.weight, head.bias) if mean_only else joint_heads(actor)
-        output = last[1].expand(len(obs), -1).clone() if in_place else obs
+        output = obs.new_empty(len(obs), len(last[1]))
+        if in_place:
+            begin_biases([output], [last[1]]).join()
     outputs = [obs.new_empty(len(obs), layer.out_features) for layer in linear * in_place]
-    biases = copies_beside(outputs, [layer.bias for layer in linear * in_place])
+    biases = begin_biases(outputs, [layer.bias for layer in linear * in_place])
     h: Tensor = actor.extract_features(obs, actor.features_extractor)
     biases.join()
     for layer in actor.latent_pi:
         if type(layer) is not nn.Linear:
             h = layer(h)
-        elif in_place:
-            h = add_product_(outputs.pop(0), h, layer.weight)
-        else:
-            h = affine(h, (layer.weight, layer.bias))
+            continue
+        parts = layer.weight, layer.bias
+        h = add_affine(outputs.pop(0), parts, h) if in_place else affine(h, parts)
     begun.join()
-    return add_product_(output, h, last[0]) if in_place else affine(h, last)
+    return add_affine(output, last, h) if in_place else affine(h, last)
 
 
 class StackedCritic(BaseModel):
@@ -205,11 +207,14 @@ class StackedCritic(BaseModel):
             features.new_empty(self.n_critics, len(features), weight.shape[2])
             for weight, _ in hidden * in_place
         ]
-        biases = copies_beside(outputs, [bias for _, bias in hidden * in_place])
+        biases = begin_biases(outputs, [bias for _, bias in hidden * in_place])
         h = torch.cat([features, actions], dim=1).expand(self.n_critics, -1, -1)
         biases.join()
         for i, (weight, bias) in enumerate(hidden):
-            h = outputs[i].baddbmm_(h, weight) if in_place else torch.baddbmm(bias, h, weight)
+            if in_place:
+                h = add_product(outputs[i], bias, h, weight)
+            else:
+                h = torch.baddbmm(bias, h, weight)
             if norms:
                 gain, shift = norms[i]
                 h = torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS), gain)

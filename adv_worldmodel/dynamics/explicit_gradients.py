@@ -22,7 +22,8 @@ from adv_worldmodel.dynamics.model_gradient import (
     outcome_of,
 )
 from adv_worldmodel.dynamics.world_model import WorldModel
-from adv_worldmodel.graphs import Branches, copies_beside
+from adv_worldmodel.graphs import Branches
+from adv_worldmodel.products import add_product, begin_biases
 from adv_worldmodel.protocols import ValueFunction
 
 
@@ -53,7 +54,7 @@ class ExplicitEnsemble:
 
     def prepare(self) -> Branches:
         """What :meth:`forward` does before it needs a batch: begun, for it to wait for."""
-        branches = copies_beside([*self.linear, self.output], self.biases)
+        branches = begin_biases([*self.linear, self.output], self.biases)
         with branches.beside():
             self.range = self.ensemble.max_logvar - self.ensemble.min_logvar
         return branches
@@ -62,9 +63,11 @@ class ExplicitEnsemble:
         """Mean and log-variance ``(E, R, D)`` of ``(E, R, in)``; the next call overwrites them."""
         h = self.x = x
         prepared.join()
-        for weight, linear, hidden in zip(self.weights, self.linear, self.hidden, strict=False):
-            h = torch.ops.aten.silu.out(linear.baddbmm_(h, weight), out=hidden)
-        mean, logvar = self.output.baddbmm_(h, self.weights[-1]).chunk(2, dim=-1)
+        layers = zip(self.linear, self.biases, self.weights, self.hidden, strict=False)
+        for linear, bias, weight, hidden in layers:
+            h = torch.ops.aten.silu.out(add_product(linear, bias, h, weight), out=hidden)
+        output = add_product(self.output, self.biases[-1], h, self.weights[-1])
+        mean, logvar = output.chunk(2, dim=-1)
         high, low = self.ensemble.max_logvar, self.ensemble.min_logvar
         self.below_max = high - logvar
         self.above_min = self.range - F.softplus(self.below_max)

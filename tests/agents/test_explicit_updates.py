@@ -27,6 +27,12 @@ OBSERVATIONS = Box(-10.0, 10.0, (S,))
 ACTIONS = Box(-1.0, 1.0, (A,))
 
 
+@pytest.fixture(params=[False, True], ids=["cpu", "gpu"], autouse=True)
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products added to their biases in both ways, a GPU's on the CPU too."""
+    monkeypatch.setattr("adv_worldmodel.products.comes_early", lambda output: request.param)
+
+
 def make_parts(
     *,
     learned_alpha: bool = True,

@@ -12,7 +12,7 @@ from gymnasium.spaces import Box
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from agents.policies import RAMBOPolicy, StackedCritic, Standardise, add_product_, affine
+from agents.policies import RAMBOPolicy, StackedCritic, Standardise, add_affine, affine
 
 OBS_SPACE = Box(-np.inf, np.inf, (3,), np.float32)
 ACTION_SPACE = Box(-1.0, 1.0, (2,), np.float32)
@@ -68,7 +68,7 @@ def test_an_affine_layer_is_torch_s(halves: bool, monkeypatch: pytest.MonkeyPatc
     weight, bias = layer.weight.detach(), layer.bias.detach()
     assert torch.allclose(affine(x, (weight, bias)), layer(x), atol=1e-6)
     out = bias.expand(10, -1).clone()
-    found = add_product_(out, x, weight)
+    found = add_affine(out, (weight, bias), x)
     assert torch.allclose(out, layer(x), atol=1e-6)
     assert found.data_ptr() == out.data_ptr()
 

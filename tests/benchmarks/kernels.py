@@ -41,7 +41,7 @@ KERNELS_OF_ADAM = 2
 #: Of operations that are several; a batched product first copies what it is added to.
 KERNELS = {"aten::baddbmm": 2, "aten::logsumexp": 9}
 #: Operations that give memory and compute nothing.
-ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided")
+ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty")
 
 
 @contextmanager

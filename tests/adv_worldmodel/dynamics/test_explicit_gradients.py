@@ -24,6 +24,12 @@ from adv_worldmodel.dynamics.model_gradient import Score, model_gradient
 S, A, BATCH, UPDATES = 2, 1, 19, 100  # 19 rows leave two of 3 x 7 places empty
 
 
+@pytest.fixture(params=[False, True], ids=["cpu", "gpu"], autouse=True)
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products added to their biases in both ways, a GPU's on the CPU too."""
+    monkeypatch.setattr("adv_worldmodel.products.comes_early", lambda output: request.param)
+
+
 class Slope:
     """Values that tell all states and actions apart."""
 

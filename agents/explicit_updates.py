@@ -308,10 +308,10 @@ class ExplicitSACUpdate:
         with first.beside():
             alpha = parts.fixed_alpha if parts.log_alpha is None else parts.log_alpha.exp()
             discount = batch.continues * parts.gamma
-            price = discount * alpha
-            plain = batch.reward
+            price = discount * alpha  # of a nat of log pi(a' | s')
+            known = batch.reward
             if parts.entropy_in_target:
-                plain = torch.addcmul(plain, price, self.constant)
+                known = torch.addcmul(known, price, self.constant)
         states = torch.stack([batch.obs, batch.next_obs])
         states = torch.addcmul(self.shift, states, self.scale)
         data_rows = torch.cat([states[0], batch.action], dim=-1)
@@ -327,9 +327,9 @@ class ExplicitSACUpdate:
         with for_error.beside():
             densities = torch.addcmul(_squashing(u), noise, noise, value=-0.5) - log_std
             log_prob, next_log_prob = densities.sum(1).chunk(2)  # without `constant`
-            reward = plain
+            soft_reward = known
             if parts.entropy_in_target:
-                reward = torch.addcmul(plain, price, next_log_prob, value=-1.0)
+                soft_reward = torch.addcmul(known, price, next_log_prob, value=-1.0)
         actions = torch.tanh(u).reshape(2, n, -1)
         pi_rows, next_rows = torch.cat([states, actions], dim=-1)
         with for_actor.beside():
@@ -345,7 +345,7 @@ class ExplicitSACUpdate:
             last = self.critics.last_weights(1.0 / n)  # of half the mean square
         next_q = self.targets.forward(next_rows, of_targets).amin(0)
         for_error.join()
-        error = q - torch.addcmul(reward, discount, next_q)
+        error = q - torch.addcmul(soft_reward, discount, next_q)
         with for_actor.beside():
             mean_log_prob = log_prob.mean() - self.constant
             entropy = -mean_log_prob
@@ -401,9 +401,10 @@ class ExplicitSACUpdate:
     def _policy_gradient(
         self, pi: Tensor, spread: Tensor, inside: Tensor, alpha: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """How those of mean(alpha log pi - min Q) depend on Q's: as base + slope times it.
+        """The gradient of mean(alpha log pi - min Q), as base + slope times that of -mean min Q.
 
-        In mean and log deviation, of the gradient of -mean min Q in the actions; ``(B, 2, A)``.
+        The latter in the actions, ``(B, A)``; base and slope in mean and log deviation,
+        ``(B, 2, A)``.
 
         :param pi: the actions.
         :param spread: sigma times the noise of u, of which they are the tanh.

@@ -276,9 +276,10 @@ class RAMBOPolicy(SACPolicy):
             mean: Tensor = self.actor(obs, deterministic=True)
         if self.greedy_step == 0.0:
             return mean
-        with torch.enable_grad():
-            q = self.critic.q_values(obs, mean.requires_grad_()).amin(0)
-            (gradient,) = torch.autograd.grad(q.sum(), mean)
+        with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
+            start = mean.clone().requires_grad_()
+            q = self.critic.q_values(obs.clone(), start).amin(0)
+            (gradient,) = torch.autograd.grad(q.sum(), start)
         length = self.greedy_step * math.sqrt(mean.shape[1])
         step = length * F.normalize(gradient, dim=1)
         with torch.no_grad():

@@ -214,6 +214,15 @@ def test_a_greedy_step_is_one_of_the_stated_length_up_the_lowest_q(n_critics: in
         assert abs(slopes[1]) < 0.05 * slopes[0]
 
 
+def test_a_greedy_step_is_taken_in_inference_mode_too() -> None:
+    policy = make_policy(greedy_step=0.1)
+    obs = batch()[0].numpy()
+    expected = policy.predict(obs, deterministic=True)[0]
+    with torch.inference_mode():
+        assert np.array_equal(policy.predict(obs, deterministic=True)[0], expected)
+    assert not np.array_equal(expected, make_policy().predict(obs, deterministic=True)[0])
+
+
 def test_a_greedy_step_goes_as_far_as_q_rises() -> None:
     policy = make_policy(greedy_step=0.2)
     with torch.no_grad():

@@ -8,7 +8,7 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -192,6 +192,10 @@ def _side_stream(device: torch.device, number: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=-1)
 
 
+#: Where work is done that is not done beside anything.
+HERE = nullcontext()
+
+
 class Branches:
     """Pieces of work that a GPU does beside what is given to it after them.
 
@@ -210,17 +214,19 @@ class Branches:
         self._ends: dict[torch.cuda.Stream, torch.cuda.Event] = {}
         self._held: list[object] = []
 
-    @contextmanager
-    def beside(self, *held: object) -> Iterator[None]:
+    def beside(self, *held: object) -> AbstractContextManager[None]:
         """What is done inside may take until the next :meth:`join`; it begins after all before.
 
         :param held: tensors read inside which nothing else keeps until then: their memory would be
             used again too early. What is read inside must not be written before that either.
         """
         if self.device.type != "cuda" or SIDE_STREAMS == 0:
-            yield
-            return
+            return HERE
         self._held += held
+        return self._on_a_side_stream()
+
+    @contextmanager
+    def _on_a_side_stream(self) -> Iterator[None]:
         stream = _side_stream(self.device, next(Branches.turns) % SIDE_STREAMS)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):

@@ -25,6 +25,9 @@ from agents.values import SquashedPolicy
 
 __all__ = ["ModelCheck", "check_in_model"]
 
+#: How far beyond the data's rewards a mean may lie for no other reason than that it was learnt.
+ROUNDING = 0.01
+
 
 @dataclass(frozen=True, eq=False)
 class ModelCheck:
@@ -43,6 +46,18 @@ class ModelCheck:
     discounted: NDArray[np.float64]
     values: NDArray[np.float64]  #: min_j Q_j(s, a) at the starts, of the first action drawn
     max_steps: int  #: after which an episode is cut
+    rewards: tuple[float, float]  #: the least and the largest of the data
+
+    @property
+    def beyond_data(self) -> bool:
+        """Whether the deployed policy's mean reward per step is none that the data could have.
+
+        Then the model has been left by what it knows, and its returns say nothing.
+        """
+        least, largest = self.rewards
+        slack = ROUNDING * max(abs(least), abs(largest), largest - least)
+        per_step = float(self.returns.sum() / self.lengths.sum())
+        return not least - slack <= per_step <= largest + slack
 
 
 @torch.no_grad()
@@ -96,6 +111,9 @@ def check_in_model(
         _episodes(agent, model, obs, generator, max_steps, gamma, alpha, sample=sample)
         for sample in (False, True)
     )
+    least, largest = (
+        float(x) - dataset.reward_offset for x in (dataset.rewards.min(), dataset.rewards.max())
+    )
     offsets = [dataset.reward_offset * of.lengths for of in (mean, sampled)]
     return ModelCheck(
         returns=(mean.returns - offsets[0]).cpu().numpy(),
@@ -104,6 +122,7 @@ def check_in_model(
         discounted=sampled.discounted.cpu().numpy(),
         values=sampled.values.double().cpu().numpy(),
         max_steps=max_steps,
+        rewards=(least, largest),
     )
 
 

@@ -42,9 +42,22 @@ def add_experiment_parsers(
         "select",
         help="choose among configurations without the real environment",
         description="For each data set, choose the configuration with the least Q_avg + Q_var "
-        "(RAMBO-OFF), say what the choice cost in return, and when it cannot be trusted.",
+        "(RAMBO-OFF), or with --in-fit the one with the largest return in the runs' world models; "
+        "say what the choice cost in return, and when it cannot be trusted.",
     )
     select.add_argument("runs", metavar="RUNS", nargs="+", help=RUNS_HELP)
+    select.add_argument(
+        "--in-fit",
+        action="store_true",
+        help="judge each run by whole episodes of its policy in the model that it was fitted with, "
+        "in place of Q",
+    )
+    select.add_argument(
+        "--episodes", metavar="N", type=positive, help="with --in-fit: of each run (50)"
+    )
+    select.add_argument(
+        "--trust", action="store_true", help="with --in-fit: import the modules that runs name"
+    )
     select.set_defaults(func=_select)
 
     sweep = subparsers.add_parser(
@@ -150,8 +163,18 @@ def _select(args: argparse.Namespace) -> int:
     from agents.studies.selection import report, select
     from agents.training.progress import print_unless_gone
 
+    if not args.in_fit and (args.episodes is not None or args.trust):
+        raise ValueError("--episodes and --trust are for --in-fit: give it too")
     runs, damaged = _readable(args.runs)
-    selections = select(group_runs(runs), find_missing(args.runs), damaged)
+    groups, in_fit = group_runs(runs), None
+    if args.in_fit:
+        from agents.studies.episodes_in_fit import run_episodes
+
+        in_fit = run_episodes(
+            groups, args.episodes or 50, trust=args.trust,
+            said=lambda run, text: print(f"{run.folder.path}: {text}", file=sys.stderr),
+        )  # fmt: skip
+    selections = select(groups, find_missing(args.runs), damaged, in_fit)
     print_unless_gone("\n\n".join(report(selection) for selection in selections))
     _say_left_out(damaged)
     without = [s.dataset for s in selections if s.choice is None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from agents.training.run_folder import FolderInUseError
 from agents.training.signals import terminated_as_interrupted
 
 if TYPE_CHECKING:
-    from agents.rambo import RAMBO
     from agents.training.config import TrainConfig
     from agents.training.preparation import Preparation
     from agents.training.resumption import Resumption
@@ -197,57 +195,35 @@ def _unfinished(folder: RunFolder) -> list[str]:
     return ["run          diverged, and went on"] if diverged else []
 
 
-def _policy_of(folder: RunFolder, args: argparse.Namespace) -> RAMBO:
-    agent = folder.load_policy()
-    if args.greedy_step is not None:
-        agent.policy.greedy_step = args.greedy_step
-    return agent
-
-
 def _evaluate_in_model(args: argparse.Namespace) -> int:
-    from agents.model_check import check_in_model
-    from agents.training.config import load_config
-    from agents.training.preparation import load_termination, load_world_model, read_dataset
     from agents.training.progress import print_unless_gone
-    from agents.training.run_folder import RunFolder, check_trusted
+    from agents.training.run_check import check_run, model_of
+    from agents.training.run_folder import RunFolder
 
     with user_input():
         if args.env is not None or args.render is not None:
             raise ValueError("--in-model takes the world model: leave out --env and --render")
         folder = RunFolder(Path(args.run))
-        trained_on = folder.read_result().get("content_hash")
-        policy = _policy_of(folder, args)
-        place = folder.world_model if args.in_model == "fit" else folder.adversarial_model
-        config = load_config(folder.config)
-        if args.dataset is not None:
-            config = dataclasses.replace(config, dataset=args.dataset)
-        check_trusted(folder.config, config.model.termination, args.trust, "give --trust")
-        rule = load_termination(config.model.termination)
-        model = load_world_model(place, rule, policy.device)
-        # of a stranger's file, no module is imported
-        data = read_dataset(config, modules=args.trust)
-        if trained_on not in (None, data.content_hash):
-            named = (config.data.env_id, config.evaluation.env_id)
-            for env_id in filter(None, named):  # whose spaces are the data's
-                check_trusted(folder.config, env_id, args.trust, "give --trust")
-            raise ValueError(
-                f"{config.dataset} is not read as when {args.run} was trained: bring the data "
-                "back, or give --dataset FILE where they have moved"
-            )
-        found = check_in_model(
-            policy, model, data, episodes=args.episodes, gamma=config.agent.gamma,
-            alpha=folder.alpha_in_values(config.agent), seed=args.seed,
+        found = check_run(
+            folder, args.in_model, episodes=args.episodes, seed=args.seed,
+            greedy_step=args.greedy_step, dataset=args.dataset, trust=args.trust,
         )  # fmt: skip
     mean, std = found.returns.mean(), found.returns.std()
     lines = [
         *_unfinished(folder),
-        f"world model  {place}",
+        f"world model  {model_of(folder, args.in_model)}",
         f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes",
         f"length       {found.lengths.mean():.1f} of at most {found.max_steps}",
         f"sampled      {found.sampled_returns.mean():.1f} with drawn actions, which training has",
         f"discounted   {found.discounted.mean():.1f} of these; the critics promise "
         f"{found.values.mean():.1f} at the same starts",
     ]
+    if found.beyond_data:
+        least, largest = found.rewards
+        lines.append(
+            f"doubt        {mean / found.lengths.mean():.4g} per step: the data's rewards lie "
+            f"between {least:.4g} and {largest:.4g}, do not believe this model"
+        )
     print_unless_gone("\n".join(lines))
     return 0
 
@@ -270,7 +246,9 @@ def _evaluate(args: argparse.Namespace) -> int:
             check_file(Path(args.render))
         folder = RunFolder(Path(args.run))
         env_id = full_id(args.env or folder.env_id(trust=args.trust))
-        policy = _policy_of(folder, args)
+        policy = folder.load_policy()
+        if args.greedy_step is not None:
+            policy.policy.greedy_step = args.greedy_step
         env = make_real_env(env_id)
         check_spaces(policy, env, env_id)
         env.close()

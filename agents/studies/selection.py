@@ -1,4 +1,7 @@
-"""Offline choice among configurations: RAMBO-OFF's heuristic (P B.5), and how far to trust it."""
+"""Offline choice among configurations, and how far to trust it.
+
+By RAMBO-OFF's heuristic (P B.5), or by whole episodes of the policies in their runs' fits.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from agents.studies.aggregate import markdown_table, number
+from agents.studies.episodes_in_fit import EpisodesInFit
 from agents.studies.planned_runs import PlannedRun
 from agents.studies.run_groups import DamagedRun, Group, Run, known, usual_settings
 from agents.training.results import Q_VAR_ITERATIONS
@@ -32,6 +36,7 @@ class Candidate:
     q_avg: float | None  #: mean Q of the last iteration
     q_var: float | None  #: variance of mean Q over the last 100 iterations
     heuristic: float | None  #: Q_avg + Q_var
+    in_fit: float | None  #: return of whole episodes in the runs' fits, where that is what counts
     mean_return: float | None
     mean_score: float | None
 
@@ -46,9 +51,11 @@ class Selection:
 
     dataset: str
     candidates: tuple[Candidate, ...]
-    choice: Candidate | None  #: the least heuristic; None where no run finished
+    #: the least heuristic, or the largest return in the fits; None where no run finished
+    choice: Candidate | None
     best: Candidate | None  #: the largest return; None where none is known
     doubts: tuple[str, ...]  #: why the choice cannot be trusted; empty if it can
+    by_episodes: bool = False  #: in the fits, not by the heuristic
 
     @property
     def regret(self) -> float | None:
@@ -69,8 +76,11 @@ def select(
     groups: Sequence[Group],
     missing: Iterable[PlannedRun] = (),
     damaged: Sequence[DamagedRun] = (),
+    in_fit: EpisodesInFit | None = None,
 ) -> list[Selection]:
     """Choose a configuration on each data set by the least mean Q_avg + Q_var (P B.5).
+
+    With ``in_fit`` by the largest return there: what a value means no longer matters then.
 
     Only runs that finished count: what a run that ran away says of its values is worth nothing.
     Planned runs that are missing are a reason for doubt; so are, on each data set, runs that cannot
@@ -81,7 +91,7 @@ def select(
     for run in missing:
         absent.setdefault(names.get(run.dataset, run.dataset), []).append(run)
     return [
-        _select(name, [g for g in groups if g.dataset == name], absent[name], damaged)
+        _select(name, [g for g in groups if g.dataset == name], absent[name], damaged, in_fit)
         for name in absent
     ]
 
@@ -91,20 +101,27 @@ def _select(
     groups: Sequence[Group],
     missing: Sequence[PlannedRun],
     damaged: Sequence[DamagedRun],
+    in_fit: EpisodesInFit | None,
 ) -> Selection:
-    candidates = tuple(map(_candidate, groups))
-    choice = _least([(c.heuristic, c) for c in candidates])
-    best = _least([(None if c.mean_return is None else -c.mean_return, c) for c in candidates])
-    doubts = _doubts(groups)
+    candidates = tuple(_candidate(group, in_fit) for group in groups)
+    what = "Q_avg + Q_var" if in_fit is None else "return in the fit"
+    costs = [c.heuristic if in_fit is None else _negative(c.in_fit) for c in candidates]
+    choice = _least(list(zip(costs, candidates, strict=True)))
+    best = _least([(_negative(c.mean_return), c) for c in candidates])
+    doubts = _doubts(groups, in_fit)
     if choice is not None:
         doubts += [
-            f"{choice.label} and {c.label} have the same Q_avg + Q_var"
-            for c in candidates
-            if c is not choice and c.heuristic == choice.heuristic
+            f"{choice.label} and {c.label} have the same {what}"
+            for cost, c in zip(costs, candidates, strict=True)
+            if c is not choice and cost == costs[candidates.index(choice)]
         ]
     doubts += [f"{run.folder}: planned, without a result" for run in missing]
     doubts += [f"{run.folder}: cannot be read, and may be one of these" for run in damaged]
-    return Selection(dataset, candidates, choice, best, tuple(doubts))
+    return Selection(dataset, candidates, choice, best, tuple(doubts), in_fit is not None)
+
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else -value
 
 
 def _least(rated: Sequence[tuple[float | None, Candidate]]) -> Candidate | None:
@@ -112,45 +129,59 @@ def _least(rated: Sequence[tuple[float | None, Candidate]]) -> Candidate | None:
     return min(with_number, key=lambda pair: pair[0])[1] if with_number else None
 
 
-def _candidate(group: Group) -> Candidate:
-    runs = [run for run in group.finished if _heuristic(run) is not None]
-    returning = runs or group.finished  # of the same runs as Q
+def _candidate(group: Group, in_fit: EpisodesInFit | None) -> Candidate:
+    runs = [run for run in group.finished if _judged_by(run, in_fit) is not None]
+    returning = runs or group.finished  # of the same runs as what they are judged by
+    judged = [value for run in runs if (value := _judged_by(run, in_fit)) is not None]
     return Candidate(
         group=group,
         seeds=len(returning),
         q_avg=_mean(known(runs, "q_avg")),
         q_var=_mean(known(runs, "q_var")),
-        heuristic=_mean([value for run in runs if (value := _heuristic(run)) is not None]),
+        heuristic=_mean(judged) if in_fit is None else None,
+        in_fit=None if in_fit is None else _mean(judged),
         mean_return=_mean(known(returning, "return_mean")),
         mean_score=_mean(known(returning, "score")),
     )
 
 
-def _heuristic(run: Run) -> float | None:
-    q_avg, q_var = run.result.get("q_avg"), run.result.get("q_var")
+def _judged_by(run: Run, in_fit: EpisodesInFit | None) -> float | None:
     if run.diverged_and_went_on:
         return None
+    return _heuristic(run) if in_fit is None else in_fit.returns.get(run.folder.path)
+
+
+def _heuristic(run: Run) -> float | None:
+    q_avg, q_var = run.result.get("q_avg"), run.result.get("q_var")
     return None if q_avg is None or q_var is None else float(q_avg + q_var)
 
 
-def _doubts(groups: Sequence[Group]) -> list[str]:
+def _doubts(groups: Sequence[Group], in_fit: EpisodesInFit | None) -> list[str]:
     doubts = []
     if len(groups) == 1:
         doubts.append("there is one candidate only")
-    doubts += [
-        f"{key} differs between candidates: their values cannot be compared"
-        for key in VALUE_SETTINGS
-        if groups and key in groups[0].settings
-    ]
+    differing = groups[0].settings if groups else {}
+    if in_fit is None:
+        doubts += [
+            f"{key} differs between candidates: their values cannot be compared"
+            for key in VALUE_SETTINGS
+            if key in differing
+        ]
+    else:
+        doubts += [
+            f"{key} differs between candidates: they are judged in different models"
+            for key in differing
+            if key.startswith("model.")
+        ]
     seeds = sorted({run.seed for group in groups for run in group.runs})
     for group in groups:
         present = {run.seed for run in group.runs}
         absent = [str(seed) for seed in seeds if seed not in present]
         if absent:
             doubts.append(f"{group.label}: no run of seed {', '.join(absent)}")
-        doubts += [f"{group.label}: {doubt}" for doubt in _doubts_of(group)]
+        doubts += [f"{group.label}: {doubt}" for doubt in _doubts_of(group, in_fit)]
     lengths = [run.result.get("iterations", 0) for group in groups for run in group.finished]
-    if lengths and min(lengths) < 2 * Q_VAR_ITERATIONS:
+    if in_fit is None and lengths and min(lengths) < 2 * Q_VAR_ITERATIONS:
         doubts.append(
             f"Q_var is over the last {Q_VAR_ITERATIONS} iterations: in a run of {min(lengths)} it "
             "holds how the values came from 0 to their size"
@@ -158,7 +189,7 @@ def _doubts(groups: Sequence[Group]) -> list[str]:
     return doubts
 
 
-def _doubts_of(group: Group) -> list[str]:
+def _doubts_of(group: Group, in_fit: EpisodesInFit | None) -> list[str]:
     doubts = []
     for run in group.runs:
         error = run.result.get("error")
@@ -167,6 +198,9 @@ def _doubts_of(group: Group) -> list[str]:
             doubts.append(f"seed {run.seed} {_STATUSES.get(run.status, run.status)}{why}")
         elif run.diverged_and_went_on:
             doubts.append(f"seed {run.seed} diverged, and went on")
+        elif in_fit is not None:
+            if (doubt := in_fit.doubts.get(run.folder.path)) is not None:
+                doubts.append(f"seed {run.seed} {doubt}")
         elif _heuristic(run) is None:
             doubts.append(f"seed {run.seed} has no mean Q")
         elif (ceiling := run.result.get("q_ceiling")) is not None and run.result["q_avg"] > ceiling:
@@ -182,15 +216,17 @@ _STATUSES = {"interrupted": "was interrupted", "running": "is running, or was ki
 
 def report(selection: Selection) -> str:
     """The candidates as a table, the choice, its cost, and why it cannot be trusted."""
-    header = ["candidate", "seeds", "Q_avg", "Q_var", "Q_avg + Q_var", "mean return"]
+    judged = ["in the fit"] if selection.by_episodes else ["Q_avg", "Q_var", "Q_avg + Q_var"]
+    header = ["candidate", "seeds", *judged, "mean return"]
     rows = []
-    for candidate in selection.candidates:
-        numbers = (candidate.q_avg, candidate.q_var, candidate.heuristic, candidate.mean_return)
-        rows.append([candidate.label, str(candidate.seeds), *map(number, numbers)])
+    for c in selection.candidates:
+        numbers = [c.in_fit] if selection.by_episodes else [c.q_avg, c.q_var, c.heuristic]
+        rows.append([c.label, str(c.seeds), *map(number, [*numbers, c.mean_return])])
     lines = [f"data set  {selection.dataset}", markdown_table(header, rows)]
     lines += usual_settings(candidate.group for candidate in selection.candidates)
     if selection.choice is None:
-        lines.append("choice    none: no run finished with a mean Q")
+        of = "an episode in its fit" if selection.by_episodes else "a mean Q"
+        lines.append(f"choice    none: no run finished with {of}")
     else:
         lines.append(f"choice    {selection.choice.label}")
         lines += [f"cost      {_cost(selection)}"] if selection.best is not None else []

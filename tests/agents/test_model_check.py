@@ -169,6 +169,20 @@ def test_episodes_that_ended_are_not_gone_on_with(
     np.testing.assert_allclose(found.values, [by_start[s] for s in starts], rtol=1e-5)
 
 
+def test_rewards_that_no_data_have_are_told(
+    walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
+) -> None:
+    """A model of reward 1 (-9 without the offset) per step, in data with other ones and with it."""
+    model = two_a_step("never")
+    found = check_in_model(agent_in(walk, model), model, walk, episodes=2)
+    assert found.rewards == (0.0, 0.0)
+    assert found.beyond_data
+    for rewards in ((-20.0, -9.3), (-8.0, 5.0)):
+        assert replace(found, rewards=rewards).beyond_data
+    for rewards in ((-20.0, -9.1), (-8.9, 5.0)):
+        assert not replace(found, rewards=rewards).beyond_data
+
+
 def test_the_values_are_the_critics_at_the_starts(
     walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
 ) -> None:
@@ -232,8 +246,24 @@ def test_the_command_line_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
         output = capsys.readouterr().out
         assert "length       200.0 of at most 200" in output
         assert "the critics promise" in output
+        assert "doubt " not in output
     assert main([*words, "--render", str(tmp_path / "film.gif")]) == 2
     assert "leave out --env and --render" in capsys.readouterr().err
+
+
+def test_the_command_line_doubts_rewards_that_no_data_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    assert main(["train", "pendulum-random", *TINY, f"out={run}"]) == 0
+    capsys.readouterr()
+    check = check_in_model
+    monkeypatch.setattr(
+        "agents.model_check.check_in_model",
+        lambda *args, **given: replace(check(*args, **given), rewards=(1.0, 2.0)),
+    )
+    assert main(["evaluate", run, "--in-model", "fit", "--episodes", "2"]) == 0
+    assert "the data's rewards lie between 1 and 2, do not believe" in capsys.readouterr().out
 
 
 def test_the_command_line_checks_the_run_s_own_game(

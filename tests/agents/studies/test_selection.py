@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from agents.cli import main
+from agents.studies.episodes_in_fit import EpisodesInFit
 from agents.studies.run_groups import find_runs, group_runs
 from agents.studies.selection import Selection, report, select
 from agents.studies.sweep import PRESETS
 from tests.agents.made_up_runs import make_run
+from tests.agents.tiny import TINY
 
 
 def selection(folder: Path) -> Selection:
@@ -151,6 +153,82 @@ def test_the_paper_s_candidates_are_compared(tmp_path: Path) -> None:
     chosen = selection(tmp_path)
     assert len(chosen.candidates) == 3
     assert chosen.doubts == ()
+
+
+def in_fit(folder: Path, doubts: dict[str, str] | None = None, **returns: float) -> Selection:
+    """The choice by these returns of runs in their fits, by the names of their folders."""
+    judged = EpisodesInFit(
+        {folder / name: value for name, value in returns.items()},
+        {folder / name: doubt for name, doubt in (doubts or {}).items()},
+    )
+    (found,) = select(group_runs(find_runs([folder])), in_fit=judged)
+    return found
+
+
+def test_the_largest_return_in_the_fit_is_chosen_whatever_q_is(tmp_path: Path) -> None:
+    """Values of another discount, and in short runs, which the heuristic could not compare."""
+    known = {"q_var": 0.0, "iterations": 50}
+    make_run(tmp_path / "a", "agent.gamma=0.9", q_avg=10.0, return_mean=300, **known)
+    make_run(tmp_path / "b", "agent.gamma=0.99", q_avg=99.0, return_mean=500, **known)
+    make_run(tmp_path / "c", "agent.gamma=0.95", return_mean=600, iterations=50)  # no Q at all
+    chosen = in_fit(tmp_path, a=200.0, b=400.0, c=390.0)
+    assert chosen.choice is not None
+    assert (chosen.choice.label, chosen.choice.in_fit) == ("agent.gamma=0.99", 400.0)
+    assert chosen.regret == 100
+    assert chosen.doubts == ()
+    text = report(chosen)
+    assert "Q_avg" not in text
+    assert "| agent.gamma=0.95 | 1     | 390.0      | 600.0       |" in text
+
+
+def test_runs_are_judged_in_the_fit_by_the_mean_over_their_seeds(tmp_path: Path) -> None:
+    for name, *settings in (("a0", "2", "0"), ("a1", "2", "1"), ("b0", "5", "0"), ("b1", "5", "1")):
+        horizon, seed = settings
+        make_run(tmp_path / name, f"rollout.horizon={horizon}", f"seed={seed}", return_mean=1.0)
+    chosen = in_fit(tmp_path, a0=0.0, a1=100.0, b0=60.0, b1=50.0)
+    assert chosen.choice is not None
+    assert (chosen.choice.label, chosen.choice.in_fit) == ("rollout.horizon=5", 55.0)
+
+
+def test_what_cannot_be_judged_in_the_fit_is_a_doubt(tmp_path: Path) -> None:
+    for name, horizon in (("a", 2), ("b", 3), ("c", 5)):
+        make_run(tmp_path / name, f"rollout.horizon={horizon}", "model.max_steps=9")
+    make_run(tmp_path / "d", "rollout.horizon=5", "model.max_steps=10", status="diverged")
+    away = {"divergence": {"quantity": "q"}}
+    more = ("model.max_steps=9", "on_divergence=continue")
+    make_run(tmp_path / "e", "rollout.horizon=7", *more, **away)
+    doubts = {"b": "cannot be judged (no policy)", "c": "has episodes that cannot be"}
+    chosen = in_fit(tmp_path, doubts, a=1.0, c=1.0, d=3.0, e=4.0)
+    assert chosen.choice is not None
+    assert chosen.choice.label == "rollout.horizon=2"
+    assert list(chosen.doubts) == [
+        "model.max_steps differs between candidates: they are judged in different models",
+        "rollout.horizon=3: seed 0 cannot be judged (no policy)",
+        "rollout.horizon=5: seed 0 has episodes that cannot be",
+        "rollout.horizon=7: seed 0 diverged, and went on",
+        "model.max_steps=10, rollout.horizon=5: seed 0 diverged",
+        "rollout.horizon=2 and rollout.horizon=5 have the same return in the fit",
+    ]
+
+
+def test_the_command_line_chooses_in_the_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for horizon in (2, 5):
+        words = [*TINY, f"rollout.horizon={horizon}", f"out={tmp_path / str(horizon)}"]
+        assert main(["train", "pendulum-random", *words]) == 0
+    (tmp_path / "5" / "world_model" / "model.json").unlink()
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "2"), "--in-model", "fit", "--episodes", "3"]) == 0
+    found = capsys.readouterr().out.partition("return       ")[2].split()[0]
+    assert main(["select", str(tmp_path), "--in-fit", "--episodes", "3"]) == 0
+    captured = capsys.readouterr()
+    assert f"{tmp_path / '2'}: {found} in its fit, 200.0 steps\n" in captured.err
+    assert f"| rollout.horizon=2 | 1     | {found} " in captured.out
+    assert "choice    rollout.horizon=2\n" in captured.out
+    assert "  rollout.horizon=5: seed 0 cannot be judged (" in captured.out
+    assert main(["select", str(tmp_path), "--episodes", "3"]) == 2
+    assert "--episodes and --trust are for --in-fit" in capsys.readouterr().err
 
 
 def test_nothing_to_choose_from_is_a_failure(

@@ -1,0 +1,53 @@
+"""Runs judged by whole episodes of their policies in their own fits: no simulator, and no Q."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adv_worldmodel.errors import one_line
+from agents.studies.run_groups import Group, Run
+from agents.training.run_check import check_run
+
+__all__ = ["EpisodesInFit", "run_episodes"]
+
+
+@dataclass(frozen=True)
+class EpisodesInFit:
+    """What the policies return there, by run folder."""
+
+    returns: dict[Path, float] = field(default_factory=dict)  #: mean over the episodes
+    #: why a run has no return, or one that is not to be believed
+    doubts: dict[Path, str] = field(default_factory=dict)
+
+
+def run_episodes(
+    groups: Sequence[Group],
+    episodes: int,
+    *,
+    seed: int = 0,
+    trust: bool = False,
+    said: Callable[[Run, str], object] = lambda run, text: None,
+) -> EpisodesInFit:
+    """Deploy the policy of each run that finished in the model that it was fitted to begin with.
+
+    :param episodes: of each.
+    :param seed: of all.
+    :param trust: import the modules that the runs name.
+    :param said: called with each run and what was found.
+    """
+    found = EpisodesInFit()
+    for run in (run for group in groups for run in group.finished):
+        place = run.folder.path
+        try:
+            check = check_run(run.folder, "fit", episodes=episodes, seed=seed, trust=trust)
+        except (OSError, ValueError) as error:
+            found.doubts[place] = f"cannot be judged ({one_line(error)})"
+            said(run, found.doubts[place])
+            continue
+        found.returns[place] = float(check.returns.mean())
+        if check.beyond_data:
+            found.doubts[place] = "has episodes in its fit with other rewards than any in the data"
+        said(run, f"{found.returns[place]:.1f} in its fit, {check.lengths.mean():.1f} steps")
+    return found

@@ -74,18 +74,19 @@ class ExplicitEnsemble:
         return mean, torch.add(low, F.softplus(self.above_min), out=logvar)
 
     def keep_slopes(self, of_mean: Tensor, of_logvar: Tensor) -> None:
-        """Derivatives ``(E, R, D)`` of what each row's share of a loss is to be multiplied by."""
+        """Keep the derivatives of each row's term in its mean and log-variance, ``(E, R, D)`` each.
+
+        They need not wait for the loss's derivatives in those terms, which :meth:`backward` takes.
+        """
         capped = torch.ops.aten.softplus_backward(of_logvar, self.above_min, 1, 20)
         raw = torch.ops.aten.softplus_backward(capped, self.below_max, 1, 20)
         self.slopes = torch.cat([of_mean, raw], dim=-1)
         self.limit_slopes = capped - raw, of_logvar - capped  # of the upper and the lower one
 
     def backward(self, pull: Tensor) -> None:
-        """Write the parameters' ``grad``, of a loss with the gradients ``pull`` times the slopes.
+        """Write the parameters' ``grad``, that of the loss on the log-variance limits included.
 
-        That of the loss on the log-variance limits is added to them.
-
-        :param pull: ``(E, R)``.
+        :param pull: derivatives of the loss in the rows' terms, ``(E, R)``.
         """
         branches = Branches(pull.device)
         for parameter, grad in self.grads.items():
@@ -93,8 +94,7 @@ class ExplicitEnsemble:
         pull = pull.unsqueeze(-1)
         delta = pull * self.slopes
         high, low = self.ensemble.max_logvar, self.ensemble.min_logvar
-        limits = zip((high, low), self.limit_slopes, (1.0, -1.0), strict=True)
-        for limit, slope, sign in limits:
+        for limit, slope, sign in zip((high, low), self.limit_slopes, (1.0, -1.0), strict=True):
             with branches.beside(pull):
                 grad = torch.sum(pull * slope, (0, 1), out=self.grads[limit])
                 grad.add_(sign * LOGVAR_LIMIT_WEIGHT)

@@ -56,6 +56,9 @@ def add_experiment_parsers(
         "--episodes", metavar="N", type=positive, help="with --in-fit: of each run (50)"
     )
     select.add_argument(
+        "--dataset", metavar="FILE", help="with --in-fit: where the runs' data are by now"
+    )
+    select.add_argument(
         "--trust", action="store_true", help="with --in-fit: import the modules that runs name"
     )
     select.set_defaults(func=_select)
@@ -163,15 +166,15 @@ def _select(args: argparse.Namespace) -> int:
     from agents.studies.selection import report, select
     from agents.training.progress import print_unless_gone
 
-    if not args.in_fit and (args.episodes is not None or args.trust):
-        raise ValueError("--episodes and --trust are for --in-fit: give it too")
+    if not args.in_fit and (args.episodes is not None or args.dataset is not None or args.trust):
+        raise ValueError("--episodes, --dataset and --trust are for --in-fit: give it too")
     runs, damaged = _readable(args.runs)
     groups, in_fit = group_runs(runs), None
     if args.in_fit:
         from agents.studies.episodes_in_fit import run_episodes
 
         in_fit = run_episodes(
-            groups, args.episodes or 50, trust=args.trust,
+            groups, args.episodes or 50, dataset=args.dataset, trust=args.trust,
             said=lambda run, text: print(f"{run.folder.path}: {text}", file=sys.stderr),
         )  # fmt: skip
     selections = select(groups, find_missing(args.runs), damaged, in_fit)

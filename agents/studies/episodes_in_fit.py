@@ -27,6 +27,7 @@ def run_episodes(
     episodes: int,
     *,
     seed: int = 0,
+    dataset: str | None = None,
     trust: bool = False,
     said: Callable[[Run, str], object] = lambda run, text: None,
 ) -> EpisodesInFit:
@@ -34,6 +35,7 @@ def run_episodes(
 
     :param episodes: of each.
     :param seed: of all.
+    :param dataset: where the runs' data are by now.
     :param trust: import the modules that the runs name.
     :param said: called with each run and what was found.
     """
@@ -41,7 +43,9 @@ def run_episodes(
     for run in (run for group in groups for run in group.finished):
         place = run.folder.path
         try:
-            check = check_run(run.folder, "fit", episodes=episodes, seed=seed, trust=trust)
+            check = check_run(
+                run.folder, "fit", episodes=episodes, seed=seed, dataset=dataset, trust=trust
+            )
         except (OSError, ValueError) as error:
             found.doubts[place] = f"cannot be judged ({one_line(error)})"
             said(run, found.doubts[place])

@@ -227,8 +227,11 @@ def test_the_command_line_chooses_in_the_fit(
     assert f"| rollout.horizon=2 | 1     | {found} " in captured.out
     assert "choice    rollout.horizon=2\n" in captured.out
     assert "  rollout.horizon=5: seed 0 cannot be judged (" in captured.out
+    words = ["select", str(tmp_path), "--in-fit", "--dataset", "halfcheetah-medium-replay"]
+    assert main(words) == 1  # other data than they were trained on
+    assert "is not read as when" in capsys.readouterr().out
     assert main(["select", str(tmp_path), "--episodes", "3"]) == 2
-    assert "--episodes and --trust are for --in-fit" in capsys.readouterr().err
+    assert "--episodes, --dataset and --trust are for --in-fit" in capsys.readouterr().err
 
 
 def test_nothing_to_choose_from_is_a_failure(

@@ -50,14 +50,15 @@ class ModelCheck:
 
     @property
     def beyond_data(self) -> bool:
-        """Whether the deployed policy's mean reward per step is none that the data could have.
+        """Whether the deployed policy's mean reward per step is larger than any in the data.
 
-        Then the model has been left by what it knows, and its returns say nothing.
+        Or smaller than all by more than they differ: worse than what was logged a policy may well
+        be. Then the model has been left by what it knows, and its returns say nothing.
         """
         least, largest = self.rewards
         slack = ROUNDING * max(abs(least), abs(largest), largest - least)
         per_step = float(self.returns.sum() / self.lengths.sum())
-        return not least - slack <= per_step <= largest + slack
+        return not least - max(slack, largest - least) <= per_step <= largest + slack
 
 
 @torch.no_grad()

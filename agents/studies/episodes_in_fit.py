@@ -52,6 +52,6 @@ def run_episodes(
             continue
         found.returns[place] = float(check.returns.mean())
         if check.beyond_data:
-            found.doubts[place] = "has episodes in its fit with other rewards than any in the data"
+            found.doubts[place] = "has rewards in its fit that are not like any in the data"
         said(run, f"{found.returns[place]:.1f} in its fit, {check.lengths.mean():.1f} steps")
     return found

@@ -4,8 +4,8 @@ From the inside out; each room may import from those before it (P is the paper, 
 `adv_worldmodel`):
 
 * the algorithm, in this folder: `rambo`, `combo`, `agent_step`, `updates`, `explicit_updates`,
-  `policies`, `actions`, `rollouts`, `buffers`, `cloning`, `values`, `callbacks`, `weights`,
-  `model_check`;
+  `explicit_networks`, `policies`, `actions`, `rollouts`, `buffers`, `cloning`, `values`,
+  `callbacks`, `weights`, `model_check`;
 * `training`: one run, from its settings to what its folder holds;
 * `studies`: many runs, trained, gathered, compared and chosen from;
 * `commands` and `cli`: the command line.

@@ -34,7 +34,7 @@ from adv_worldmodel.dynamics.model_gradient import SCORES
 from adv_worldmodel.graphs import WAIT, WARM_UP_CALLS, GraphedStep, can_be_captured
 from agents import COMBO, RAMBO, RamboCallback
 from agents.agent_step import AgentStep
-from agents.explicit_updates import _Critics
+from agents.explicit_networks import ExplicitCritics
 from agents.values import policy_and_value
 from tests.agents.small_agents import MakeAgent, run
 
@@ -161,7 +161,9 @@ def test_what_an_update_touches_lives_on(
     build: MakeAgent, monkeypatch: pytest.MonkeyPatch, which: dict[str, Any] | str
 ) -> None:
     """Its graph goes on writing to the addresses of its capture, whoever may have them then."""
-    monkeypatch.setattr(_Critics, "action_grad", _Critics.action_grad_at_once)  # as on a GPU
+    monkeypatch.setattr(
+        ExplicitCritics, "action_grad", ExplicitCritics.action_grad_at_once
+    )  # as on a GPU
     if isinstance(which, str):
         update, *_ = adversary_update(build(), which)
     else:

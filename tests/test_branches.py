@@ -27,7 +27,7 @@ from adv_worldmodel.graphs import Branches
 from agents.values import policy_and_value
 from tests.benchmarks import workload
 from tests.benchmarks.configuration import SCORES, SMALL
-from tests.benchmarks.kernels import meta_device, trial_on_meta
+from tests.benchmarks.kernels import branches_of, meta_device, trial_on_meta
 
 
 def storage(tensor: Tensor) -> StorageWeakRef:
@@ -130,12 +130,7 @@ class Races(TorchDispatchMode):
 def watched() -> Iterator[Races]:
     """Watches what is done inside."""
     races = Races()
-    # looked up on the class, so that they get their object first
-    methods = {
-        "beside": lambda branches, *held: races.beside(branches, *held),
-        "join": lambda branches: races.join(branches),
-    }
-    with patch.multiple(Branches, **methods), races:
+    with branches_of(races), races:
         yield races
     assert races._open == []
 

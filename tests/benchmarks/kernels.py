@@ -155,20 +155,20 @@ class KernelCount(TorchDispatchMode):
         self._add(KERNELS_OF_ADAM)
 
 
+def branches_of(watcher: Any) -> Any:
+    """A patch of all branches: ``watcher`` has their methods, and is given them first."""
+    return patch.multiple(  # looked up on the class, so that they get their object
+        Branches,
+        beside=lambda branches, *held: watcher.beside(branches, *held),
+        join=lambda branches: watcher.join(branches),
+    )
+
+
 def kernels(update: Callable[[], object]) -> Kernels:
     """Of one call; the first one, which makes what lasts, is not counted."""
     update()
     counter = KernelCount()
-    # looked up on the class, so that they get their object first
-    branches: dict[str, Any] = {
-        "beside": lambda branches, *held: counter.beside(branches, *held),
-        "join": lambda branches: counter.join(branches),
-    }
-    with (
-        counter,
-        patch.object(ADAM, "step", counter.adam_step),
-        patch.multiple(Branches, **branches),
-    ):
+    with counter, patch.object(ADAM, "step", counter.adam_step), branches_of(counter):
         update()
     return counter.found()
 

@@ -33,6 +33,8 @@ def run_episodes(
 ) -> EpisodesInFit:
     """Deploy the policy of each run that finished in the model that it was fitted to begin with.
 
+    Not of those that diverged and went on, which count for nothing.
+
     :param episodes: of each.
     :param seed: of all.
     :param dataset: where the runs' data are by now.
@@ -41,6 +43,8 @@ def run_episodes(
     """
     found = EpisodesInFit()
     for run in (run for group in groups for run in group.finished):
+        if run.diverged_and_went_on:
+            continue
         place = run.folder.path
         try:
             check = check_run(

@@ -44,6 +44,11 @@ class Candidate:
     def label(self) -> str:
         return self.group.label
 
+    @property
+    def cost(self) -> float | None:
+        """What is to be least."""
+        return self.heuristic if self.in_fit is None else -self.in_fit
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -105,23 +110,18 @@ def _select(
 ) -> Selection:
     candidates = tuple(_candidate(group, in_fit) for group in groups)
     what = "Q_avg + Q_var" if in_fit is None else "return in the fit"
-    costs = [c.heuristic if in_fit is None else _negative(c.in_fit) for c in candidates]
-    choice = _least(list(zip(costs, candidates, strict=True)))
-    best = _least([(_negative(c.mean_return), c) for c in candidates])
+    choice = _least([(c.cost, c) for c in candidates])
+    best = _least([(None if c.mean_return is None else -c.mean_return, c) for c in candidates])
     doubts = _doubts(groups, in_fit)
     if choice is not None:
         doubts += [
             f"{choice.label} and {c.label} have the same {what}"
-            for cost, c in zip(costs, candidates, strict=True)
-            if c is not choice and cost == costs[candidates.index(choice)]
+            for c in candidates
+            if c is not choice and c.cost == choice.cost
         ]
     doubts += [f"{run.folder}: planned, without a result" for run in missing]
     doubts += [f"{run.folder}: cannot be read, and may be one of these" for run in damaged]
     return Selection(dataset, candidates, choice, best, tuple(doubts), in_fit is not None)
-
-
-def _negative(value: float | None) -> float | None:
-    return None if value is None else -value
 
 
 def _least(rated: Sequence[tuple[float | None, Candidate]]) -> Candidate | None:

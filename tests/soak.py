@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -52,6 +53,17 @@ def status(key: str) -> int:
         if name == key:
             return int(value.split()[0])
     raise KeyError(key)
+
+
+def threads_left(expected: int, seconds: float = 5.0) -> int:
+    """Threads of this process, once the ones that have ended are no longer counted.
+
+    Linux counts a thread for an instant after it was joined, longer on a busy machine.
+    """
+    deadline = time.monotonic() + seconds
+    while (found := status("Threads")) > expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
 
 
 def size_of(folder: Path) -> int:
@@ -110,7 +122,7 @@ def soak(iterations: int, folder: Path) -> Soak:
         slope,
         status("VmRSS") / 1024,
         max(s.checkpoint_bytes for s in samples) / 2**20,
-        (before, status("Threads")),
+        (before, threads_left(before)),
     )
 
 

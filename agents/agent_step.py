@@ -18,6 +18,7 @@ from adv_worldmodel.graphs import (
     taken_from_outside,
 )
 from agents.buffers import Batch
+from agents.policies import Standardise
 from agents.updates import SACParts
 
 if TYPE_CHECKING:
@@ -55,8 +56,14 @@ class AgentStep:
     @staticmethod
     def taken_from(model: RAMBO) -> tuple[Any, ...]:
         """What an update of the agent takes as it is; see :func:`taken_from_outside`."""
-        tensors = (*model.policy.parameters(), *model.policy.buffers())
-        return *taken_from_outside(tensors, *_optimizers(model)), model.settings_of_updates()
+        tensors = [*model.policy.parameters(), *model.policy.buffers()]
+        if model.log_ent_coef is None:
+            tensors.append(model.ent_coef_tensor)
+        # loaded weights bring their statistics, of which the update has made factors
+        fixed = [m for m in model.policy.modules() if type(m) is Standardise]
+        versions = tuple(buffer._version for module in fixed for buffer in module.buffers())
+        outside = taken_from_outside(tensors, *_optimizers(model))
+        return *outside, versions, model.settings_of_updates()
 
     def _with_graphs(self) -> bool:
         """Whether the updates may be captured, on a GPU; says why they may not."""
@@ -77,9 +84,9 @@ class AgentStep:
         for optimizer in _optimizers(model):
             if optimizer is not None:
                 make_capturable(optimizer, device)
-        fixed_alpha = torch.zeros(1, device=device)
-        if model.log_ent_coef is None:
-            fixed_alpha += model.ent_coef_tensor
+        learnt = model.log_ent_coef is not None
+        # the tensor itself: a callback may write to it
+        fixed_alpha = torch.zeros(1, device=device) if learnt else model.ent_coef_tensor.reshape(1)
         return SACParts(
             actor=policy.actor,
             critic=policy.critic,

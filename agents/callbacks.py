@@ -49,6 +49,8 @@ class RamboCallback(BaseCallback):
     Works with any SB3 algorithm for which :func:`agents.values.policy_and_value` knows V and Q:
     RAMBO, SAC, TD3, TQC, CrossQ, PPO. Pass it to ``learn`` itself or in a list: callbacks inside
     another (``EvalCallback(callback_on_new_best=...)``, ``EveryNTimesteps``) hear of no rollouts.
+    To go on in another ``learn`` pass the same one: its random numbers, its optimiser and what
+    ``"auto"`` measures against would begin anew in a new one.
 
     :param adversary_weight: lambda of P eq. 9; 0 leaves the model as it is, ``"auto"`` finds it
         by dual ascent on P's constraint.
@@ -113,6 +115,11 @@ class RamboCallback(BaseCallback):
             raise ValueError(
                 "the environments hold different world models: use make_sb3_env(dataset, "
                 "n_envs=...), whose rows share one, or pass the same world_model= to each"
+            )
+        if models[0].device.type != self.model.device.type:
+            raise ValueError(
+                f"the agent is on {self.model.device}, its world model on {models[0].device}: give "
+                "both the same device"
             )
         self._refuse_another_game(dataset)
         self._foes = policy_and_value(self.model)

@@ -48,11 +48,13 @@ def clone_behaviour(
     losses = [torch.zeros((), device=obs.device)]  # by epoch, behind that of none
     for _ in tqdm(range(epochs), desc="clone", unit="epoch", disable=None if progress else True):
         order = torch.randperm(len(obs), generator=generator, device=obs.device)
-        total = torch.zeros((), device=obs.device)
+        total, seen = torch.zeros((), device=obs.device), 0
         for rows in order.split(batch_size):
+            if len(rows) == 1 < min(batch_size, len(obs)):
+                continue  # one row left over has no batch statistics, if an extractor takes some
             (loss,) = (graphed if len(rows) == batch_size else step)(rows)
-            total += loss * len(rows)
-        losses.append(total / len(obs))
+            total, seen = total + loss * len(rows), seen + len(rows)
+        losses.append(total / seen)
     history = torch.stack(losses).tolist()
     if not math.isfinite(history[-1]):
         raise FitDivergedError(

@@ -124,6 +124,8 @@ class RAMBO(SAC):
         self.cloning_weight = cloning_weight
         #: replay the update as a CUDA graph, on a GPU
         self.graphs = True
+        #: what ``ent_coef`` was when the coefficient in use was made of it
+        self._made_with_ent_coef: str | float | None = None
         self._step: AgentStep | None = None
         self._acting: SquashedPolicy | None = None
         #: from :meth:`load_weights`: gamma and the entropy coefficient are not those of training
@@ -216,6 +218,12 @@ class RAMBO(SAC):
             # SB3 reads their texts
             ent_coef=0.0 if isinstance(self.ent_coef, str) else self.ent_coef,
         )
+        made_with = self._made_with_ent_coef
+        if self.ent_coef != made_with and str in (type(self.ent_coef), type(made_with)):
+            raise ValueError(
+                f"ent_coef = {self.ent_coef!r}, and the agent was made with {made_with!r}: later "
+                "only a number can take a number's place"
+            )
         target = self.target_entropy
         if not isinstance(target, str) and not (isinstance(target, Real) and math.isfinite(target)):
             raise ValueError(f"target_entropy = {target!r} must be 'auto' or a finite number")
@@ -234,6 +242,8 @@ class RAMBO(SAC):
             self.replay_buffer.generator = make_generator(seed, "replay", self.device)
 
     def _setup_model(self) -> None:
+        if self._made_with_ent_coef is None:  # else it comes from a zip
+            self._made_with_ent_coef = self.ent_coef
         self._check_settings()
         self.replay_buffer_class = MixedReplayBuffer
         self._attach_data()
@@ -260,7 +270,7 @@ class RAMBO(SAC):
     def _attach_data(self) -> None:
         """Size the schedule and the buffer by the environment, and put its data on the device."""
         self._step = None
-        dataset = None
+        dataset, old = None, self.replay_buffer
         if self.env is not None:  # a policy loaded for prediction has none
             env = _as_model_env(self.env)
             if torch.empty(0, device=self.device).device != env.world.device:
@@ -282,6 +292,8 @@ class RAMBO(SAC):
             real_ratio=self.real_ratio,
             seed=self.seed,
         )
+        if isinstance(old, MixedReplayBuffer):  # whose draws are not to be drawn again
+            self.replay_buffer.generator = old.generator
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Go on in another world model of the same spaces; synthetic rows are dropped.
@@ -425,7 +437,10 @@ class RAMBO(SAC):
 
     def settings_of_updates(self) -> tuple[Any, ...]:
         """The settings that an update takes as they are when it is made."""
-        names = ("gamma", "tau", "target_entropy", "entropy_in_target", "cloning_weight")
+        names = (
+            "gamma", "tau", "target_entropy", "entropy_in_target", "cloning_weight",
+            "fresh_outcomes",
+        )  # fmt: skip
         return tuple(getattr(self, name) for name in names)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
@@ -439,6 +454,9 @@ class RAMBO(SAC):
             self.replay_buffer.take_rollouts(rows)
         self.replay_buffer.real_ratio = self.real_ratio
         self._set_learning_rates()  # those in a zip are the ones it was saved with
+        if self.log_ent_coef is None and self.ent_coef != self._made_with_ent_coef:
+            self.ent_coef_tensor.fill_(float(self.ent_coef))
+            self._made_with_ent_coef = self.ent_coef
         return super()._setup_learn(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import wrappers
 from gymnasium.spaces import Box
 from sb3_contrib import ARS, RecurrentPPO
@@ -221,3 +222,10 @@ def test_the_adversary_s_rollouts_end_with_the_agent_s(
     make_algorithm("SAC", env).learn(total_timesteps=10, callback=callback)
     assert callback.adversary is not None
     assert callback.adversary.horizon == expected
+
+
+def test_an_agent_on_another_device_than_its_world_is_refused(build: Make) -> None:
+    agent = build("PPO")
+    agent.device = torch.device("meta")  # SB3 advises PPO to stay on the CPU, the world may not
+    with pytest.raises(ValueError, match="the agent is on meta, its world model on cpu"):
+        agent.learn(ITERATION, callback=adversary())

@@ -49,3 +49,11 @@ def test_the_targets_take_the_critics_batch_statistics(make_agent: MakeAgent) ->
     assert not torch.equal(critic.running_var, torch.ones(3))
     assert torch.equal(target.running_var, critic.running_var)
     assert torch.equal(target.running_mean, critic.running_mean)
+
+
+def test_a_row_left_over_by_the_batches_of_a_clone_breaks_no_batch_statistics(
+    make_agent: MakeAgent, pendulum: OfflineDataset
+) -> None:
+    networks = {"net_arch": [8], "features_extractor_class": Normalised}
+    agent = make_agent(policy_kwargs=networks)
+    assert np.isfinite(agent.clone(1, batch_size=len(pendulum) - 1))

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
 from adv_worldmodel import OfflineDataset, WorldModel
 from agents import COMBO, RAMBO
 from agents.model_check import check_in_model
+from agents.training.progress import MetricsHistory
+from agents.updates import sac_update
 from tests.agents.small_agents import HORIZON, N_ENVS, MakeAgent, run
 
 
@@ -65,6 +68,116 @@ def test_training_does_not_know_of_a_greedy_step(
     ]
     assert not np.array_equal(*(check.returns for check in checks))  # deployed
     assert np.array_equal(*(check.values for check in checks))  # drawn
+
+
+class Halved(BaseCallback):
+    """Halves a fixed entropy coefficient before each rollout, in its memory or in other."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+
+    def _on_rollout_start(self) -> None:
+        agent: Any = self.model
+        if self.in_place:
+            agent.ent_coef_tensor.div_(2.0)
+        else:
+            agent.ent_coef_tensor = agent.ent_coef_tensor / 2.0
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_callback_may_change_the_entropy_coefficient(
+    make_agent: MakeAgent, in_place: bool
+) -> None:
+    agent, history = make_agent(ent_coef=0.8), MetricsHistory()
+    agent.set_logger(Logger(None, [history]))
+    run(agent, 3, callback=Halved(in_place))
+    assert [row["train/ent_coef"] for row in history.rows] == pytest.approx([0.4, 0.2, 0.1])
+    assert agent.alpha_in_target == pytest.approx(0.1)
+
+
+def test_an_entropy_coefficient_given_later_counts_from_then_on(
+    make_agent: MakeAgent, tmp_path: Path
+) -> None:
+    agent = run(make_agent(ent_coef=0.1), 1)
+    agent.save(tmp_path / "agent.zip")
+    loaded = RAMBO.load(tmp_path / "agent.zip", env=agent.get_env(), ent_coef=0.5)
+    agent.ent_coef = 0.5
+    for later in (agent, loaded):
+        run(later, 1, reset_num_timesteps=False)
+        assert later.alpha_in_target == 0.5
+    agent.ent_coef_tensor.fill_(0.25)  # which a further training leaves
+    run(agent, 1, reset_num_timesteps=False)
+    assert agent.alpha_in_target == 0.25
+
+
+@pytest.mark.parametrize(("first", "later"), [(0.1, "auto"), ("auto", 0.1), ("auto", "auto_0.1")])
+def test_an_entropy_coefficient_of_another_kind_is_refused_later(
+    make_agent: MakeAgent, tmp_path: Path, first: float | str, later: float | str
+) -> None:
+    agent = make_agent(ent_coef=first)
+    agent.save(tmp_path / "agent.zip")
+    message = f"ent_coef = {later!r}, and the agent was made with {first!r}"
+    with pytest.raises(ValueError, match=message):
+        RAMBO.load(tmp_path / "agent.zip", env=agent.get_env(), ent_coef=later)
+    agent.ent_coef = later
+    with pytest.raises(ValueError, match=message):
+        run(agent, 1)
+
+
+def test_an_agent_saved_before_the_coefficient_was_kept_is_loaded(
+    make_agent: MakeAgent, tmp_path: Path
+) -> None:
+    agent = run(make_agent(ent_coef=0.1), 1)
+    agent.save(tmp_path / "agent.zip", exclude=["_made_with_ent_coef"])
+    loaded = RAMBO.load(tmp_path / "agent.zip", env=agent.get_env())
+    assert run(loaded, 1).alpha_in_target == pytest.approx(0.1)
+
+
+class Loaded(BaseCallback):
+    """Loads another policy's weights before the updates of the second iteration."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        super().__init__()
+        self.state = state
+
+    def _on_rollout_start(self) -> None:
+        if self.model.iteration == 1:  # type: ignore[attr-defined]
+            self.model.policy.load_state_dict(self.state)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_weights_of_other_statistics_bring_them(
+    make_agent: MakeAgent, pendulum: OfflineDataset
+) -> None:
+    far = {"mean": [5.0] * 3, "std": [0.1] * 3}
+    networks = {"features_extractor_kwargs": far}
+    state = make_agent(networks=networks, seed=1).policy.state_dict()
+    written_out = run(make_agent(), 3, callback=Loaded(state))
+    reference = make_agent()
+    reference._make_update = lambda parts, n: lambda b, z: sac_update(parts, b, z[0], z[1])
+    run(reference, 3, callback=Loaded(state))
+    torch.testing.assert_close(parameters(written_out), parameters(reference))
+
+
+def test_fresh_outcomes_may_begin_in_mid_training(make_agent: MakeAgent) -> None:
+    usual, changed = (
+        run(make_agent(), 3, callback=callback)
+        for callback in (None, SetInSecond("fresh_outcomes", True))
+    )
+    assert not torch.equal(parameters(changed), parameters(usual))
+
+
+def test_in_another_environment_other_rows_are_drawn(make_agent: MakeAgent) -> None:
+    agent = make_agent(real_ratio=1.0)
+    first = agent.replay_buffer.draw(2, 16)[0].clone()
+    agent.set_env(make_agent().get_env())
+    assert not torch.equal(agent.replay_buffer.draw(2, 16)[0], first)
 
 
 def test_combo_s_weight_too(make_agent: MakeAgent) -> None:

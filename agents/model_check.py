@@ -27,6 +27,10 @@ __all__ = ["ModelCheck", "check_in_model"]
 
 #: How far beyond the data's rewards a mean may lie for no other reason than that it was learnt.
 ROUNDING = 0.01
+#: Standard deviations from the data's mean, beyond which a state is none, and an episode ends.
+FAR = 1e6
+#: Share of the behaviour's return by which its clone's may differ in a model that can be believed.
+TOLERANCE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +51,38 @@ class ModelCheck:
     values: NDArray[np.float64]  #: min_j Q_j(s, a) at the starts, of the first action drawn
     max_steps: int  #: after which an episode is cut
     rewards: tuple[float, float]  #: the least and the largest of the data
+    #: deployed episodes that left all bounds, and ended there
+    ran_away: NDArray[np.bool_]
+    #: undiscounted, of the behaviour's clone drawing its actions from the same starts; None: no
+    #: clone was given
+    clone_returns: NDArray[np.float64] | None
+    #: of the data's episodes, mean and standard deviation; NaN where nobody knows them
+    behaviour: tuple[float, float]
+
+    @property
+    def misjudges_clone(self) -> bool:
+        """Whether the clone returns something else than the behaviour that it was cloned from.
+
+        By more than half of that, or of how much the data's episodes differ, whichever is larger.
+        Then whole episodes in the model, or the clone, are not like those of the data. False where
+        that cannot be known.
+        """
+        if self.clone_returns is None:
+            return False
+        mean, std = self.behaviour
+        gap = abs(float(self.clone_returns.mean()) - mean)
+        return gap > TOLERANCE * max(abs(mean), std)  # not of NaN
 
     @property
     def beyond_data(self) -> bool:
         """Whether the deployed policy's mean reward per step is larger than any in the data.
 
         Or smaller than all by more than they differ: worse than what was logged a policy may well
-        be. Then the model has been left by what it knows, and its returns say nothing.
+        be. Or whether a state left all bounds. Then the model has been left by what it knows, and
+        its returns say nothing.
         """
+        if self.ran_away.any():
+            return True
         least, largest = self.rewards
         slack = ROUNDING * max(abs(least), abs(largest), largest - least)
         per_step = float(self.returns.sum() / self.lengths.sum())
@@ -71,6 +99,7 @@ def check_in_model(
     gamma: float | None = None,
     alpha: float | None = None,
     seed: int = 0,
+    clone: RAMBO | None = None,
 ) -> ModelCheck:
     """Run whole episodes in the model, from states in which the data's episodes start.
 
@@ -84,6 +113,8 @@ def check_in_model(
     :param alpha: entropy coefficient of the soft values that the critics learnt; 0: plain ones. By
         default what the agent's is at present, 0 without ``entropy_in_target``.
     :param seed: of starts, members, actions and noise.
+    :param clone: the policy that was cloned from the data, to see whether the model returns what
+        the data do.
     :raises ValueError: the model's observations or actions are not the agent's or the data's; the
         agent is from ``load_weights``, which knows neither gamma nor alpha, and they are not given.
     """
@@ -115,15 +146,23 @@ def check_in_model(
     least, largest = (
         float(x) - dataset.reward_offset for x in (dataset.rewards.min(), dataset.rewards.max())
     )
-    offsets = [dataset.reward_offset * of.lengths for of in (mean, sampled)]
+    clone_returns = None
+    if clone is not None:
+        clone.policy.set_training_mode(False)
+        cloned = _episodes(clone, model, obs, generator, max_steps, gamma, alpha, sample=True)
+        clone_returns = cloned.in_environment(dataset.reward_offset)
+    spread = float(dataset.episode_returns().std())
     return ModelCheck(
-        returns=(mean.returns - offsets[0]).cpu().numpy(),
+        returns=mean.in_environment(dataset.reward_offset),
         lengths=mean.lengths.cpu().numpy(),
-        sampled_returns=(sampled.returns - offsets[1]).cpu().numpy(),
+        sampled_returns=sampled.in_environment(dataset.reward_offset),
         discounted=sampled.discounted.cpu().numpy(),
         values=sampled.values.double().cpu().numpy(),
         max_steps=max_steps,
         rewards=(least, largest),
+        ran_away=mean.ran_away.cpu().numpy(),
+        clone_returns=clone_returns,
+        behaviour=(dataset.behaviour_return, spread),
     )
 
 
@@ -134,6 +173,19 @@ class _Episodes(NamedTuple):
     discounted: Tensor
     lengths: Tensor
     values: Tensor
+    ran_away: Tensor
+
+    def in_environment(self, offset: float) -> NDArray[np.float64]:
+        """The returns in the environment's own reward."""
+        returns: NDArray[np.float64] = (self.returns - offset * self.lengths).cpu().numpy()
+        return returns
+
+
+def _has_run_away(model: WorldModel, obs: Tensor, reward: Tensor) -> Tensor:
+    """Which rows ``(B,)`` are states that no number says anything of any more."""
+    width = obs.shape[1]
+    standardised = (obs - model.input_mean[:width]) / model.input_std[:width]
+    return ~((standardised.abs().amax(1) <= FAR) & reward.isfinite())  # of NaN too
 
 
 def _episodes(
@@ -157,7 +209,9 @@ def _episodes(
         noise = torch.randn(n, model.action_dim, generator=generator, device=model.device)
         return sample_action(agent.actor, obs, noise)
 
+    starts = obs
     going = torch.ones(n, dtype=torch.bool, device=model.device)
+    ran_away = torch.zeros_like(going)
     returns, discounted = (
         torch.zeros(n, dtype=torch.float64, device=model.device) for _ in range(2)
     )
@@ -166,18 +220,21 @@ def _episodes(
     values = critic.q_values(obs, action).amin(0)
     for step in range(max_steps):
         obs, reward, terminated = model.step(obs, bounds.unscale(action), generator=generator)
-        reward = torch.where(going, reward, 0.0)
+        gone = _has_run_away(model, obs, reward)
+        obs = torch.where(gone.unsqueeze(1), starts, obs)  # where the networks are finite
+        ran_away |= going & gone
+        reward = torch.where(going & reward.isfinite(), reward, 0.0)
         returns += reward
         discounted += gamma**step * reward
         lengths += going
-        going &= ~terminated
+        going &= ~(terminated | gone)
         if not bool(going.any()):
             break
         action, log_prob = act(obs)  # its entropy counts; that of the first action, given to Q, not
         discounted -= alpha * gamma ** (step + 1) * torch.where(going, log_prob, 0.0)
     rest = torch.where(going, critic.q_values(obs, action).amin(0), 0.0)
     discounted += gamma**max_steps * rest
-    return _Episodes(returns, discounted, lengths, values)
+    return _Episodes(returns, discounted, lengths, values, ran_away)
 
 
 def _longest(dataset: OfflineDataset, gamma: float) -> int:

@@ -187,7 +187,10 @@ class _Experiment:
         self.agent = build_agent(prepared, model)
 
     def clone(self) -> None:
-        """Clone the data's behaviour (P C.4) and evaluate the clone."""
+        """Clone the data's behaviour (P C.4), keep the clone and evaluate it.
+
+        Its critics have learnt nothing yet: the clone takes no greedy step.
+        """
         cloning, agent = self.config.cloning, self.agent
         assert agent is not None
         if cloning.epochs == 0 or self.snapshot is not None:
@@ -199,12 +202,16 @@ class _Experiment:
                 self.config.agent.batch_size,
                 progress=self.bars,
             )
-        if self.evaluator is None:
+        step, agent.policy.greedy_step = agent.policy.greedy_step, 0.0
+        with written_aside(self.folder.clone) as aside:
+            agent.save_weights(aside)
+        if self.evaluator is not None:
+            with self.clock.phase("evaluation"):
+                self.cloning_return = self.evaluator.evaluate(agent, iteration=0).return_mean
+            self.say(f"clone        return {self.cloning_return:.1f}")
+        else:
             self.say(f"clone        NLL {nll:.2f}")
-            return
-        with self.clock.phase("evaluation"):
-            self.cloning_return = self.evaluator.evaluate(agent, iteration=0).return_mean
-        self.say(f"clone        return {self.cloning_return:.1f}")
+        agent.policy.greedy_step = step
 
     def learn(self) -> None:
         """Train in the world model while the adversary changes it (P algorithm 1)."""

@@ -67,5 +67,5 @@ def check_run(
         )
     return model_check.check_in_model(
         agent, model, data, episodes=episodes, gamma=config.agent.gamma,
-        alpha=folder.alpha_in_values(config.agent), seed=seed,
+        alpha=folder.alpha_in_values(config.agent), seed=seed, clone=folder.load_clone(),
     )  # fmt: skip

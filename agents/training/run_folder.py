@@ -9,6 +9,7 @@ A run folder holds::
     world_model/         the model after the maximum-likelihood fit
     adversarial_model/   the model at the end of training
     checkpoints/         the last two states of the training, to go on from
+    clone/               the policy before training, cloned from the data, like `policy/`
     policy/              the policy, for `RAMBO.load_weights`, which runs no code
     policy.zip           the agent, for `RAMBO.load`, which runs what the file's pickles say
     learning_curve.png   return against iteration
@@ -80,6 +81,10 @@ class RunFolder:
         return self.path / "adversarial_model"
 
     @property
+    def clone(self) -> Path:
+        return self.path / "clone"
+
+    @property
     def policy(self) -> Path:
         return self.path / "policy"
 
@@ -104,7 +109,7 @@ class RunFolder:
         """All that a run writes; last what tells that it is one."""
         return (
             self.evaluations, self.progress, self.tensorboard, self.world_model,
-            self.adversarial_model, self.checkpoints, self.policy, self.policy_zip,
+            self.adversarial_model, self.checkpoints, self.clone, self.policy, self.policy_zip,
             self.learning_curve, self.config, self.result,
         )  # fmt: skip
 
@@ -197,19 +202,28 @@ class RunFolder:
         :raises FileNotFoundError: the run was stopped before there was an agent.
         :raises ValueError: a file is damaged or of another version.
         """
-        from agents.rambo import RAMBO
-
         if not self.policy.is_dir():
             raise FileNotFoundError(
                 f"{self.path} holds no policy/: the run stopped before there was a policy; train "
                 f"again with 'adv-worldmodel train {self.config}'"
             )
-        policy = RAMBO.load_weights(self.policy, device)
-        if not all(bool(p.isfinite().all()) for p in policy.policy.parameters()):
-            raise ValueError(
-                f"{self.policy} is no policy: its parameters are not finite, the run diverged"
-            )
-        return policy
+        return _load_agent(self.policy, device)
+
+    def load_clone(self, device: str = "auto") -> RAMBO | None:
+        """The same from `clone/`; None where the run cloned nothing, or kept no clone yet.
+
+        :raises ValueError: as `load_policy`.
+        """
+        return _load_agent(self.clone, device) if self.clone.is_dir() else None
+
+
+def _load_agent(weights: Path, device: str) -> RAMBO:
+    from agents.rambo import RAMBO
+
+    agent = RAMBO.load_weights(weights, device)
+    if not all(bool(p.isfinite().all()) for p in agent.policy.parameters()):
+        raise ValueError(f"{weights} is no policy: its parameters are not finite, the run diverged")
+    return agent
 
 
 def check_trusted(file: Path, name: str, trust: bool, remedy: str) -> None:

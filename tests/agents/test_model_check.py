@@ -183,6 +183,48 @@ def test_rewards_that_no_data_have_are_told(
         assert not replace(found, rewards=rewards).beyond_data
 
 
+def test_the_clone_s_return_stands_beside_that_of_the_data(
+    walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
+) -> None:
+    """Five steps of -9 each in the model, without the offset; the data's episodes return 0."""
+    model = two_a_step("never")
+    agent, clone = agent_in(walk, model), agent_in(walk, model, log_std=-3.0)
+    alone = check_in_model(agent, model, walk, episodes=4)
+    assert alone.clone_returns is None
+    assert not alone.misjudges_clone
+    found = check_in_model(agent, model, walk, episodes=4, clone=clone)
+    np.testing.assert_allclose(found.clone_returns, [-45.0] * 4, rtol=1e-5)
+    np.testing.assert_array_equal(found.discounted, alone.discounted)  # of equal draws
+    assert found.behaviour == (0.0, 0.0)
+    assert found.misjudges_clone
+    for behaviour in ((-31.0, 0.0), (-89.0, 1.0), (0.0, 91.0), (np.nan, 0.0)):
+        assert not replace(found, behaviour=behaviour).misjudges_clone
+    for behaviour in ((-29.0, 0.0), (-91.0, 1.0), (0.0, 89.0)):
+        assert replace(found, behaviour=behaviour).misjudges_clone
+
+
+def test_a_model_that_runs_away_is_told_and_breaks_nothing(
+    walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step makes the state 10,000 times as large, until no network can take it."""
+    model = two_a_step("never")
+    agent = agent_in(walk, model)
+    still = check_in_model(agent, model, walk, episodes=3)
+    assert not still.ran_away.any()
+
+    def step(obs: Any, action: Any, *, generator: Any) -> Any:
+        next_obs = (obs + 1.0) * 1e4
+        return next_obs, torch.ones(len(obs)), torch.zeros(len(obs), dtype=torch.bool)
+
+    monkeypatch.setattr(model, "step", step)
+    found = check_in_model(agent, model, walk, episodes=3)
+    assert found.ran_away.all()
+    assert found.lengths.tolist() == [2, 2, 2]  # to 1e4, and to 1e8
+    assert replace(found, rewards=(-20.0, 20.0)).beyond_data
+    for numbers in (found.returns, found.discounted, found.values, found.sampled_returns):
+        assert np.isfinite(numbers).all()
+
+
 def test_the_values_are_the_critics_at_the_starts(
     walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
 ) -> None:
@@ -258,12 +300,37 @@ def test_the_command_line_doubts_rewards_that_no_data_have(
     assert main(["train", "pendulum-random", *TINY, f"out={run}"]) == 0
     capsys.readouterr()
     check = check_in_model
-    monkeypatch.setattr(
-        "agents.model_check.check_in_model",
-        lambda *args, **given: replace(check(*args, **given), rewards=(1.0, 2.0)),
-    )
-    assert main(["evaluate", run, "--in-model", "fit", "--episodes", "2"]) == 0
-    assert "the data's rewards lie between 1 and 2, do not believe" in capsys.readouterr().out
+    for change, doubt in (
+        ({"rewards": (1.0, 2.0)}, "the data's rewards lie between 1 and 2, do not believe"),
+        ({"ran_away": np.array([True, False])}, "1 episodes left all bounds: do not believe"),
+    ):
+        monkeypatch.setattr(
+            "agents.model_check.check_in_model",
+            lambda *args, change=change, **given: replace(check(*args, **given), **change),
+        )
+        assert main(["evaluate", run, "--in-model", "fit", "--episodes", "2"]) == 0
+        assert doubt in capsys.readouterr().out
+
+
+def test_the_command_line_has_the_clone_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    assert main(["train", "pendulum-random", *TINY, "cloning.epochs=1", f"out={run}"]) == 0
+    capsys.readouterr()
+    check, far = check_in_model, (1e6, 0.0)
+    for which, doubted in (("fit", True), ("adversarial", False)):  # it is to be far from the data
+        words = ["evaluate", run, "--in-model", which, "--episodes", "2"]
+        monkeypatch.setattr("agents.model_check.check_in_model", check)
+        assert main(words) == 0
+        output = capsys.readouterr().out
+        assert "with drawn actions; the data's episodes returned -1233.7" in output
+        monkeypatch.setattr(
+            "agents.model_check.check_in_model",
+            lambda *args, **given: replace(check(*args, **given), behaviour=far),
+        )
+        assert main(words) == 0
+        assert ("does not return what the data do" in capsys.readouterr().out) == doubted
 
 
 def test_the_command_line_checks_the_run_s_own_game(
@@ -292,7 +359,8 @@ def test_the_command_line_checks_the_run_s_own_game(
         saved = WorldModel.load(run / place, device="cpu")
         assert torch.equal(model.ensemble.weights[0], saved.ensemble.weights[0])
         assert data.reward_offset == -1.0
-        assert settings == {"episodes": 2, "gamma": 0.9, "seed": 4, "alpha": alpha}
+        expected = {"episodes": 2, "gamma": 0.9, "seed": 4, "alpha": alpha, "clone": None}
+        assert settings == expected
 
 
 def test_a_run_s_own_termination_function_is_imported_only_if_trusted(

@@ -73,6 +73,23 @@ def test_the_folder_holds_every_file_and_nothing_written_aside(finished: RunFold
     assert finished.learning_curve.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_clone_is_kept_as_it_was_before_training(tmp_path: Path) -> None:
+    """As long as only the critics learn the policy is still the clone, which takes no step."""
+    game = ("cloning.epochs=2", "agent.ent_coef=auto_0.1", "agent.critic_warmup=2")
+    returns = []
+    for step in (0.0, 0.5):
+        out = tmp_path / str(step)
+        run = RunFolder(train(tiny(out, *game, f"agent.greedy_step={step}"), progress=False))
+        clone, policy = run.load_clone("cpu"), run.load_policy("cpu")
+        assert clone is not None
+        assert (clone.policy.greedy_step, policy.policy.greedy_step) == (0.0, step)
+        for one, other in zip(clone.actor.parameters(), policy.actor.parameters(), strict=True):
+            assert torch.equal(one, other)
+        returns.append(run.read_result()["cloning_return"])
+    assert returns[0] == returns[1]  # its critics have learnt nothing that a step could go by
+    assert RunFolder(tmp_path).load_clone() is None
+
+
 def test_the_result_says_what_was_run_and_what_came_out(finished: RunFolder) -> None:
     result = finished.read_result()
     dataset = load_dataset("pendulum-random")

@@ -1,0 +1,45 @@
+"""What is said of runs whose episodes in their fits are not to be believed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents.cli import main
+from agents.studies.episodes_in_fit import run_episodes
+from agents.studies.run_groups import find_runs, group_runs
+from agents.training import run_check
+from tests.agents.tiny import TINY
+
+
+@pytest.mark.parametrize(
+    ("found", "doubt"),
+    [
+        ({}, None),
+        ({"rewards": (1.0, 2.0)}, "has rewards in its fit that are not like any in the data"),
+        ({"ran_away": np.array([True])}, "has rewards in its fit that are not like any"),
+        ({"behaviour": (1e6, 0.0)}, "the data's clone returns {clone:.1f}, and the data 1000000.0"),
+    ],
+)
+def test_why_a_return_is_not_to_be_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: dict[str, Any], doubt: str | None
+) -> None:
+    words = [*TINY, "cloning.epochs=1", f"out={tmp_path / 'run'}"]
+    assert main(["train", "pendulum-random", *words]) == 0
+    checks = []
+
+    def changed(*args: Any, **given: Any) -> Any:
+        checks.append(replace(run_check.check_run(*args, **given), **found))
+        return checks[-1]
+
+    monkeypatch.setattr("agents.studies.episodes_in_fit.check_run", changed)
+    judged = run_episodes(group_runs(find_runs([tmp_path])), episodes=1)
+    assert judged.returns == {tmp_path / "run": checks[0].returns[0]}
+    if doubt is None:
+        assert judged.doubts == {}
+    else:
+        assert doubt.format(clone=checks[0].clone_returns[0]) in judged.doubts[tmp_path / "run"]

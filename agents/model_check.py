@@ -48,6 +48,8 @@ class ModelCheck:
     #: that is in their targets; theirs too is what comes after the last step of an episode that
     #: was cut
     discounted: NDArray[np.float64]
+    #: the part of these that is what the critics say of what comes after a cut, no model
+    beyond_cut: NDArray[np.float64]
     values: NDArray[np.float64]  #: min_j Q_j(s, a) at the starts, of the first action drawn
     max_steps: int  #: after which an episode is cut
     rewards: tuple[float, float]  #: the least and the largest of the data
@@ -157,6 +159,7 @@ def check_in_model(
         lengths=mean.lengths.cpu().numpy(),
         sampled_returns=sampled.in_environment(dataset.reward_offset),
         discounted=sampled.discounted.cpu().numpy(),
+        beyond_cut=sampled.beyond_cut.double().cpu().numpy(),
         values=sampled.values.double().cpu().numpy(),
         max_steps=max_steps,
         rewards=(least, largest),
@@ -172,6 +175,7 @@ class _Episodes(NamedTuple):
     returns: Tensor
     discounted: Tensor
     lengths: Tensor
+    beyond_cut: Tensor
     values: Tensor
     ran_away: Tensor
 
@@ -232,9 +236,8 @@ def _episodes(
             break
         action, log_prob = act(obs)  # its entropy counts; that of the first action, given to Q, not
         discounted -= alpha * gamma ** (step + 1) * torch.where(going, log_prob, 0.0)
-    rest = torch.where(going, critic.q_values(obs, action).amin(0), 0.0)
-    discounted += gamma**max_steps * rest
-    return _Episodes(returns, discounted, lengths, values, ran_away)
+    rest = gamma**max_steps * torch.where(going, critic.q_values(obs, action).amin(0), 0.0)
+    return _Episodes(returns, discounted + rest, lengths, rest, values, ran_away)
 
 
 def _longest(dataset: OfflineDataset, gamma: float) -> int:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Exit code of a run whose critics or fit ran away.
 DIVERGED = 3
+#: Share of a discounted return from which on it is said that the critics add so much.
+WORTH_SAYING = 0.05
 
 
 def add_run_parsers(
@@ -218,6 +220,12 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
         f"discounted   {found.discounted.mean():.1f} of these; the critics promise "
         f"{found.values.mean():.1f} at the same starts",
     ]
+    after = found.beyond_cut.mean()
+    if abs(after) > WORTH_SAYING * abs(found.discounted.mean()):
+        lines.append(
+            f"             of which {after:.1f} is what the critics say of the time after "
+            f"step {found.max_steps}"
+        )
     if found.clone_returns is not None:
         lines.append(
             f"clone        {found.clone_returns.mean():.1f} with drawn actions; the data's "
@@ -249,7 +257,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         with user_input():
             raise ValueError("--dataset names the data of --in-model: give both")
     from adv_worldmodel.data.scores import normalised_score
-    from agents.training.evaluation import evaluate
+    from agents.training.evaluation import COPIES, evaluate
     from agents.training.progress import print_unless_gone
     from agents.training.real_env import check_spaces, full_id, make_real_env
     from agents.training.rendering import render
@@ -268,7 +276,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         env.close()
         if args.render is not None:
             try:
-                film = render(policy, env_id, args.render, seed=args.seed)
+                # the first of the episodes
+                film = render(policy, env_id, args.render, seed=COPIES * args.seed)
             except RuntimeError as error:  # nothing draws on this machine; the message has remedies
                 raise ValueError(str(error)) from error
     evaluation = evaluate(policy, env_id, episodes=args.episodes, seed=args.seed)

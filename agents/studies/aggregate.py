@@ -19,6 +19,9 @@ from agents.training.atomic_files import write_text_where_named
 
 __all__ = ["Row", "aggregate", "markdown", "markdown_table", "number", "write_csv"]
 
+#: Of fewer seeds bootstrap intervals are too narrow to be left without a word.
+FEW_SEEDS = 10
+
 
 @dataclass(frozen=True)
 class Row:
@@ -86,6 +89,11 @@ def markdown(
         "Over the seeds that finished and have a return. IQM: mean without the least and the "
         "largest quarter; in brackets, 95 % bootstrap intervals; minutes: of one run."
     )
+    if any(1 < row.seeds < FEW_SEEDS for row in rows):
+        lines.append(
+            f"With fewer than {FEW_SEEDS} seeds the intervals are too narrow: they miss the true "
+            "mean more often than 5 times in 100."
+        )
     lines += usual_settings(groups)
     references = {run.result.get("score_reference") for group in groups for run in group.finished}
     lines += [f"Score: {reference}." for reference in sorted(filter(None, references))]

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
@@ -19,7 +20,8 @@ from typing import Any
 from adv_worldmodel.errors import one_line
 from agents.studies.run_groups import setting_text
 from agents.training.atomic_files import write_json, write_text
-from agents.training.config import TrainConfig, dump_config
+from agents.training.config import TrainConfig, dump_config, load_config
+from agents.training.config_files import absolute_source
 from agents.training.divergence import DivergenceError
 from agents.training.experiment import prepare, run
 from agents.training.preparation import Preparation
@@ -53,6 +55,7 @@ class RunProcesses:
         self.configs, self.at_once, self.progress = configs, at_once, progress
         self.processes: dict[str, SpawnProcess] = {}
         self._receivers: dict[str, Connection] = {}
+        self._began: dict[str, float] = {}  # by the clock of files
         self._refused: dict[str, str] = {}  # why a run could not begin or go on
         self.reported: set[str] = set()
         self.stopping = False
@@ -96,6 +99,7 @@ class RunProcesses:
         context = multiprocessing.get_context("spawn")
         self._receivers[name], sender = context.Pipe(duplex=False)
         process = context.Process(target=_run_one, args=(self.configs[name], sender), name=name)
+        self._began[name] = time.time()
         with _ctrl_c_is_for_this_process():
             process.start()
         sender.close()
@@ -124,11 +128,19 @@ class RunProcesses:
         if error is not None and (in_use or status == "finished"):
             self._refused[name] = error  # what lies there is not this run's to change
             return
-        if error is None and status == "running":  # killed, or out of memory
-            error = f"its process ended with exit code {exit_code}"
+        killed = f"its process ended with exit code {exit_code}"  # or it ran out of memory
+        if error is None and exit_code != 0 and status == "finished" and self._is_old(name):
+            self._refused[name] = killed
+            return
+        if error is None and status == "running":
+            error = killed
         if error is not None:
             with suppress(OSError):  # a full disk, a folder that is gone: the others go on
                 _record_failure(self.configs[name], error)
+
+    def _is_old(self, name: str) -> bool:
+        """Whether the result is that of a run before this process, which was to go on with it."""
+        return folder_of(self.configs[name]).result.stat().st_mtime < self._began[name]
 
     def _iterations(self, name: str) -> str:
         """How many of the run's iterations are done."""
@@ -217,6 +229,8 @@ def _run_one(config: TrainConfig, sender: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    name = multiprocessing.current_process().name
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {name}: {one_line(message)}\n"
     try:
         try:
             prepared, resumption = _prepare(config)
@@ -241,6 +255,10 @@ def _prepare(config: TrainConfig) -> tuple[Preparation, Resumption | None]:
     if folder.config.is_file():
         changing = [key for key in FREE if key != "name"]
         now = [f"{key}={setting_text(getattr(config, key))}" for key in changing]
+        dataset = absolute_source(config.dataset)
+        known = folder.result_or_nothing().get("content_hash") is not None
+        if known and dataset != load_config(folder.config).dataset:  # the same data elsewhere
+            now.append(f"dataset={setting_text(dataset)}")
         return prepare_resumption(folder.path, now)
     return prepare(config), None
 
@@ -251,7 +269,8 @@ def _record_failure(config: TrainConfig, error: str) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     written = folder.result_or_nothing()
     if not folder.config.is_file():
-        write_text(folder.config, dump_config(dataclasses.replace(config, out=None)))
+        own = dataclasses.replace(config, dataset=absolute_source(config.dataset), out=None)
+        write_text(folder.config, dump_config(own))
     unknown = {"env_id": None, "iterations": 0, "return_mean": None, "score": None}
     known = {"dataset": config.dataset, "seed": config.seed}
     write_json(folder.result, {**unknown, **known, **written, "status": "failed", "error": error})

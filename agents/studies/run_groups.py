@@ -42,6 +42,8 @@ BESIDE = (
 )  # fmt: skip
 #: From so many groups of a data set on, labels leave out what most of them have.
 MANY_GROUPS = 4
+#: Of a run that has come to an end: what one that was done again may replace.
+_OUTCOMES = ("finished", "diverged")
 #: Settings that change what is read of a file.
 READ_WITH = ("data.reward_offset", "data.env_id", "evaluation.env_id")
 
@@ -269,9 +271,9 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Group runs by data set and configuration, in the order of names and settings.
 
     Of several runs with the same settings and seed, only the one whose result is the newest
-    stays: a run done again replaces the one before, once it has finished. A file whose content has
-    changed between runs counts as another data set; equal content in several places is one, by the
-    newest run's name.
+    stays: a run done again replaces the one before, once it has finished or diverged. A file whose
+    content has changed between runs counts as another data set; equal content in several places is
+    one, by the newest run's name.
     """
     by_dataset: dict[tuple[str, str | None], dict[tuple[Any, ...], dict[int, Run]]] = {}
     in_time = sorted(runs, key=lambda run: run.written)
@@ -281,7 +283,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         own = run.settings | {"dataset": dataset[0]}
         by_seed = configurations.setdefault(tuple(own.items()), {})
         before = by_seed.get(run.seed)
-        if before is None or run.status == "finished" or before.status != "finished":
+        if before is None or run.status in _OUTCOMES or before.status not in _OUTCOMES:
             by_seed[run.seed] = run
     names = _short_names(list(by_dataset))
     groups = []

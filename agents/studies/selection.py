@@ -21,6 +21,7 @@ __all__ = ["Candidate", "Selection", "report", "select"]
 VALUE_SETTINGS = (
     "agent.gamma", "agent.entropy_in_target", "agent.ent_coef", "agent.target_entropy",
     "agent.cloning_weight", "agent.n_critics", "data.reward_offset",
+    "iterations",  # values rise as they are learnt
 )  # fmt: skip
 
 
@@ -226,7 +227,7 @@ def report(selection: Selection) -> str:
     lines += usual_settings(candidate.group for candidate in selection.candidates)
     if selection.choice is None:
         of = "an episode in its fit" if selection.by_episodes else "a mean Q"
-        lines.append(f"choice    none: no run finished with {of}")
+        lines.append(f"choice    none: no run that counts finished with {of}")
     else:
         lines.append(f"choice    {selection.choice.label}")
         lines += [f"cost      {_cost(selection)}"] if selection.best is not None else []

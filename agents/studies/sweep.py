@@ -350,12 +350,14 @@ def _check_same(
     there = load_config(folder.config)
     wanted, found = ({"seed": c.seed} | compared_settings(c) for c in (config, there))
     differing = [key for key, value in wanted.items() if found[key] != value and key not in free]
+    read = folder.result_or_nothing().get("content_hash")
+    if "dataset" in differing and read is not None and data.of(config) == read:
+        differing.remove("dataset")  # the file has moved
     if differing:
         raise ValueError(
             f"{folder.path} holds {what} of other settings ({', '.join(differing)}): give another "
             "out=FOLDER"
         )
-    read = folder.result_or_nothing().get("content_hash")
     if read is not None and data.of(config) not in (None, read):
         raise ValueError(
             f"{folder.path} holds {what} of other data ({config.dataset} has changed since): give "

@@ -307,7 +307,8 @@ class TrainConfig(Section):
         "auto"
     )
     n_threads: Annotated[
-        int | None, Setting("torch's CPU threads; null: torch's choice", at_least=1)
+        int | None,
+        Setting("torch's CPU threads; null: torch's choice", at_least=1, at_most=1024),
     ] = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -101,9 +101,10 @@ def expanded(path: str | Path) -> Path:
 
 
 def absolute_source(dataset: str) -> str:
-    """A data set that is a file here by its absolute path, any other name as it is."""
+    """A data set that is a file, here or missing, by its absolute path, any other name as it is."""
     path = expanded(dataset)
-    return str(path.resolve()) if path.suffix and path.is_file() else dataset
+    is_one = path.suffix in DATA_SUFFIXES or (path.suffix and path.is_file())
+    return str(path.resolve()) if is_one else dataset
 
 
 def find_config(path_or_name: str | Path) -> Path:

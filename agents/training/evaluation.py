@@ -48,6 +48,9 @@ class EvaluationRow(TypedDict):
 
 EVALUATION_COLUMNS = tuple(EvaluationRow.__annotations__)
 
+#: Of an environment at most, each with its own episodes.
+COPIES = 10
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -89,7 +92,8 @@ class Evaluator:
 
     :param env_id: Gymnasium id or `module:ID`.
     :param episodes: per evaluation.
-    :param seed: episode i < 10 starts from `reset(seed=seed + i)`, where no iteration is given.
+    :param seed: of the starts, where no iteration is given: episode i < 10 begins with
+        `reset(seed=10 * seed + i)`, so that other seeds give other starts.
     :raises ValueError: `episodes` < 1, or the environment is unknown or cannot be built.
     """
 
@@ -101,7 +105,7 @@ class Evaluator:
         # One copy per episode, up to a limit: the policy then answers them as one batch.
         self._envs = make_vec_env(
             lambda **kwargs: make_real_env(env_id, **kwargs),
-            n_envs=min(episodes, 10),
+            n_envs=min(episodes, COPIES),
             vec_env_cls=DummyVecEnv,
         )
 
@@ -117,7 +121,7 @@ class Evaluator:
         :raises ValueError: the policy's spaces are not the environment's.
         """
         check_spaces(policy, self._envs.envs[0], self.env_id)  # type: ignore[attr-defined]
-        seed = self.seed
+        seed = COPIES * self.seed  # SB3 gives copy i the seed + i
         if iteration is not None:
             seed = int(np.random.SeedSequence([self.seed, iteration]).generate_state(1)[0])
         self._envs.seed(seed)

@@ -203,11 +203,23 @@ class RunFolder:
         :raises ValueError: a file is damaged or of another version.
         """
         if not self.policy.is_dir():
-            raise FileNotFoundError(
-                f"{self.path} holds no policy/: the run stopped before there was a policy; train "
-                f"again with 'adv-worldmodel train {self.config}'"
-            )
+            raise FileNotFoundError(f"{self.path} holds no policy/: {self._why_no_policy()}")
         return _load_agent(self.policy, device)
+
+    def _why_no_policy(self) -> str:
+        result = self.result_or_nothing()
+        status, error = result.get("status"), result.get("error")
+        if status == "running":
+            return (
+                "the run is at work, or was killed; 'adv-worldmodel train --resume "
+                f"{self.path}' goes on with it"
+            )
+        if status in ("diverged", "failed"):
+            return f"the run {status}{f' ({error})' if error else ''}"
+        return (
+            "the run stopped before there was a policy; train again with 'adv-worldmodel train "
+            f"{self.config}'"
+        )
 
     def load_clone(self, device: str = "auto") -> RAMBO | None:
         """The same from `clone/`; None where the run cloned nothing, or kept no clone yet.

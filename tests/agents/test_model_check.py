@@ -78,6 +78,7 @@ def test_an_episode_is_as_long_as_the_data_s_longest(
     # the model's reward is what was trained on, 10 more than the environment's own
     np.testing.assert_allclose(found.returns, 5 * (1.0 - 10.0), rtol=1e-5)
     rest = 0.5**5 * value_at(agent, 10.0)  # beyond the cut, what the critics say
+    np.testing.assert_allclose(found.beyond_cut, rest, rtol=1e-4)
     np.testing.assert_allclose(found.discounted, 1.9375 + rest, rtol=1e-5)
 
 

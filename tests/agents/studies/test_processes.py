@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,20 @@ def test_a_finished_run_that_cannot_go_on_stays_finished(tmp_path: Path) -> None
     runs.run()
     assert "log.npz does not exist" in runs.errors()["one"]
     assert RunFolder(out).result.read_bytes() == before
+
+
+def test_the_result_of_before_does_not_speak_for_a_process_that_was_killed(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "pendulum-random", *TINY, f"out={out}"]) == 0
+    config = load_config("pendulum-random", [*TINY, f"out={out}", "iterations=9"])
+    for later, error in ((60.0, "its process ended with exit code -9"), (-60.0, None)):
+        runs = RunProcesses({"one": config}, 1, progress=False)
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        sender.close()  # it said nothing
+        runs._receivers["one"], runs._began["one"] = receiver, time.time() + later
+        runs.processes["one"] = multiprocessing.get_context("spawn").Process()
+        runs._receive("one", -9)
+        assert runs._error("one") == error
 
 
 def test_a_run_that_cannot_go_on_and_whose_result_is_damaged_stops_no_other(tmp_path: Path) -> None:

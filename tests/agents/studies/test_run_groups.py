@@ -223,15 +223,15 @@ def test_of_two_equal_runs_the_one_written_later_counts_also_when_copied(tmp_pat
     assert [run.folder.path.name for run in group.runs] == ["new"]
 
 
-def test_a_repeat_counts_once_it_has_finished(tmp_path: Path) -> None:
+def test_a_repeat_counts_once_it_has_an_outcome(tmp_path: Path) -> None:
     make_run(tmp_path / "a", return_mean=1.0)
-    for name, status in (("b", "interrupted"), ("c", "running"), ("d", "diverged")):
+    for name, status, counts in (
+        ("b", "interrupted", "a"), ("c", "running", "a"), ("d", "failed", "a"),
+        ("e", "diverged", "e"), ("f", "interrupted", "e"), ("g", "finished", "g"),
+    ):  # fmt: skip
         make_run(tmp_path / name, status=status)
         (group,) = group_runs(find_runs([tmp_path]))
-        assert [run.folder.path.name for run in group.runs] == ["a"]
-    make_run(tmp_path / "e", return_mean=2.0)
-    (group,) = group_runs(find_runs([tmp_path]))
-    assert [run.folder.path.name for run in group.runs] == ["e"]
+        assert [run.folder.path.name for run in group.runs] == [counts]
 
 
 def test_runs_in_linked_folders_are_found_once(tmp_path: Path) -> None:

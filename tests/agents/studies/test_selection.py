@@ -211,6 +211,18 @@ def test_what_cannot_be_judged_in_the_fit_is_a_doubt(tmp_path: Path) -> None:
     ]
 
 
+def test_values_of_runs_of_other_lengths_are_not_compared(tmp_path: Path) -> None:
+    for iterations, q in ((300, 5.0), (2000, 60.0)):
+        make_run(
+            tmp_path / str(iterations), f"iterations={iterations}", iterations=iterations, q_avg=q,
+            q_var=0.0,
+        )  # fmt: skip
+    (found,) = select(group_runs(find_runs([tmp_path])))
+    assert list(found.doubts) == [
+        "iterations differs between candidates: their values cannot be compared"
+    ]
+
+
 def test_the_command_line_chooses_in_the_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from adv_worldmodel import load_dataset
 from agents.cli import _parser, main
 from agents.studies import processes, sweep
 from agents.studies.processes import ON_ONE_GPU, RunProcesses
+from agents.studies.run_groups import find_runs
 from agents.studies.sweep import SweepPlan, parse_seeds, plan_sweep, run_sweep, split_values
 from agents.training.atomic_files import write_json
 from agents.training.config import flat_settings, load_config
@@ -19,6 +21,14 @@ from agents.training.preparation import read_dataset
 from agents.training.run_folder import RunFolder, run_locked
 from tests.agents.made_up_runs import make_run
 from tests.agents.tiny import TINY
+
+
+def write_log(path: Path, first: int = 0) -> None:
+    """500 rows of the pendulum's."""
+    dataset = load_dataset("pendulum-random")
+    columns = ("observations", "actions", "rewards", "next_observations", "terminations")
+    rows = slice(first, first + 500)
+    np.savez(path, **{column: getattr(dataset, column)[rows] for column in columns})
 
 
 def plan(folder: Path, *overrides: str, **options: object) -> SweepPlan:
@@ -268,6 +278,43 @@ def test_a_missing_data_set_fails_its_run(
     assert "nowhere.npz does not exist" in capfd.readouterr().out
     assert main(["results", str(tmp_path)]) == 0
     assert "| nowhere.npz | pendulum-random | 0 " in capfd.readouterr().out
+
+
+def test_a_data_set_that_went_missing_later_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for first, name in ((0, "a"), (1000, "b")):
+        write_log(tmp_path / f"{name}.npz", first)
+    words = ["sweep", "base", *TINY, "data.env_id=Pendulum-v1", "dataset=a.npz", "out=s",
+             "--grid", "dataset=a.npz,b.npz", "--jobs", "1", "--seeds"]  # fmt: skip
+    assert main([*words, "0"]) == 0
+    (tmp_path / "b.npz").unlink()
+    capsys.readouterr()
+    assert main([*words, "0:2"]) == 1
+    statuses = {
+        str(run.folder.path.relative_to(Path("s"))): run.status for run in find_runs([Path("s")])
+    }
+    assert statuses == {
+        "dataset=a.npz/seed-0": "finished", "dataset=a.npz/seed-1": "finished",
+        "dataset=b.npz/seed-0": "finished", "dataset=b.npz/seed-1": "failed",
+    }  # fmt: skip
+    failed = RunFolder(Path("s/dataset=b.npz/seed-1"))
+    assert load_config(failed.config).dataset == str(tmp_path / "b.npz")
+
+
+def test_runs_whose_data_have_moved_are_skipped_or_go_on(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.npz", tmp_path / "new.npz"
+    write_log(old)
+    words = ["sweep", "base", *TINY, "data.env_id=Pendulum-v1", f"out={tmp_path / 's'}"]
+    assert main([*words, f"dataset={old}", "--seeds", "0"]) == 0
+    old.rename(new)
+    (run,) = find_runs([tmp_path / "s"])
+    before = run.folder.result.read_bytes()
+    assert main([*words, f"dataset={new}", "--seeds", "0"]) == 0
+    assert run.folder.result.read_bytes() == before
+    assert main([*words, f"dataset={new}", "iterations=2", "--seeds", "0"]) == 0
+    assert run.folder.read_result()["iterations"] == 2
 
 
 def test_an_unfinished_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from agents.training.run_folder import (
     run_locked,
 )
 from agents.training.signals import signals_held
+from tests.agents.made_up_runs import make_run
 
 
 def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
@@ -307,3 +309,14 @@ def test_a_removal_that_is_interrupted_leaves_no_finished_run(
     with pytest.raises(KeyboardInterrupt):
         new_run_folder(str(tmp_path), "name", 0, overwrite=True)
     assert folder.read_result()["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [("running", "goes on with it"), ("diverged", "the run diverged (as it happens)"),
+     ("interrupted", "train again with")],
+)  # fmt: skip
+def test_why_there_is_no_policy_is_said(tmp_path: Path, status: str, remedy: str) -> None:
+    make_run(tmp_path / "run", status=status, error="as it happens")
+    with pytest.raises(FileNotFoundError, match=re.escape(remedy)):
+        RunFolder(tmp_path / "run").load_policy()

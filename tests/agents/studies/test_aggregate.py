@@ -52,6 +52,16 @@ def test_the_table_is_over_the_seeds_that_finished(
     assert f"Not in it: {runs / 'b-2'}: running" in lines
 
 
+@pytest.mark.parametrize(("seeds", "told"), [(1, False), (2, True), (9, True), (10, False)])
+def test_intervals_of_few_seeds_are_not_left_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: int, told: bool
+) -> None:
+    for seed in range(seeds):
+        make_run(tmp_path / str(seed), f"seed={seed}", return_mean=float(seed))
+    assert main(["results", str(tmp_path)]) == 0
+    assert ("fewer than 10 seeds the intervals are too narrow" in capsys.readouterr().out) == told
+
+
 def test_a_run_that_diverged_and_went_on_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 import time
 import warnings
-from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,15 +19,16 @@ from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
-from adv_worldmodel.checks import check_finite, check_shares, check_whole
+from adv_worldmodel.checks import check_finite, check_whole
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
 from adv_worldmodel.seeding import make_generator
+from agents.agent_settings import check_settings
 from agents.agent_step import AgentStep, Update
 from agents.buffers import MixedReplayBuffer
 from agents.cloning import clone_behaviour
 from agents.explicit_updates import ExplicitSACUpdate, is_explicit
 from agents.policies import RAMBOPolicy, Standardise
-from agents.rollouts import ROLLOUT_POLICIES, roll_out
+from agents.rollouts import roll_out
 from agents.updates import METRICS, SACParts, sac_update
 from agents.values import SquashedPolicy
 from agents.weights import load_weights, save_weights
@@ -113,7 +112,7 @@ class RAMBO(SAC):
             raise ValueError(
                 f"{policy.__name__} is no RAMBOPolicy: give 'MlpPolicy', or subclass RAMBOPolicy"
             )
-        if not callable(learning_rate):  # a schedule is refused by _check_settings
+        if not callable(learning_rate):  # a schedule is refused by check_settings
             check_finite(learning_rate=learning_rate)
             learning_rate = float(learning_rate)  # SB3 takes no number of NumPy's
         self.actor_learning_rate = actor_learning_rate
@@ -194,45 +193,6 @@ class RAMBO(SAC):
             return float(self.ent_coef_tensor)
         return float(self.log_ent_coef.detach().exp())
 
-    def _check_settings(self) -> None:
-        """Refuse what cannot be meant, of the constructor and of ``load(..., setting=value)``."""
-        if callable(self.learning_rate):
-            raise ValueError("learning_rate is a schedule, RAMBO's are constant: give a number")
-        if self.rollout_policy not in ROLLOUT_POLICIES:
-            raise ValueError(
-                f"rollout_policy = {self.rollout_policy!r} is not 'current' or 'random'"
-            )
-        check_whole(
-            at_least=1,
-            retain_iterations=self.retain_iterations,
-            gradient_steps=self.gradient_steps,
-            batch_size=self.batch_size,
-        )
-        check_whole(at_least=0, critic_warmup=self.critic_warmup)
-        check_shares(real_ratio=self.real_ratio, gamma=self.gamma, tau=self.tau)
-        check_finite(
-            learning_rate=self.learning_rate,
-            actor_learning_rate=self.actor_learning_rate,
-            entropy_learning_rate=self.entropy_learning_rate,
-            cloning_weight=self.cloning_weight,
-            # SB3 reads their texts
-            ent_coef=0.0 if isinstance(self.ent_coef, str) else self.ent_coef,
-        )
-        made_with = self._made_with_ent_coef
-        if self.ent_coef != made_with and str in (type(self.ent_coef), type(made_with)):
-            raise ValueError(
-                f"ent_coef = {self.ent_coef!r}, and the agent was made with {made_with!r}: later "
-                "only a number can take a number's place"
-            )
-        target = self.target_entropy
-        if not isinstance(target, str) and not (isinstance(target, Real) and math.isfinite(target)):
-            raise ValueError(f"target_entropy = {target!r} must be 'auto' or a finite number")
-        if self.cloning_weight > 0.0 and round(self.real_ratio * self.batch_size) < 1:
-            raise ValueError(
-                f"cloning_weight = {self.cloning_weight} needs rows of data: "
-                f"real_ratio = {self.real_ratio}"
-            )
-
     def set_random_seed(self, seed: int | None = None) -> None:
         """SB3's, and the generators of this agent and its buffer."""
         super().set_random_seed(seed)
@@ -244,7 +204,7 @@ class RAMBO(SAC):
     def _setup_model(self) -> None:
         if self._made_with_ent_coef is None:  # else it comes from a zip
             self._made_with_ent_coef = self.ent_coef
-        self._check_settings()
+        check_settings(self)
         self.replay_buffer_class = MixedReplayBuffer
         self._attach_data()
         super()._setup_model()
@@ -444,7 +404,7 @@ class RAMBO(SAC):
         return tuple(getattr(self, name) for name in names)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        self._check_settings()  # attributes may have been set since
+        check_settings(self)  # attributes may have been set since
         self._step = None  # parameters may have been loaded since: capture anew
         if self.train_freq.frequency != _as_model_env(self.env).horizon:  # type: ignore[union-attr]
             self._attach_data()  # as in another environment

@@ -1,0 +1,56 @@
+"""What RAMBO's settings may be."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import TYPE_CHECKING
+
+from adv_worldmodel.checks import check_finite, check_shares, check_whole
+from agents.rollouts import ROLLOUT_POLICIES
+
+if TYPE_CHECKING:
+    from agents.rambo import RAMBO
+
+__all__ = ["check_settings"]
+
+
+def check_settings(agent: RAMBO) -> None:
+    """Refuse what cannot be meant: of the constructor, of ``load(..., setting=value)``, set since.
+
+    :raises ValueError: the message names the setting, its value and what it may be.
+    """
+    if callable(agent.learning_rate):
+        raise ValueError("learning_rate is a schedule, RAMBO's are constant: give a number")
+    if agent.rollout_policy not in ROLLOUT_POLICIES:
+        raise ValueError(f"rollout_policy = {agent.rollout_policy!r} is not 'current' or 'random'")
+    check_whole(
+        at_least=1,
+        retain_iterations=agent.retain_iterations,
+        gradient_steps=agent.gradient_steps,
+        batch_size=agent.batch_size,
+    )
+    check_whole(at_least=0, critic_warmup=agent.critic_warmup)
+    check_shares(real_ratio=agent.real_ratio, gamma=agent.gamma, tau=agent.tau)
+    check_finite(
+        learning_rate=agent.learning_rate,
+        actor_learning_rate=agent.actor_learning_rate,
+        entropy_learning_rate=agent.entropy_learning_rate,
+        cloning_weight=agent.cloning_weight,
+        # SB3 reads their texts
+        ent_coef=0.0 if isinstance(agent.ent_coef, str) else agent.ent_coef,
+    )
+    made_with = agent._made_with_ent_coef
+    if agent.ent_coef != made_with and str in (type(agent.ent_coef), type(made_with)):
+        raise ValueError(
+            f"ent_coef = {agent.ent_coef!r}, and the agent was made with {made_with!r}: later "
+            "only a number can take a number's place"
+        )
+    target = agent.target_entropy
+    if not isinstance(target, str) and not (isinstance(target, Real) and math.isfinite(target)):
+        raise ValueError(f"target_entropy = {target!r} must be 'auto' or a finite number")
+    if agent.cloning_weight > 0.0 and round(agent.real_ratio * agent.batch_size) < 1:
+        raise ValueError(
+            f"cloning_weight = {agent.cloning_weight} needs rows of data: "
+            f"real_ratio = {agent.real_ratio}"
+        )

@@ -1,4 +1,4 @@
-"""What RAMBO's settings may be."""
+"""What RAMBO's settings may be, and where an agent may be."""
 
 from __future__ import annotations
 
@@ -6,13 +6,26 @@ import math
 from numbers import Real
 from typing import TYPE_CHECKING
 
+import torch
+
 from adv_worldmodel.checks import check_finite, check_shares, check_whole
 from agents.rollouts import ROLLOUT_POLICIES
 
 if TYPE_CHECKING:
     from agents.rambo import RAMBO
 
-__all__ = ["check_settings"]
+__all__ = ["check_devices", "check_settings"]
+
+
+def check_devices(agent: torch.device, world: torch.device) -> None:
+    """Refuse an agent on another device than its world model.
+
+    :param agent: as the algorithm names it, with an index or without.
+    """
+    if torch.empty(0, device=agent).device != world:
+        raise ValueError(
+            f"the agent is on {agent}, its world model on {world}: give both the same device"
+        )
 
 
 def check_settings(agent: RAMBO) -> None:

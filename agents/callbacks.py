@@ -25,6 +25,7 @@ from adv_worldmodel.checks import check_whole
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings, WorldModel
 from adv_worldmodel.dynamics.model_gradient import Score
+from agents.agent_settings import check_devices
 from agents.values import policy_and_value
 
 #: What may stand between an agent and its world: they change no observation, action or reward.
@@ -116,11 +117,7 @@ class RamboCallback(BaseCallback):
                 "the environments hold different world models: use make_sb3_env(dataset, "
                 "n_envs=...), whose rows share one, or pass the same world_model= to each"
             )
-        if models[0].device.type != self.model.device.type:
-            raise ValueError(
-                f"the agent is on {self.model.device}, its world model on {models[0].device}: give "
-                "both the same device"
-            )
+        check_devices(self.model.device, models[0].device)
         self._refuse_another_game(dataset)
         self._foes = policy_and_value(self.model)
         gamma = float(self.model.gamma)  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from adv_worldmodel.checks import check_finite, check_whole
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
 from adv_worldmodel.seeding import make_generator
-from agents.agent_settings import check_settings
+from agents.agent_settings import check_devices, check_settings
 from agents.agent_step import AgentStep, Update
 from agents.buffers import MixedReplayBuffer
 from agents.cloning import clone_behaviour
@@ -233,11 +233,7 @@ class RAMBO(SAC):
         dataset, old = None, self.replay_buffer
         if self.env is not None:  # a policy loaded for prediction has none
             env = _as_model_env(self.env)
-            if torch.empty(0, device=self.device).device != env.world.device:
-                raise ValueError(
-                    f"the agent is on {self.device}, its world model on {env.world.device}: give "
-                    "both the same device"
-                )
+            check_devices(self.device, env.world.device)
             dataset = env.dataset
             self.train_freq = (int(env.horizon), "step")
             self._convert_train_freq()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 from adv_worldmodel.errors import one_line
 from agents.studies.run_groups import setting_text
 from agents.training.atomic_files import write_json, write_text
-from agents.training.config import TrainConfig, dump_config, load_config
+from agents.training.config import TrainConfig, dump_config
 from agents.training.config_files import absolute_source
 from agents.training.divergence import DivergenceError
 from agents.training.experiment import prepare, run
@@ -255,10 +256,8 @@ def _prepare(config: TrainConfig) -> tuple[Preparation, Resumption | None]:
     if folder.config.is_file():
         changing = [key for key in FREE if key != "name"]
         now = [f"{key}={setting_text(getattr(config, key))}" for key in changing]
-        dataset = absolute_source(config.dataset)
-        known = folder.result_or_nothing().get("content_hash") is not None
-        if known and dataset != load_config(folder.config).dataset:  # the same data elsewhere
-            now.append(f"dataset={setting_text(dataset)}")
+        dataset = absolute_source(config.dataset)  # it may have moved since
+        now.append(f"dataset={json.dumps(dataset, ensure_ascii=False)}")
         return prepare_resumption(folder.path, now)
     return prepare(config), None
 

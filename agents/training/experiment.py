@@ -20,6 +20,7 @@ from adv_worldmodel import (
     cached_world_model,
     fit_world_model,
 )
+from agents.policies import RAMBOPolicy
 from agents.rambo import RAMBO
 from agents.training.assembly import build_adversary, build_agent
 from agents.training.atomic_files import write_json, write_text, written_aside
@@ -202,16 +203,15 @@ class _Experiment:
                 self.config.agent.batch_size,
                 progress=self.bars,
             )
-        step, agent.policy.greedy_step = agent.policy.greedy_step, 0.0
-        with written_aside(self.folder.clone) as aside:
-            agent.save_weights(aside)
-        if self.evaluator is not None:
+        with _without_step(agent.policy):
+            with written_aside(self.folder.clone) as aside:
+                agent.save_weights(aside)
+            if self.evaluator is None:
+                self.say(f"clone        NLL {nll:.2f}")
+                return
             with self.clock.phase("evaluation"):
                 self.cloning_return = self.evaluator.evaluate(agent, iteration=0).return_mean
-            self.say(f"clone        return {self.cloning_return:.1f}")
-        else:
-            self.say(f"clone        NLL {nll:.2f}")
-        agent.policy.greedy_step = step
+        self.say(f"clone        return {self.cloning_return:.1f}")
 
     def learn(self) -> None:
         """Train in the world model while the adversary changes it (P algorithm 1)."""
@@ -378,6 +378,16 @@ class _Experiment:
             self.logger.close()
         if self.evaluator is not None:
             self.evaluator.close()
+
+
+@contextmanager
+def _without_step(policy: RAMBOPolicy) -> Iterator[None]:
+    """Let the policy deploy its mean action inside the block."""
+    before, policy.greedy_step = policy.greedy_step, 0.0
+    try:
+        yield
+    finally:
+        policy.greedy_step = before
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Run folders that no training has written, with the numbers that a test wants."""
+"""Run folders that no training has written, with the numbers that a test wants, and a log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from adv_worldmodel import load_dataset
 from agents.training.atomic_files import write_json
 from agents.training.config import dump_config, load_config
 from agents.training.evaluation import EvaluationRow
@@ -24,6 +27,14 @@ def make_run(path: Path, *overrides: str, status: str = "finished", **result: An
     time = next(_CLOCK)
     os.utime(folder.result, (time, time))
     return folder
+
+
+def write_log(path: Path, first: int = 0) -> None:
+    """500 rows of `pendulum-random`, from that one on, as an `.npz`."""
+    dataset = load_dataset("pendulum-random")
+    columns = ("observations", "actions", "rewards", "next_observations", "terminations")
+    rows = slice(first, first + 500)
+    np.savez(path, **{column: getattr(dataset, column)[rows] for column in columns})
 
 
 def evaluation_rows(*returns: float, every: int = 1) -> list[EvaluationRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,27 @@ def parameters(agent: RAMBO) -> Tensor:
     return nn.utils.parameters_to_vector(agent.policy.parameters()).detach()
 
 
-class SetInSecond(BaseCallback):
-    """Gives the agent another value of a setting before the updates of the second iteration."""
+class BeforeRollouts(BaseCallback):
+    """Changes the agent before each rollout."""
 
-    def __init__(self, name: str, value: Any) -> None:
+    def __init__(self, change: Callable[[Any], object]) -> None:
         super().__init__()
-        self.name, self.value = name, value
+        self.change = change
 
     def _on_rollout_start(self) -> None:
-        if self.model.iteration == 1:  # type: ignore[attr-defined]
-            setattr(self.model, self.name, self.value)
+        self.change(self.model)
 
     def _on_step(self) -> bool:
         return True
+
+
+def in_second(change: Callable[[Any], object]) -> BeforeRollouts:
+    """Makes the change once, before the updates of the second iteration."""
+    return BeforeRollouts(lambda agent: agent.iteration == 1 and change(agent))
+
+
+def set_in_second(name: str, value: Any) -> BeforeRollouts:
+    return in_second(lambda agent: setattr(agent, name, value))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +56,7 @@ class SetInSecond(BaseCallback):
 def test_a_callback_may_change_a_setting(make_agent: MakeAgent, name: str, value: Any) -> None:
     usual = run(make_agent(), 3)
     first, changed = (
-        run(make_agent(), iterations, callback=SetInSecond(name, value)) for iterations in (1, 3)
+        run(make_agent(), iterations, callback=set_in_second(name, value)) for iterations in (1, 3)
     )
     assert torch.equal(parameters(first), parameters(run(make_agent(), 1)))
     assert not torch.equal(parameters(changed), parameters(usual))
@@ -70,31 +79,21 @@ def test_training_does_not_know_of_a_greedy_step(
     assert np.array_equal(*(check.values for check in checks))  # drawn
 
 
-class Halved(BaseCallback):
-    """Halves a fixed entropy coefficient before each rollout, in its memory or in other."""
-
-    def __init__(self, in_place: bool) -> None:
-        super().__init__()
-        self.in_place = in_place
-
-    def _on_rollout_start(self) -> None:
-        agent: Any = self.model
-        if self.in_place:
-            agent.ent_coef_tensor.div_(2.0)
-        else:
-            agent.ent_coef_tensor = agent.ent_coef_tensor / 2.0
-
-    def _on_step(self) -> bool:
-        return True
+def halve_in_place(agent: Any) -> None:
+    agent.ent_coef_tensor.div_(2.0)
 
 
-@pytest.mark.parametrize("in_place", [True, False])
+def halve_in_other_memory(agent: Any) -> None:
+    agent.ent_coef_tensor = agent.ent_coef_tensor / 2.0
+
+
+@pytest.mark.parametrize("halve", [halve_in_place, halve_in_other_memory])
 def test_a_callback_may_change_the_entropy_coefficient(
-    make_agent: MakeAgent, in_place: bool
+    make_agent: MakeAgent, halve: Callable[[Any], None]
 ) -> None:
     agent, history = make_agent(ent_coef=0.8), MetricsHistory()
     agent.set_logger(Logger(None, [history]))
-    run(agent, 3, callback=Halved(in_place))
+    run(agent, 3, callback=BeforeRollouts(halve))
     assert [row["train/ent_coef"] for row in history.rows] == pytest.approx([0.4, 0.2, 0.1])
     assert agent.alpha_in_target == pytest.approx(0.1)
 
@@ -137,38 +136,24 @@ def test_an_agent_saved_before_the_coefficient_was_kept_is_loaded(
     assert run(loaded, 1).alpha_in_target == pytest.approx(0.1)
 
 
-class Loaded(BaseCallback):
-    """Loads another policy's weights before the updates of the second iteration."""
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        super().__init__()
-        self.state = state
-
-    def _on_rollout_start(self) -> None:
-        if self.model.iteration == 1:  # type: ignore[attr-defined]
-            self.model.policy.load_state_dict(self.state)
-
-    def _on_step(self) -> bool:
-        return True
-
-
 def test_weights_of_other_statistics_bring_them(
     make_agent: MakeAgent, pendulum: OfflineDataset
 ) -> None:
     far = {"mean": [5.0] * 3, "std": [0.1] * 3}
     networks = {"features_extractor_kwargs": far}
     state = make_agent(networks=networks, seed=1).policy.state_dict()
-    written_out = run(make_agent(), 3, callback=Loaded(state))
+    load = in_second(lambda agent: agent.policy.load_state_dict(state))
+    written_out = run(make_agent(), 3, callback=load)
     reference = make_agent()
     reference._make_update = lambda parts, n: lambda b, z: sac_update(parts, b, z[0], z[1])
-    run(reference, 3, callback=Loaded(state))
+    run(reference, 3, callback=load)
     torch.testing.assert_close(parameters(written_out), parameters(reference))
 
 
 def test_fresh_outcomes_may_begin_in_mid_training(make_agent: MakeAgent) -> None:
     usual, changed = (
         run(make_agent(), 3, callback=callback)
-        for callback in (None, SetInSecond("fresh_outcomes", True))
+        for callback in (None, set_in_second("fresh_outcomes", True))
     )
     assert not torch.equal(parameters(changed), parameters(usual))
 
@@ -183,7 +168,7 @@ def test_in_another_environment_other_rows_are_drawn(make_agent: MakeAgent) -> N
 def test_combo_s_weight_too(make_agent: MakeAgent) -> None:
     usual, changed = (
         run(make_agent(COMBO), 3, callback=callback)
-        for callback in (None, SetInSecond("beta", 5.0))
+        for callback in (None, set_in_second("beta", 5.0))
     )
     assert not torch.equal(parameters(changed), parameters(usual))
 

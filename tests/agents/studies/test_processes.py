@@ -6,15 +6,13 @@ import multiprocessing
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from adv_worldmodel import load_dataset
 from agents.cli import main
 from agents.studies.processes import RunProcesses
 from agents.training.config import load_config
 from agents.training.run_folder import RunFolder, run_locked
-from tests.agents.made_up_runs import make_run
+from tests.agents.made_up_runs import make_run, write_log
 from tests.agents.tiny import TINY
 
 
@@ -56,9 +54,7 @@ def test_a_failure_that_cannot_be_written_down_stops_no_other(
 def test_a_finished_run_that_cannot_go_on_stays_finished(tmp_path: Path) -> None:
     """Its results are as good as before."""
     data, out = tmp_path / "log.npz", tmp_path / "run"
-    dataset = load_dataset("pendulum-random")
-    columns = ("observations", "actions", "rewards", "next_observations", "terminations")
-    np.savez(data, **{column: getattr(dataset, column)[:500] for column in columns})
+    write_log(data)
     words = [*TINY, f"dataset={data}", "data.env_id=Pendulum-v1", f"out={out}"]
     assert main(["train", "base", *words]) == 0
     before = RunFolder(out).result.read_bytes()

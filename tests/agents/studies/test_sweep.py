@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from adv_worldmodel import load_dataset
 from agents.cli import _parser, main
 from agents.studies import processes, sweep
 from agents.studies.processes import ON_ONE_GPU, RunProcesses
@@ -19,16 +18,8 @@ from agents.training.atomic_files import write_json
 from agents.training.config import flat_settings, load_config
 from agents.training.preparation import read_dataset
 from agents.training.run_folder import RunFolder, run_locked
-from tests.agents.made_up_runs import make_run
+from tests.agents.made_up_runs import make_run, write_log
 from tests.agents.tiny import TINY
-
-
-def write_log(path: Path, first: int = 0) -> None:
-    """500 rows of the pendulum's."""
-    dataset = load_dataset("pendulum-random")
-    columns = ("observations", "actions", "rewards", "next_observations", "terminations")
-    rows = slice(first, first + 500)
-    np.savez(path, **{column: getattr(dataset, column)[rows] for column in columns})
 
 
 def plan(folder: Path, *overrides: str, **options: object) -> SweepPlan:

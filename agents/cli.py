@@ -1,8 +1,8 @@
 """The command line, `adv-worldmodel`: train, evaluate, settings, results, select, sweep, data.
 
-Exit codes: 0 done, 1 the run failed (bugs show their traceback) or nothing is there to choose from,
-2 bad input (one line on stderr that says what to do), 3 the run diverged, 130 interrupted, 143
-terminated.
+Exit codes: 0 done, 1 the run failed (bugs show their traceback), nothing is there to choose from,
+or a result cannot be written, 2 bad input (one line on stderr that says what to do), 3 the run
+diverged, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.commands.terminal import positive, seed
+from agents.commands.terminal import positive, print_result, seed
 from agents.training.atomic_files import written_where_named
 from agents.training.run_folder import check_file, check_parents
 
@@ -98,24 +98,21 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 def _list(arguments: argparse.Namespace) -> int:
     from adv_worldmodel.data.summary import list_sources
-    from agents.training.progress import print_unless_gone
 
-    print_unless_gone(list_sources())
+    print_result(list_sources())
     return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:
     from adv_worldmodel.data.summary import describe
-    from agents.training.progress import print_unless_gone
 
-    print_unless_gone(describe(_load(arguments)))
+    print_result(describe(_load(arguments)))
     return 0
 
 
 def _to_minari(arguments: argparse.Namespace) -> int:
     from adv_worldmodel.data import to_minari
     from adv_worldmodel.data.minari_io import minari_folder
-    from agents.training.progress import print_unless_gone
 
     dataset = _load(arguments)
     to_minari(dataset, arguments.id)
@@ -125,7 +122,7 @@ def _to_minari(arguments: argparse.Namespace) -> int:
             "and action_high in the file, give the right ones",
             stacklevel=2,
         )
-    print_unless_gone(str(minari_folder() / arguments.id))
+    print_result(str(minari_folder() / arguments.id))
     return 0
 
 
@@ -134,7 +131,6 @@ def _make(arguments: argparse.Namespace) -> int:
 
     from adv_worldmodel.data import to_minari
     from agents.commands.collection import collect, load_policy, make_box_env, replayed, train_sac
-    from agents.training.progress import print_unless_gone
     from agents.training.real_env import check_spaces, full_id
 
     # All that can be wrong with the input is found before SAC trains for hours.
@@ -181,12 +177,12 @@ def _make(arguments: argparse.Namespace) -> int:
     whole = dataset.whole_episodes()
     returns = dataset.episode_returns()[whole]
     cut = f", {(~whole).sum():,} cut" if not whole.all() else ""
-    print_unless_gone(
+    print_result(
         f"{env_id}: {len(dataset):,} transitions in {len(whole):,} episodes "
         f"({int(dataset.terminations.sum()):,} terminated{cut}), "
         f"return {returns.mean():.1f} +- {returns.std():.1f}"
     )
-    print_unless_gone(str(target))
+    print_result(str(target))
     return 0
 
 

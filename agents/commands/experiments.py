@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.commands.terminal import PROG, positive, user_input
+from agents.commands.terminal import PROG, positive, print_result, user_input
 from agents.training.signals import terminated_as_interrupted
 
 if TYPE_CHECKING:
@@ -112,12 +112,15 @@ def _results(args: argparse.Namespace) -> int:
     from agents.studies.aggregate import aggregate, markdown, write_csv
     from agents.studies.planned_runs import find_missing
     from agents.studies.run_groups import group_runs
-    from agents.training.atomic_files import write_text_where_named
-    from agents.training.progress import print_unless_gone
+    from agents.training.atomic_files import is_stream, write_text_where_named
     from agents.training.run_folder import check_file
 
-    for file in filter(None, (args.csv, args.markdown, args.plot)):
-        check_file(Path(file))
+    files = [Path(file) for file in (args.csv, args.markdown, args.plot) if file is not None]
+    for file in files:
+        check_file(file)
+    regular = [file.resolve() for file in files if not is_stream(file)]
+    if len(set(regular)) < len(regular):
+        raise ValueError("--csv, --markdown and --plot: two of them name one file")
     if args.plot is not None and Path(args.plot).suffix.lower() != ".png":
         raise ValueError(f"--plot {args.plot}: only PNG is drawn, give a name that ends in .png")
     runs, damaged = _readable(args.runs)
@@ -140,7 +143,7 @@ def _results(args: argparse.Namespace) -> int:
         write_csv(rows, args.csv)
     if args.markdown is not None:
         write_text_where_named(Path(args.markdown), table)
-    print_unless_gone(table.rstrip("\n"))
+    print_result(table.rstrip("\n"))
     _say_left_out(damaged)
     return 0
 
@@ -164,7 +167,6 @@ def _select(args: argparse.Namespace) -> int:
     from agents.studies.planned_runs import find_missing
     from agents.studies.run_groups import group_runs
     from agents.studies.selection import report, select
-    from agents.training.progress import print_unless_gone
 
     if not args.in_fit and (args.episodes is not None or args.dataset is not None or args.trust):
         raise ValueError("--episodes, --dataset and --trust are for --in-fit: give it too")
@@ -178,7 +180,7 @@ def _select(args: argparse.Namespace) -> int:
             said=lambda run, text: print(f"{run.folder.path}: {text}", file=sys.stderr),
         )  # fmt: skip
     selections = select(groups, find_missing(args.runs), damaged, in_fit)
-    print_unless_gone("\n\n".join(report(selection) for selection in selections))
+    print_result("\n\n".join(report(selection) for selection in selections))
     _say_left_out(damaged)
     without = [s.dataset for s in selections if s.choice is None]
     if without:

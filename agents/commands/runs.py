@@ -7,7 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.commands.terminal import PROG, not_negative, positive, seed, user_input
+from agents.commands.terminal import (
+    PROG,
+    not_negative,
+    positive,
+    print_result,
+    seed,
+    user_input,
+)
 from agents.training.run_folder import FolderInUseError
 from agents.training.signals import terminated_as_interrupted
 
@@ -111,13 +118,12 @@ def add_run_parsers(
 def _settings(args: argparse.Namespace) -> int:
     from agents.studies.run_groups import setting_text
     from agents.training.config import flat_settings, load_config, meanings
-    from agents.training.progress import print_unless_gone
 
     config = load_config(args.config, args.overrides, dataset="(to be named)")
     texts = {key: setting_text(value) for key, value in flat_settings(config).items()}
     wide, long = (max(map(len, words)) for words in (texts, texts.values()))
     lines = [f"{key:<{wide}}  {texts[key]:<{long}}  {doc}" for key, doc in meanings().items()]
-    print_unless_gone("\n".join(lines))
+    print_result("\n".join(lines))
     return 0
 
 
@@ -198,7 +204,6 @@ def _unfinished(folder: RunFolder) -> list[str]:
 
 
 def _evaluate_in_model(args: argparse.Namespace) -> int:
-    from agents.training.progress import print_unless_gone
     from agents.training.run_check import check_run, model_of
     from agents.training.run_folder import RunFolder
 
@@ -246,7 +251,7 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
         lines.append(
             "doubt        the clone does not return what the data do: do not believe this model"
         )
-    print_unless_gone("\n".join(lines))
+    print_result("\n".join(lines))
     return 0
 
 
@@ -258,7 +263,6 @@ def _evaluate(args: argparse.Namespace) -> int:
             raise ValueError("--dataset names the data of --in-model: give both")
     from adv_worldmodel.data.scores import normalised_score
     from agents.training.evaluation import COPIES, evaluate
-    from agents.training.progress import print_unless_gone
     from agents.training.real_env import check_spaces, full_id, make_real_env
     from agents.training.rendering import render
     from agents.training.run_folder import RunFolder, check_file
@@ -293,5 +297,5 @@ def _evaluate(args: argparse.Namespace) -> int:
         lines.append(f"score        {score.value:.1f}, {score.reference}")
     if args.render is not None:
         lines.append(f"film         {film}")
-    print_unless_gone("\n".join(lines))
+    print_result("\n".join(lines))
     return 0

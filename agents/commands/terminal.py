@@ -1,4 +1,4 @@
-"""What the commands have in common: errors of one line, and numbers."""
+"""What the commands have in common: errors of one line, results, and numbers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,22 @@ def user_input() -> Iterator[None]:
 
         print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def print_result(text: str) -> None:
+    """Print what a command was called for; exit code 1 where that cannot be written.
+
+    Nothing is wrong where nobody reads any more (`... | head`).
+    """
+    from agents.training.progress import print_now  # torch comes with it
+
+    try:
+        print_now(text)
+    except BrokenPipeError:
+        pass
+    except OSError as error:  # a full disk behind `> FILE`
+        print(f"{PROG}: error: cannot write the result: {error.strerror}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def positive(text: str) -> int:

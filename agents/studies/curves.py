@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from adv_worldmodel.errors import one_line
 from agents.studies.intervals import bootstrap_interval
 from agents.studies.run_groups import Group, known
 from agents.training.plots import (
@@ -56,24 +58,36 @@ def compare_curves(
 def plot_groups(groups: Sequence[Group], path: str | Path) -> Path:
     """Learning curves of the runs that finished, as `compare_curves` draws them, by data set.
 
-    Groups that are not evaluated in a real environment are left out.
+    Groups that are not evaluated in a real environment are left out, and with a warning the runs
+    whose evaluations are gone or damaged.
 
-    :raises FileNotFoundError, ValueError: as `compare_curves`.
+    :raises ValueError: nothing to draw, or runs of a group without a common iteration.
     """
     done = [group for group in groups if group.finished]
-    drawn = [group for group in done if group.evaluated]
+    drawn = [(group, rows) for group in done if group.evaluated and (rows := _rows_by_run(group))]
     if not drawn:
         what = "that finished has evaluations" if done else "has finished"
         raise ValueError(f"None of the runs {what}, so there is no curve to draw.")
-    datasets = list(dict.fromkeys(group.dataset for group in drawn))
+    datasets = list(dict.fromkeys(group.dataset for group, _ in drawn))
     figure, panels = panels_of(datasets)
     for dataset, axes in zip(datasets, panels, strict=True):
-        own = [group for group in drawn if group.dataset == dataset]
-        _curves(axes, {group.label: [run.folder.path for run in group.finished] for group in own})
-        runs = [run for group in own for run in group.finished]
+        own = [(group, rows) for group, rows in drawn if group.dataset == dataset]
+        _curves(axes, {group.label: list(rows.values()) for group, rows in own})
+        runs = [run for group, _ in own for run in group.finished]
         returns = [known(runs, key) for key in ("behaviour_return", "cloning_return")]
         reference_lines(axes, *(float(np.mean(values)) if values else None for values in returns))
     return save_figure(figure, path)
+
+
+def _rows_by_run(group: Group) -> dict[Path, Rows]:
+    """The evaluations of its finished runs; a warning names those that cannot be read."""
+    found: dict[Path, Rows] = {}
+    for run in group.finished:
+        try:
+            found[run.folder.path] = rows_of(run.folder.path)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"not drawn: {one_line(error)}", stacklevel=3)
+    return found
 
 
 def _curves(axes: Axes, groups: Mapping[str, Sequence[str | Path | Rows]]) -> None:

@@ -1,4 +1,7 @@
-"""The runs that sweeps plan, by name in OUT/sweep.json: one that never began is missed too."""
+"""The runs that sweeps and `seeds=N` plan, by name in OUT/sweep.json.
+
+So one that never began is missed too.
+"""
 
 from __future__ import annotations
 

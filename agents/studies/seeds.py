@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.studies.planned_runs import add_planned
 from agents.studies.processes import RunProcesses, shared_out
+from agents.studies.run_groups import compared_settings
 from agents.training.config import TrainConfig
 from agents.training.preparation import prepare
 from agents.training.results import seeds_table
@@ -66,6 +68,7 @@ def run_seeds(plan: SeedsPlan, *, progress: bool = True) -> SeedRuns:
     names = {seed: f"seed-{seed}" for seed in plan.seeds}
     configs = {name: plan.of_seed(seed, folder) for seed, name in names.items()}
     runs = RunProcesses(configs, plan.at_once, progress)
+    add_planned(folder, {name: compared_settings(c)["dataset"] for name, c in configs.items()})
     threads = f"{plan.n_threads} thread" + ("s" if plan.n_threads > 1 else "")
     runs.say(f"seeds        {plan.seeds[0]} to {plan.seeds[-1]}, {plan.at_once} at once,")
     runs.say(f"             each in a process of its own on {threads}")

@@ -182,7 +182,10 @@ def _variants(
             else:
                 left_out[name] = twin
         if twice := own.keys() & variants.keys():
-            raise ValueError(f"two runs would share the folder {min(twice)}: a value stands twice")
+            raise ValueError(
+                f"two runs would share the folder {min(twice)}: a value stands twice, or names of "
+                "data sets differ only in signs that no folder has (then sweep them one by one)"
+            )
         variants |= own
     return variants, left_out
 

@@ -22,10 +22,15 @@ LINE_EVERY = 15.0
 def print_unless_gone(line: str, file: TextIO | None = None) -> None:
     """Print a line (default: to stdout), and go on where nobody reads any more (`... | head`)."""
     with suppress(OSError):  # also where the terminal is gone, or the disk full
-        try:
-            print(line, file=file, flush=True)
-        except UnicodeEncodeError:  # a name that the terminal cannot show
-            print(line.encode("ascii", "backslashreplace").decode(), file=file, flush=True)
+        print_now(line, file)
+
+
+def print_now(line: str, file: TextIO | None = None) -> None:
+    """Print a line (default: to stdout); OSError where it cannot be written."""
+    try:
+        print(line, file=file, flush=True)
+    except UnicodeEncodeError:  # a name that the terminal cannot show
+        print(line.encode("ascii", "backslashreplace").decode(), file=file, flush=True)
 
 
 def on_terminal() -> bool:

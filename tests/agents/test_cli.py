@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -50,6 +53,20 @@ def test_evaluate_runs_the_policy_of_the_run(
     assert main(["evaluate", str(run_folder), "--episodes", "1", "--seed", "3"]) == 0
     expected = evaluate(RunFolder(run_folder).load_policy("cpu"), "Pendulum-v1", episodes=1, seed=3)
     assert f"{expected.return_mean:.1f} +- 0.0 over 1 episodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EPIPE, 0)])
+def test_a_result_that_cannot_be_written_is_a_failure_unless_nobody_reads(
+    number: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert main(["settings"]) == code
+    said = "adv-worldmodel: error: cannot write the result: No space left on device\n"
+    assert capsys.readouterr().err == (said if code else "")
 
 
 def test_evaluate_takes_another_greedy_step(

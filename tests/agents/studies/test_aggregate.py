@@ -142,6 +142,15 @@ def test_tables_are_written_to_what_links_lead_to(runs: Path, tmp_path: Path) ->
     assert (tmp_path / "behind--markdown").read_text().startswith("| data set")
 
 
+def test_two_tables_are_not_written_to_one_file(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "table")
+    assert main(["results", str(runs), "--csv", file, "--markdown", file]) == 2
+    assert "two of them name one file" in capsys.readouterr().err
+    assert not (tmp_path / "table").exists()
+
+
 def test_the_picture_has_a_panel_for_each_data_set(runs: Path, tmp_path: Path) -> None:
     make_run(runs / "c", "dataset=another", return_mean=1.0)
     make_run(runs / "d", "dataset=a-third", status="diverged")

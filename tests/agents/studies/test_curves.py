@@ -8,9 +8,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from agents.studies import curves
-from agents.studies.curves import _curves, _stack, compare_curves
+from agents.studies.curves import _curves, _stack, compare_curves, plot_groups
+from agents.studies.run_groups import find_runs, group_runs
 from agents.training.plots import panels_of
 from tests.agents.made_up_runs import evaluation_rows as rows
+from tests.agents.made_up_runs import make_run
 
 
 def test_a_group_is_stacked_over_common_iterations() -> None:
@@ -35,6 +37,25 @@ def test_groups_are_read_from_run_folders(tmp_path: Path) -> None:
     )
     path = compare_curves({"a": [tmp_path, rows(1, 2)], "b": [rows(3)]}, tmp_path / "c.png")
     assert imageio.imread(path).ndim == 3
+
+
+def test_a_run_without_its_evaluations_stops_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: drawn.append(figure))
+    for seed in range(3):
+        make_run(tmp_path / f"{seed}", f"seed={seed}", return_mean=1.0)
+        (tmp_path / f"{seed}" / "evaluations.csv").write_text(
+            f"iteration,return_mean,return_std,length_mean,score\n1,{seed},0.0,5.0,\n"
+        )
+    (tmp_path / "2" / "evaluations.csv").unlink()
+    groups = group_runs(find_runs([tmp_path]))
+    with pytest.warns(UserWarning, match=f"not drawn: .*{tmp_path / '2'}"):
+        plot_groups(groups, tmp_path / "a.png")
+    (curve,) = drawn[0].axes[0].lines
+    assert list(curve.get_ydata()) == [0.5]
+    assert str(curve.get_label()).endswith("(2 seeds)")
 
 
 def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from agents.cli import main
 from agents.studies import processes
+from agents.studies.planned_runs import read_planned
 from agents.studies.seeds import prepare_seeds
 from agents.training.config import load_config
 from agents.training.experiment import prepare, train
@@ -36,7 +37,8 @@ def test_each_seed_is_what_a_run_of_that_seed_alone_is(
 ) -> None:
     out = tmp_path / "both"
     assert main(["train", "pendulum-random", *TINY, "seed=3", "seeds=2", f"out={out}"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["seed-3", "seed-4"]
+    assert sorted(path.name for path in out.iterdir()) == ["seed-3", "seed-4", "sweep.json"]
+    assert sorted(read_planned(out)) == ["seed-3", "seed-4"]
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == str(out)
     assert [line.split()[0] for line in lines[-6:-1]] == ["seed", "3", "4", "mean", "std"]

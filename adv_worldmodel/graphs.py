@@ -243,16 +243,24 @@ class Branches:
 def taken_from_outside(
     tensors: Iterable[Tensor], *optimizers: torch.optim.Optimizer | None
 ) -> tuple[Any, ...]:
-    """What a capture takes as it is: where tensors lie, and the optimisers' numbers.
+    """What a capture takes as it is: where tensors lie and whether they learn, and the optimisers'
+    states and numbers.
 
     A step is to be captured anew where this has changed: SB3's TRPO, for one, gives its parameters
-    new memory at each update, and a callback may set another learning rate.
+    new memory at each update, and a callback may set another learning rate. An optimiser makes its
+    states in its first step.
     """
-    groups = [
-        g for optimizer in optimizers if optimizer is not None for g in optimizer.param_groups
-    ]
+    there = [optimizer for optimizer in optimizers if optimizer is not None]
+    groups = [group for optimizer in there for group in optimizer.param_groups]
     numbers = [v for group in groups for v in group.values() if isinstance(v, int | float | tuple)]
-    return (*(tensor.data_ptr() for tensor in tensors), *numbers)
+    states = [
+        value.data_ptr()
+        for optimizer in there
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    ]
+    return (*((t.data_ptr(), t.requires_grad) for t in tensors), *numbers, *states)
 
 
 def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:

@@ -50,9 +50,8 @@ def check_settings(agent: RAMBO) -> None:
         actor_learning_rate=agent.actor_learning_rate,
         entropy_learning_rate=agent.entropy_learning_rate,
         cloning_weight=agent.cloning_weight,
-        # SB3 reads their texts
-        ent_coef=0.0 if isinstance(agent.ent_coef, str) else agent.ent_coef,
     )
+    _check_entropy_coefficient(agent.ent_coef)
     made_with = agent._made_with_ent_coef
     if agent.ent_coef != made_with and str in (type(agent.ent_coef), type(made_with)):
         raise ValueError(
@@ -66,4 +65,19 @@ def check_settings(agent: RAMBO) -> None:
         raise ValueError(
             f"cloning_weight = {agent.cloning_weight} needs rows of data: "
             f"real_ratio = {agent.real_ratio}"
+        )
+
+
+def _check_entropy_coefficient(value: str | float) -> None:
+    """SB3 takes each text that begins with "auto" for one to be learnt, and others for numbers."""
+    text = str(value)
+    learnt = isinstance(value, str) and (text == "auto" or text.startswith("auto_"))
+    try:
+        number = 1.0 if text == "auto" else float(text.removeprefix("auto_"))
+    except ValueError:
+        number = math.nan
+    if not 0.0 <= number < math.inf or (learnt and number == 0.0):
+        raise ValueError(
+            f"ent_coef = {value!r} must be a finite number of at least 0, 'auto', or 'auto_X' with "
+            "a positive X to begin with"
         )

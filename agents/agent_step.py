@@ -49,13 +49,21 @@ class AgentStep:
         self.actor_frozen = actor_frozen
         self.n_real = self.buffer.n_real(batch_size)
         self.update = model._make_update(self.parts(), batch_size)
-        #: as it was when this was made: for other memory or numbers another one is needed
-        self.outside = self.taken_from(model)
+        self.note_outside()
         self.graphed = GraphedStep(self._update, model.device, enabled=self._with_graphs())
 
-    @staticmethod
-    def taken_from(model: RAMBO) -> tuple[Any, ...]:
-        """What an update of the agent takes as it is; see :func:`taken_from_outside`."""
+    def note_outside(self) -> None:
+        """Remember what the updates take as it is; again after updates, which make states."""
+        self._outside = self._taken_as_it_is()
+
+    def serves(self, batch_size: int, *, actor_frozen: bool) -> bool:
+        """Whether further updates may be this one's, or a callback, say, has changed something."""
+        same = (batch_size, actor_frozen) == (self.batch_size, self.actor_frozen)
+        return same and self._outside == self._taken_as_it_is()
+
+    def _taken_as_it_is(self) -> tuple[Any, ...]:
+        """See :func:`taken_from_outside`."""
+        model = self.model
         tensors = [*model.policy.parameters(), *model.policy.buffers()]
         if model.log_ent_coef is None:
             tensors.append(model.ent_coef_tensor)
@@ -63,7 +71,9 @@ class AgentStep:
         fixed = [m for m in model.policy.modules() if type(m) is Standardise]
         versions = tuple(buffer._version for module in fixed for buffer in module.buffers())
         outside = taken_from_outside(tensors, *_optimizers(model))
-        return *outside, versions, model.settings_of_updates()
+        n_real = self.buffer.n_real(self.batch_size)
+        world = self.world_model.taken_as_it_is() if model.fresh_outcomes else ()
+        return *outside, *world, versions, n_real, model.settings_of_updates()
 
     def _with_graphs(self) -> bool:
         """Whether the updates may be captured, on a GPU; says why they may not."""

@@ -137,6 +137,7 @@ class RamboCallback(BaseCallback):
         if self.model._n_updates == 0:
             return  # the critic has learnt nothing yet that could be lowered
         start = time.perf_counter()
+        self.adversary.discount_by(float(self.model.gamma))  # type: ignore[attr-defined]
         self.model.policy.set_training_mode(False)
         policy = self.model.policy
         networks = (*policy.parameters(), *policy.buffers())

@@ -41,24 +41,16 @@ class COMBO(RAMBO):
         self.beta = beta
         super().__init__(*args, **kwargs)
 
-    def train(self, gradient_steps: int, batch_size: int = 256) -> None:
-        """RAMBO's, after a look at the batch: the regulariser compares its two parts.
-
-        :raises ValueError: ``real_ratio`` leaves no row of data or none of the model.
-        """
-        n_real = self.replay_buffer.n_real(batch_size)
-        if not 0 < n_real < batch_size:
-            raise ValueError(
-                f"real_ratio = {self.real_ratio} puts {n_real} rows of data into batches of "
-                f"{batch_size}: COMBO needs data and model rows, choose one in between"
-            )
-        super().train(gradient_steps, batch_size)
-
     def settings_of_updates(self) -> tuple[Any, ...]:
         """RAMBO's, and the regulariser's weight."""
         return (*super().settings_of_updates(), self.beta)
 
     def _make_update(self, parts: SACParts, batch_size: int) -> Update:
+        if not 0 < parts.n_real < batch_size:  # the regulariser compares the batch's two parts
+            raise ValueError(
+                f"real_ratio = {self.real_ratio} puts {parts.n_real} rows of data into batches of "
+                f"{batch_size}: COMBO needs data and model rows, choose one in between"
+            )
         return lambda batch, noise: combo_update(parts, batch, noise, self.beta)
 
 

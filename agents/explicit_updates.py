@@ -35,8 +35,11 @@ def is_explicit(parts: SACParts) -> bool:
     plain_critics = all(type(critic) is StackedCritic for critic in critics)
     extractors = [network.features_extractor for network in (actor, *critics)]
     fixed = all(type(extractor) is Standardise for extractor in extractors)
-    trained = all(p.requires_grad for p in (*actor.parameters(), *parts.critic.parameters()))
-    return plain_actor and plain_critics and fixed and trained and len(parts.critic.weights) >= 2
+    parameters = (*actor.parameters(), *parts.critic.parameters())
+    trained = all(p.requires_grad for p in parameters)
+    hooks = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+    plain = plain_actor and plain_critics and fixed and trained and not hooks
+    return plain and len(parts.critic.weights) >= 2
 
 
 def _squashing(u: Tensor) -> Tensor:

@@ -92,11 +92,18 @@ def is_plain(actor: nn.Module) -> bool:
         and not actor.use_sde
         and all(type(head) is nn.Linear for head in heads_of(actor))
         and all(
-            layer.bias is not None
+            _is_plain_layer(layer)
             for layer in (*actor.latent_pi, *heads_of(actor))
             if type(layer) is nn.Linear
         )
     )
+
+
+def _is_plain_layer(layer: nn.Linear) -> bool:
+    """Whether its call is x W + b and no more, of a weight that is learnt as it stands."""
+    hooks = (layer._forward_pre_hooks, layer._forward_hooks)
+    learnt = isinstance(layer.weight, nn.Parameter) and isinstance(layer.bias, nn.Parameter)
+    return learnt and not any(hooks)
 
 
 def heads_of(actor: Actor) -> tuple[nn.Linear, nn.Linear]:

@@ -16,7 +16,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
-from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, TrainFreq
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    RolloutReturn,
+    TrainFreq,
+)
 from stable_baselines3.common.vec_env import VecEnv
 
 from adv_worldmodel.checks import check_finite, check_whole
@@ -125,6 +130,8 @@ class RAMBO(SAC):
         self.graphs = True
         #: what ``ent_coef`` was when the coefficient in use was made of it
         self._made_with_ent_coef: str | float | None = None
+        #: the values of settings that optimisers and the buffer have been given
+        self._in_effect: dict[str, float] = {}
         self._step: AgentStep | None = None
         self._acting: SquashedPolicy | None = None
         #: from :meth:`load_weights`: gamma and the entropy coefficient are not those of training
@@ -216,16 +223,33 @@ class RAMBO(SAC):
             self.ent_coef_optimizer = torch.optim.Adam(
                 [self.log_ent_coef], lr=self.entropy_learning_rate, fused=True
             )
-        self._set_learning_rates()
+        self._put_into_effect()
 
-    def _set_learning_rates(self) -> None:
-        for optimizer, rate in (
-            (self.critic.optimizer, self.learning_rate),
-            (self.actor.optimizer, self.actor_learning_rate),
-            (self.ent_coef_optimizer, self.entropy_learning_rate),
-        ):
-            for group in optimizer.param_groups if optimizer is not None else ():
-                group["lr"] = rate
+    def _put_into_effect(self) -> None:
+        """Hand on the learning rates and the share of data, where they were set since."""
+        optimizers = {
+            "learning_rate": self.critic.optimizer,
+            "actor_learning_rate": self.actor.optimizer,
+            "entropy_learning_rate": self.ent_coef_optimizer,
+        }
+        for name in (*optimizers, "real_ratio"):
+            value = getattr(self, name)
+            if self._in_effect.get(name) == value:  # a callback may have set an optimiser's own
+                continue
+            self._in_effect[name] = value
+            if name == "real_ratio":
+                self.replay_buffer.real_ratio = value
+            elif (optimizer := optimizers[name]) is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = value
+
+    def _take_settings(self) -> None:
+        """Go on with the settings as they are now; attributes may have been set since."""
+        check_settings(self)
+        self._put_into_effect()
+        if self.log_ent_coef is None and self.ent_coef != self._made_with_ent_coef:
+            self.ent_coef_tensor.fill_(float(self.ent_coef))
+            self._made_with_ent_coef = self.ent_coef
 
     def _attach_data(self) -> None:
         """Size the schedule and the buffer by the environment, and put its data on the device."""
@@ -318,6 +342,24 @@ class RAMBO(SAC):
             epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, progress=progress,
         )  # fmt: skip
 
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Rollouts, updates and callbacks, in turn; see the class for what is counted.
+
+        :param tb_log_name: of TensorBoard's runs; default the class's name.
+        """
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
+        return super().learn(
+            total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar
+        )
+
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -332,10 +374,12 @@ class RAMBO(SAC):
 
         SB3's loop with SB3's callbacks, once per batched step; its own moves each row through
         lists and dictionaries on the host. So callbacks' ``locals`` have ``actions``, ``new_obs``,
-        ``rewards`` and ``dones``, on a GPU as tensors, and no ``infos``.
+        ``rewards`` and ``dones``, on a GPU as tensors (but ``dones``, which SB3's callbacks read),
+        and no ``infos``.
         """
         self.policy.set_training_mode(False)
         callback.on_rollout_start()  # the adversary changes the model here
+        self._take_settings()
         if self._acting is None:
             self._acting = SquashedPolicy(self)
         return roll_out(self, self._acting, _as_model_env(env), callback, train_freq.frequency)
@@ -343,14 +387,15 @@ class RAMBO(SAC):
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """``gradient_steps`` SAC updates on mixed batches, then one row of metrics."""
         start = time.perf_counter()
+        self._take_settings()  # a callback may have changed them in the rollout
         self.policy.set_training_mode(True)
         step, frozen = self._step, self.iteration < self.critic_warmup
-        now = (batch_size, frozen, AgentStep.taken_from(self))  # a callback may change them
-        if step is None or (step.batch_size, step.actor_frozen, step.outside) != now:
+        if step is None or not step.serves(batch_size, actor_frozen=frozen):
             step = self._step = AgentStep(self, batch_size, actor_frozen=frozen)
         sums = torch.zeros(len(self.metrics), device=self.device)
         for draws in step.draws(gradient_steps):
             sums += step(*draws)
+        step.note_outside()
         means = (sums / gradient_steps).tolist()  # the one wait for the device
         self._n_updates += gradient_steps
         self.iteration += 1
@@ -400,25 +445,26 @@ class RAMBO(SAC):
         return tuple(getattr(self, name) for name in names)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        check_settings(self)  # attributes may have been set since
-        self._step = None  # parameters may have been loaded since: capture anew
+        if self.weights_only:
+            raise ValueError(
+                f"an agent from load_weights knows no settings of its training: to go on, "
+                f"{type(self).__name__}.load what save wrote"
+            )
+        self._in_effect = {}  # learning rates in a zip are the ones it was saved with
+        self._take_settings()
+        self._step = self._acting = None  # networks may have been loaded since: begin anew
         if self.train_freq.frequency != _as_model_env(self.env).horizon:  # type: ignore[union-attr]
             self._attach_data()  # as in another environment
         elif self.buffer_size != self.retain_iterations * self.timesteps_per_iteration:
             rows = self.replay_buffer
             self._attach_data()
             self.replay_buffer.take_rollouts(rows)
-        self.replay_buffer.real_ratio = self.real_ratio
-        self._set_learning_rates()  # those in a zip are the ones it was saved with
-        if self.log_ent_coef is None and self.ent_coef != self._made_with_ent_coef:
-            self.ent_coef_tensor.fill_(float(self.ent_coef))
-            self._made_with_ent_coef = self.ent_coef
         return super()._setup_learn(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
         # the last observations are data-set states, n_envs of them
         states = ["_last_obs", "_last_original_obs", "_last_episode_starts"]
-        caches = ["_generator", "_step", "_acting", "first_log_alpha"]
+        caches = ["_generator", "_step", "_acting", "_in_effect", "first_log_alpha"]
         return [*super()._excluded_save_params(), *caches, *states]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import RolloutReturn
 from torch import Tensor
@@ -17,6 +19,30 @@ if TYPE_CHECKING:
     from agents.rambo import RAMBO
 
 ROLLOUT_POLICIES = ("current", "random")
+
+
+class OnHost:
+    """Flags on a GPU as an array, for SB3's callbacks; until one reads them nothing waits for them.
+
+    :param tensor: the flags.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NDArray[Any]:
+        return np.array(self.tensor.cpu().numpy(), *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # NumPy and copy look for their own
+            raise AttributeError(name)
+        return getattr(self.tensor.cpu().numpy(), name)
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, rows: Any) -> Any:
+        return np.asarray(self)[rows]
 
 
 def roll_out(
@@ -58,8 +84,10 @@ def roll_out(
             "rewards": rewards,
             "dones": dones,
         }
-        if agent.device.type == "cpu":  # on a GPU each copy would wait for the device
+        if agent.device.type == "cpu":
             found = {name: value.numpy() for name, value in found.items()}
+        else:  # each copy would wait for the device
+            found["dones"] = OnHost(dones)
         callback.update_locals({"self": agent, "env": env, **found})
         if not callback.on_step():
             return RolloutReturn(step * env.num_envs, 0, continue_training=False)

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from adv_worldmodel import OfflineDataset
+from adv_worldmodel.dynamics.explicit_gradients import ExplicitModelGradient
 from adv_worldmodel.graphs import WAIT, GraphedStep
+from agents.explicit_updates import ExplicitSACUpdate
 from tests.benchmarks import gpu_checks, gpu_speed, workload
 from tests.benchmarks.configuration import SCORES, SMALL
 from tests.benchmarks.gpu import main
@@ -59,8 +61,27 @@ def test_all_checks_pass_where_both_paths_are_the_same_code(
     monkeypatch.setattr(gpu_checks, "UPDATES", 5)
     checks = list(run_checks(SMALL, dataset, "cpu"))
     assert [check.name for check in checks if not check.passed] == []
-    assert len(checks) == 20
-    assert all("difference 0.0e+00" in check.detail for check in checks[:13])
+    assert len(checks) == 24
+    paths = [c for c in checks if not c.name.startswith(("gradients", "waits"))]
+    assert len(paths) == 13
+    assert all("difference 0.0e+00" in check.detail for check in paths)
+
+
+def test_gradients_that_are_wrong_in_one_term_do_not_pass(
+    dataset: OfflineDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, adversary = ExplicitSACUpdate._policy_gradient, ExplicitModelGradient._drawn
+
+    def too_steep(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        base, slope = agent(*args)
+        return base, 1.01 * slope
+
+    monkeypatch.setattr(ExplicitSACUpdate, "_policy_gradient", too_steep)
+    for name in gpu_checks.AGENTS:
+        assert not gpu_checks.check_agent_by_autograd(SMALL, dataset, "cpu", name).passed
+    monkeypatch.setattr(ExplicitModelGradient, "_drawn", lambda *args: adversary(*args).flip(0))
+    for score in gpu_checks.WRITTEN_OUT:
+        assert not gpu_checks.check_adversary_by_autograd(SMALL, dataset, "cpu", score).passed
 
 
 def test_a_path_that_computes_something_else_does_not_pass(
@@ -199,7 +220,7 @@ def test_a_small_run_of_everything(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert len(speed["processes"]["each"]) == 2
     assert min(speed["beside"][name] for name in ("checkpoint", "evaluation")) > 0
     printed = capfd.readouterr().out
-    assert "checks: 20 of 20 passed" in printed
+    assert "checks: 24 of 24 passed" in printed
     assert "2000 iterations, 2 at once" in printed
 
 
@@ -248,8 +269,8 @@ def test_a_process_that_dies_is_not_waited_for() -> None:
         gpu_speed._answers_of([process], spawn.Queue())
 
 
-def test_what_was_found_before_an_error_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stage_that_fails_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no numbers")
@@ -257,9 +278,13 @@ def test_what_was_found_before_an_error_is_written(
     monkeypatch.setattr(gpu_speed, "measure_parts", broken)
     monkeypatch.setattr(gpu_checks, "UPDATES", 4)
     out = tmp_path / "gpu.json"
-    with pytest.raises(ValueError, match="no numbers"):
-        main([*ENOUGH.split(), "--device", "cpu", "--tasks", "hopper", "--out", str(out)])
-    assert len(json.loads(out.read_text())["checks"]) == 20
+    words = [*ENOUGH.split(), "--device", "cpu", "--tasks", "hopper", "--out", str(out)]
+    assert main([*words, "--stages", "checks", "parts", "iterations"]) == 1
+    written = json.loads(out.read_text())
+    assert len(written["checks"]) == 24
+    assert written["failed"] == ["parts, hopper, graphs", "parts, hopper, plain"]
+    assert written["speed"][0]["iterations_graphs"] is not None
+    assert "ValueError: no numbers" in capsys.readouterr().err
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(

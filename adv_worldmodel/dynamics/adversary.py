@@ -124,6 +124,14 @@ class Adversary:
         self._step: GraphedStep | None = None
         self._outside: tuple[Any, ...] = ()
 
+    def discount_by(self, gamma: float) -> None:
+        """Play on at another discount."""
+        if gamma == self.gamma:
+            return
+        self.gamma, self._step = gamma, None
+        if self.explicit is not None:
+            self.explicit.gamma = gamma
+
     @property
     def active(self) -> bool:
         """Whether an update changes anything: lambda = 0 leaves the model at its fit."""
@@ -189,10 +197,9 @@ class Adversary:
             of the first four. With weight ``"auto"`` also lambda as it is in the end, ``weight``,
             and ``excess_nll``, what the constraint bounds by xi.
         """
-        tensors = (*self.model.parameters(), *self.model.buffers())
-        outside = taken_from_outside((*tensors, *networks), self.optimizer)
-        if outside != self._outside:
-            self._outside, self._step = outside, None
+        networks = tuple(networks)
+        if self._outside != self._taken_as_it_is(networks):
+            self._step = None
         sums = torch.zeros(4, device=self.model.device)
         left = n_updates = n_updates if self.active else 0
         while left > 0:
@@ -200,6 +207,7 @@ class Adversary:
             for draws in zip(*self.draw(n), strict=True):
                 sums += self.update(Draws(*draws), policy, value)
             left -= n
+        self._outside = self._taken_as_it_is(networks)  # by now the optimiser has its states
         names = ["objective", "advantage_mean", "advantage_std", "supervised_loss", "holdout_nll"]
         found = [*(sums / max(n_updates, 1)), self.holdout_nll()]
         if self.dual is not None:
@@ -208,6 +216,9 @@ class Adversary:
         means = torch.stack(found).tolist()  # the one wait for the device
         unknown = names[:4] if n_updates == 0 else names[:3] if self.settings.weight == 0 else ()
         return {n: mean for n, mean in zip(names, means, strict=True) if n not in unknown}
+
+    def _taken_as_it_is(self, networks: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        return *self.model.taken_as_it_is(), *taken_from_outside(networks, self.optimizer)
 
     def update(self, draws: Draws, policy: Policy, value: ValueFunction) -> Tensor:
         """One update with the random numbers of one update; returns four metrics as a tensor."""

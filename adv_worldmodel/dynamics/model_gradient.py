@@ -17,7 +17,7 @@ from adv_worldmodel.dynamics.ensemble import (
 )
 from adv_worldmodel.dynamics.likelihood import supervised_loss
 from adv_worldmodel.dynamics.world_model import WorldModel
-from adv_worldmodel.graphs import Branches
+from adv_worldmodel.graphs import HERE, Branches
 from adv_worldmodel.protocols import ValueFunction
 
 Score = Literal["mixture", "member", "pathwise"]
@@ -130,6 +130,8 @@ def outcome_of(
     with branches.beside():
         terminated = model.termination(obs, action, next_obs.detach())
         nothing = reward.new_zeros(())
+    # what autograd goes back through stays in one stream
+    with HERE if reward.requires_grad else branches.beside():
         gain = reward if baseline is None else reward - baseline
     continued = value.v(next_obs)
     branches.join()

@@ -23,6 +23,7 @@ from adv_worldmodel.dynamics.termination import (
     termination_from_spec,
 )
 from adv_worldmodel.errors import last_line
+from adv_worldmodel.graphs import taken_from_outside
 from adv_worldmodel.saved_folder import FLAG, OBJECT, SIZE, SIZES, SavedFormat
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -213,6 +214,11 @@ class WorldModel(nn.Module):
         y = mean + noise * torch.exp(0.5 * logvar)
         next_obs, reward = self.outcome(obs, action, y)
         return next_obs, reward, self.termination(obs, action, next_obs)
+
+    def taken_as_it_is(self) -> tuple[Any, ...]:
+        """What a captured :meth:`transition` takes as it is; see :func:`taken_from_outside`."""
+        tensors = taken_from_outside((*self.parameters(), *self.buffers()))
+        return self.termination, self.reward_function, *tensors
 
     @torch.no_grad()
     def nll(self, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -159,7 +159,11 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     def world_model(self, model: WorldModel) -> None:
         self._world_model = model
         self._members: MemberDraw | None = None  # another model's are no members of this one
-        self._transition = GraphedStep(self._transition_of, model.device)
+        self._renew_transition()
+
+    def _renew_transition(self) -> None:
+        self._transition = GraphedStep(self._transition_of, self._world_model.device)
+        self._outside = self._world_model.taken_as_it_is()
 
     # --- tensors: what RAMBO and the other faces use -------------------------------------------
 
@@ -188,6 +192,8 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         noise = torch.randn(
             shape, generator=self.generator, device=self.device, dtype=self.obs.dtype
         )
+        if self._transition.captured and self._outside != self.world_model.taken_as_it_is():
+            self._renew_transition()
         next_obs, reward, terminated = self._transition(
             self.obs, action, self._members.slots, noise
         )

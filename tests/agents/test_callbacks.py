@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO, RamboCallback
+from agents.rollouts import OnHost
 from agents.training.progress import MetricsHistory
 from tests.agents.adversaries import ITERATION, Make, Watched, adversary, equal, state_of
 
@@ -218,3 +219,29 @@ def test_sb3_s_callbacks_count_episodes_in_rambo_s_rollouts(build: Make) -> None
     assert shapes == {"actions": (16, 1), "rewards": (16,), "dones": (16,), "new_obs": (16, 3)}
     ended = np.cumsum([found["dones"].sum() for found in seen])
     assert ended[-1] >= 32 > ended[-2]
+
+
+def test_flags_of_a_gpu_are_read_as_an_array_is() -> None:
+    """SB3's own callback does so; as a tensor it could not."""
+    flags = OnHost(torch.tensor([True, False, True]))
+    assert (flags.sum(), flags.shape, len(flags), bool(flags[1])) == (2, (3,), 3, False)
+    assert list(flags) == [True, False, True]
+    stop = StopTrainingOnMaxEpisodes(max_episodes=2)
+    stop._total_max_episodes = 2
+    stop.locals = {"dones": flags}
+    assert not stop._on_step()
+    assert stop.n_episodes == 2
+
+
+def test_a_discount_that_changes_in_mid_training_is_the_adversary_s_too(build: Make) -> None:
+    class Changed(RamboCallback):
+        def _on_rollout_start(self) -> None:
+            if self.model._n_updates > 0:
+                self.model.gamma = 0.5  # type: ignore[attr-defined]
+            super()._on_rollout_start()
+
+    callback = Changed(adversary_updates=2, batch_size=32)
+    build("RAMBO").learn(3 * ITERATION, callback=callback)
+    assert callback.adversary is not None
+    assert callback.adversary.explicit is not None
+    assert (callback.adversary.gamma, callback.adversary.explicit.gamma) == (0.5, 0.5)

@@ -19,7 +19,7 @@ from agents import COMBO, RAMBO
 from agents.buffers import Batch
 from agents.combo import N_ACTIONS, combo_update, conservative_gap
 from agents.updates import SACParts, sac_update
-from tests.agents.small_agents import MakeAgent
+from tests.agents.small_agents import MakeAgent, run
 
 BATCH, N_REAL = 32, 16
 
@@ -197,3 +197,10 @@ def test_batches_of_one_kind_are_refused(make_agent: MakeAgent, real_ratio: floa
     model = make_agent(COMBO, real_ratio=real_ratio)
     with pytest.raises(ValueError, match="COMBO needs data and model rows"):
         model.learn(model.timesteps_per_iteration)
+
+
+def test_tensorboard_knows_the_algorithm_by_its_name(make_agent: MakeAgent, tmp_path: Path) -> None:
+    for kind in (COMBO, RAMBO):
+        run(make_agent(kind, tensorboard_log=str(tmp_path)), 1)
+    run(make_agent(tensorboard_log=str(tmp_path)), 1, tb_log_name="mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["COMBO_1", "RAMBO_1", "mine_1"]

@@ -231,12 +231,15 @@ class OtherLinear(nn.Linear):
         lambda parts: setattr(parts.actor.latent_pi[0], "__class__", OtherLinear),
         lambda parts: setattr(parts.actor.mu, "__class__", OtherLinear),
         lambda parts: nn.utils.parametrizations.spectral_norm(parts.actor.latent_pi[0]),
+        lambda parts: nn.utils.spectral_norm(parts.actor.latent_pi[0]),
+        lambda parts: parts.actor.mu.register_forward_hook(lambda *_: None),
+        lambda parts: parts.critic.weights[0].register_hook(lambda grad: grad.clamp(-1.0, 1.0)),
         lambda parts: parts.actor.latent_pi.requires_grad_(False),
         lambda parts: parts.critic.weights[0].requires_grad_(False),
     ],
     ids=[
-        "actor", "critic", "target", "layer", "last-layer", "parametrised", "frozen-actor",
-        "frozen-critic",
+        "actor", "critic", "target", "layer", "last-layer", "parametrised", "recomputed",
+        "hooked", "clipped", "frozen-actor", "frozen-critic",
     ],
 )  # fmt: skip
 def test_subclasses_and_frozen_parameters_are_left_to_autograd(

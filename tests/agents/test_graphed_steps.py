@@ -235,6 +235,67 @@ def test_parameters_in_other_memory_are_captured_anew(agent: RAMBO) -> None:
     assert agent._step is not step
 
 
+def load_moments(agent: RAMBO) -> None:
+    optimizer = agent.critic.optimizer
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        load_moments,
+        lambda agent: agent.actor.optimizer.state.clear(),
+        lambda agent: agent.actor.latent_pi[0].requires_grad_(False),
+        lambda agent: setattr(agent.replay_buffer, "real_ratio", 0.25),
+        lambda agent: setattr(agent, "real_ratio", 0.25),
+    ],
+    ids=["moments", "no-moments", "frozen", "share", "setting"],
+)
+def test_what_an_update_takes_as_it_is_makes_another_step(
+    agent: RAMBO, change: Callable[[RAMBO], object]
+) -> None:
+    agent.train(1, 256)
+    step = agent._step
+    assert step is not None
+    agent.train(1, 256)
+    assert agent._step is step
+    first = agent.actor.latent_pi[0].weight.detach().clone()
+    change(agent)
+    agent.train(1, 256)
+    assert agent._step is not None
+    assert agent._step is not step
+    assert agent._step.n_real == agent.replay_buffer.n_real(256)
+    frozen = not agent.actor.latent_pi[0].weight.requires_grad
+    assert torch.equal(first, agent.actor.latent_pi[0].weight) == frozen
+
+
+def test_an_adversary_s_moments_in_other_memory_are_captured_anew(agent: RAMBO) -> None:
+    world, foes = agent.env.world_model, policy_and_value(agent)  # type: ignore[union-attr]
+    adversary = Adversary(world, agent.env.dataset, AdversarySettings(batch_size=16), seed=0)  # type: ignore[union-attr]
+    adversary.run(1, *foes)
+    step = adversary._step
+    adversary.run(1, *foes)
+    assert adversary._step is step
+    adversary.optimizer.load_state_dict(copy.deepcopy(adversary.optimizer.state_dict()))
+    adversary.run(1, *foes)
+    assert adversary._step is not step
+
+
+def test_a_rule_that_is_replaced_is_captured_anew(
+    agent: RAMBO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GraphedStep, "captured", True)
+    world = agent.env.world  # type: ignore[union-attr]
+    action = torch.zeros(world.num_envs, 1)
+    world.advance(action)
+    step = world._transition
+    world.advance(action)
+    assert world._transition is step
+    world.world_model.termination = lambda obs, action, next_obs: obs[:, 0] > 0
+    world.advance(action)
+    assert world._transition is not step
+
+
 def test_an_algorithm_that_moves_its_parameters_is_captured_anew(
     pendulum: OfflineDataset, ending_model: WorldModel
 ) -> None:

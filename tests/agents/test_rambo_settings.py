@@ -62,6 +62,38 @@ def test_a_callback_may_change_a_setting(make_agent: MakeAgent, name: str, value
     assert not torch.equal(parameters(changed), parameters(usual))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("learning_rate", 0.1), ("actor_learning_rate", 0.1), ("entropy_learning_rate", 0.1),
+     ("real_ratio", 0.25), ("rollout_policy", "random")],
+)  # fmt: skip
+def test_a_callback_may_change_what_is_handed_on(
+    make_agent: MakeAgent, name: str, value: Any
+) -> None:
+    usual, changed = (
+        run(make_agent(), 3, callback=callback) for callback in (None, set_in_second(name, value))
+    )
+    assert not torch.equal(parameters(changed), parameters(usual))
+
+
+def test_a_callback_may_change_a_fixed_entropy_coefficient(make_agent: MakeAgent) -> None:
+    agent = run(make_agent(ent_coef=0.1), 3, callback=set_in_second("ent_coef", 0.9))
+    assert agent.alpha_in_target == pytest.approx(0.9)
+
+
+def test_an_optimiser_s_own_rate_stays_as_a_callback_sets_it(make_agent: MakeAgent) -> None:
+    def change(agent: Any) -> None:
+        agent.actor.optimizer.param_groups[0]["lr"] = 0.1
+
+    agent = run(make_agent(), 3, callback=in_second(change))
+    assert agent.actor.optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_wrong_setting_is_refused_in_mid_training(make_agent: MakeAgent) -> None:
+    with pytest.raises(ValueError, match="'curent' is not 'current' or 'random'"):
+        run(make_agent(), 3, callback=set_in_second("rollout_policy", "curent"))
+
+
 def test_training_does_not_know_of_a_greedy_step(
     make_agent: MakeAgent, pendulum: OfflineDataset, pendulum_model: WorldModel
 ) -> None:
@@ -207,6 +239,10 @@ WRONG = [
     ({"cloning_weight": 1.0, "real_ratio": 0.0}, "needs rows of data: real_ratio = 0.0"),
     ({"target_entropy": float("nan")}, "target_entropy = nan must be 'auto' or a finite number"),
     ({"target_entropy": None}, "target_entropy = None must be"),
+    *(
+        ({"ent_coef": text}, f"ent_coef = {text!r} must be a finite number of at least 0")
+        for text in ("-0.5", "nan", "inf", "automatic", "auto_0", "auto_-1", "auto_inf", -0.5)
+    ),
 ]
 
 

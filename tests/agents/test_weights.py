@@ -59,6 +59,13 @@ def test_a_policy_comes_back_whatever_its_options(
         np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], expected)
 
 
+def test_an_agent_for_prediction_is_not_trained(saved: Path, make_agent: MakeAgent) -> None:
+    agent = RAMBO.load_weights(saved, "cpu")
+    agent.set_env(make_agent(n_envs=1).get_env())
+    with pytest.raises(ValueError, match=r"RAMBO\.load what save wrote"):
+        agent.learn(10)
+
+
 def test_a_subclass_comes_back_as_itself(make_agent: MakeAgent, tmp_path: Path) -> None:
     make_agent(COMBO).save_weights(tmp_path)
     assert type(COMBO.load_weights(tmp_path, "cpu")) is COMBO

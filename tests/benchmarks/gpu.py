@@ -17,6 +17,7 @@ import json
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -131,9 +132,10 @@ class Bench:
             if self.device.startswith("cuda"):
                 torch.cuda.empty_cache()
             return stage()
-        except RuntimeError as error:  # CUDA's errors are, out of memory included
+        except Exception as error:  # no stage takes the others with it: a GPU is there for minutes
             self.failed.append(name)
-            print(f"failed: {name}: {error}", file=sys.stderr, flush=True)
+            said = "".join(traceback.format_exception(error)).rstrip()
+            print(f"failed: {name}: {said}", file=sys.stderr, flush=True)
             return None
 
     def run(self) -> None:

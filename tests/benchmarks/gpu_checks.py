@@ -21,6 +21,7 @@ from adv_worldmodel.dynamics.model_gradient import Score
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
 from adv_worldmodel.graphs import GraphedStep, waits_for_the_device
 from agents import COMBO, RAMBO
+from agents.agent_step import AgentStep
 from agents.training.checkpoints import capture, restore
 from agents.values import policy_and_value
 from tests.benchmarks import workload
@@ -44,8 +45,12 @@ AGENTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: lambda: at the paper's 3e-4 a wrong adversarial term would hardly show beside the other.
 WEIGHT = 1.0
+#: Scores whose gradients are written out.
+WRITTEN_OUT = ("mixture", "member")
 #: Of the data and rollouts of the checks in which size plays no part.
 FEW_ROWS, FEW_STARTS = 5_000, 1_000
+#: Largest difference of a gradient from autograd's, relative to the largest of its tensor.
+OF_AUTOGRAD = 1e-3
 #: Steps of the rollout that is compared; the graph is captured at the fourth.
 STEPS = 20
 #: Whether the trials that are compared replay graphs. The second does all work in one stream.
@@ -114,8 +119,11 @@ class Trial:
         self.agent.gradient_steps = steps
 
 
-def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Largest difference, relative to the tensor's largest number or to 1; inf where not finite."""
+def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor], least: float = 1.0) -> float:
+    """Largest difference, relative to the tensor's largest number; inf where not finite.
+
+    :param least: of the numbers to which it is relative.
+    """
     worst = 0.0
     for mine, other in zip(ours, theirs, strict=True):
         if mine.numel() == 0:
@@ -123,7 +131,7 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
         a, b = mine.detach().double(), other.detach().double()
         if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
             return float("inf")
-        worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp(min=1.0)))
+        worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp(min=least)))
     return worst
 
 
@@ -200,6 +208,53 @@ def check_adversary(
         captured |= adversary._step is not None and adversary._step.captured
     name = f"adversary update, {score}" + (", lambda by the constraint" if weight == "auto" else "")
     return compared(name, found, captured, device)
+
+
+def by_autograd(name: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Check:
+    """Whether gradients that are written out are those of autograd."""
+    worst = difference(ours, theirs, least=torch.finfo(torch.float32).tiny)
+    detail = f"difference {worst:.1e} (at most {OF_AUTOGRAD:.0e})"
+    return Check(f"gradients by autograd, {name}", worst <= OF_AUTOGRAD, detail)
+
+
+def check_agent_by_autograd(
+    c: Configuration, dataset: OfflineDataset, device: str, name: str
+) -> Check:
+    """The gradients of one update, the first after that in which all begins.
+
+    :param name: one of `AGENTS`.
+    """
+    c, dataset = few_rows(c, dataset)
+    found: list[list[Tensor]] = []
+    for make in (AgentStep, workload.autograd_step):
+        trial = Trial.build(c, dataset, device, graphs=False, **AGENTS[name])
+        trial.begin()
+        agent = trial.agent
+        step = make(agent, c.batch)
+        for draws in step.draws(1):
+            step(*draws)
+        learnt: list[Tensor] = [*agent.actor.parameters(), *agent.critic.parameters()]
+        if agent.log_ent_coef is not None:
+            learnt.append(agent.log_ent_coef)
+        found.append([p.grad.detach() for p in learnt if p.grad is not None])
+    return by_autograd(f"agent, {name}", *found)
+
+
+def check_adversary_by_autograd(
+    c: Configuration, dataset: OfflineDataset, device: str, score: str
+) -> Check:
+    """The gradients of the first update of a score that has its own written out."""
+    c, dataset = few_rows(c, dataset)
+    found: list[list[Tensor]] = []
+    for reference in (False, True):
+        trial = Trial.build(c, dataset, device, graphs=False)
+        adversary = trial.adversary(score)
+        assert adversary.explicit is not None
+        if reference:
+            adversary.explicit = None
+        adversary.run(1, *policy_and_value(trial.agent))
+        found.append([p.grad.detach() for p in adversary.parameters if p.grad is not None])
+    return by_autograd(f"adversary, {score}", *found)
 
 
 def check_rollout(c: Configuration, dataset: OfflineDataset, device: str) -> Check:
@@ -379,6 +434,11 @@ def run_checks(c: Configuration, dataset: OfflineDataset, device: str) -> Iterat
     single["rollout"] = partial(check_rollout, c, dataset, device)
     for score in SCORES:
         single[score] = partial(check_adversary, c, dataset, device, score)
+    for name in AGENTS:
+        single[f"autograd, {name}"] = partial(check_agent_by_autograd, c, dataset, device, name)
+    for score in WRITTEN_OUT:
+        name = f"autograd, {score}"
+        single[name] = partial(check_adversary_by_autograd, c, dataset, device, score)
     others = (check_fit, check_clone, check_combo, check_warm_up, check_resumed, check_adam)
     for other in others:
         single[other.__name__] = partial(other, c, dataset, device)
@@ -386,9 +446,9 @@ def run_checks(c: Configuration, dataset: OfflineDataset, device: str) -> Iterat
     for name, check in single.items():
         try:
             yield check()
-        except RuntimeError as error:  # CUDA's errors are
+        except Exception as error:  # CUDA's are RuntimeErrors; none takes the other checks with it
             yield Check(name, False, f"{type(error).__name__}: {error}")
     try:
         yield from check_waits(c, dataset, device)
-    except RuntimeError as error:
+    except Exception as error:
         yield Check("waits for the device", False, f"{type(error).__name__}: {error}")

@@ -9,11 +9,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adv_worldmodel.errors import first_line
+
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """``"auto"`` is the GPU where torch sees one, else the CPU."""
+    """``"auto"`` is the GPU where torch sees one, else the CPU.
+
+    :raises ValueError: no such device here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing backend
+        # the first sentence: of a backend that is left out, torch lists all operators in one line
+        reason = first_line(error).partition(". ")[0]
+        raise ValueError(
+            f"device = {str(device)!r} cannot be used here ({reason}): set device=auto or "
+            "device=cpu"
+        ) from error
     return torch.device(device)
 
 

@@ -19,6 +19,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from adv_worldmodel.paths import expanded
+
 #: Check of one JSON value, and what it expects, for messages.
 Kind = tuple[Callable[[Any], bool], str]
 
@@ -78,6 +80,7 @@ class SavedFormat:
             }
         )
         content["sha256"] = checksum(content, weights)
+        folder = expanded(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / self.weights_file).write_bytes(weights)
         text = json.dumps(content, indent=2) + "\n"
@@ -89,6 +92,7 @@ class SavedFormat:
         :raises FileNotFoundError: a file is missing.
         :raises ValueError: a file is damaged, or of a newer version.
         """
+        folder = expanded(folder)
         for name in (self.weights_file, self.description_file):
             if not (folder / name).is_file():
                 raise FileNotFoundError(

@@ -17,6 +17,8 @@ def make_generator(
     the agent's), so the name of the stream is mixed into the seed. ``None`` asks the operating
     system for entropy.
     """
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed = {seed} must be at least 0")
     generator = torch.Generator(device=device)
     entropy = (
         np.random.SeedSequence()

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A room imports from itself and from rooms before it.
 ROOMS = [
-    "building", "checks", "device", "errors", "graphs", "products", "adam", "seeding", "protocols",
-    "saved_folder", "data", "dynamics", "envs",
+    "building", "checks", "paths", "errors", "device", "graphs", "products", "adam", "seeding",
+    "protocols", "saved_folder", "data", "dynamics", "envs",
 ]  # fmt: skip
 # In agents, after the algorithm, which lies in no room.
 AGENT_ROOMS = ["training", "studies", "commands", "cli"]

@@ -7,8 +7,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from adv_worldmodel.data.dataset import OfflineDataset
-from adv_worldmodel.data.files import expanded, load_file
+from adv_worldmodel.data.files import load_file
 from adv_worldmodel.data.scores import evaluation_env
+from adv_worldmodel.paths import expanded
 
 _SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 

@@ -35,7 +35,8 @@ def infer_truncations(
     gaps[:] = False
     if len(gaps):
         for successor, state in zip(next_observations[:-1].T, observations[1:].T, strict=True):
-            gaps |= np.abs(successor - state) > ROUNDING * (state.std() + np.abs(state))
+            spread = float(state.std(dtype=np.float64))  # whose squares float32 might not hold
+            gaps |= np.abs(successor - state) > ROUNDING * (spread + np.abs(state))
     return truncations & ~terminations
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +22,6 @@ from adv_worldmodel.errors import first_line
 
 SUFFIXES = (".hdf5", ".h5", ".npz")
 """File names that `load_file` reads."""
-
-
-def expanded(path: str) -> Path:
-    """`path` with `~` and `~user` replaced by a home; as it stands where there is none."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises RuntimeError
 
 
 def load_file(

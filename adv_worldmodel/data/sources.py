@@ -11,8 +11,9 @@ from adv_worldmodel.data import builtin, minari_io
 from adv_worldmodel.data.d4rl import URLS, load_d4rl
 from adv_worldmodel.data.dataset import OfflineDataset
 from adv_worldmodel.data.environments import check_fit
-from adv_worldmodel.data.files import SUFFIXES, expanded, load_file
+from adv_worldmodel.data.files import SUFFIXES, load_file
 from adv_worldmodel.data.replay_buffer import from_replay_buffer, is_replay_buffer
+from adv_worldmodel.paths import expanded
 
 if TYPE_CHECKING:
     from minari import MinariDataset  # type: ignore[import-untyped]
@@ -56,7 +57,7 @@ def _load(source: object, env_id: str | None) -> OfflineDataset:
     if any(cls.__name__ == "MinariDataset" for cls in type(source).__mro__):
         return minari_io.from_minari(cast("MinariDataset", source), env_id=env_id)
     if isinstance(source, Path):
-        return load_file(source, env_id=env_id)
+        return load_file(expanded(source), env_id=env_id)
     if not isinstance(source, str):
         raise ValueError(
             f"A {type(source).__name__} is no data set; expected an OfflineDataset, a "

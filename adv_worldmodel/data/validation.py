@@ -174,8 +174,8 @@ def flat_box(space: Space[Any], what: str, where: str) -> Box:
             f"{where}: the action space is a Box of {space.dtype}; discrete actions are not "
             "supported. Give a Box of float32 if the actions are continuous."
         )
-    low = space.low.astype(np.float32)
-    high = space.high.astype(np.float32)
+    with np.errstate(over="ignore"):  # bounds beyond float32 are none
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
     if what == "action":
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError(
@@ -227,14 +227,17 @@ def actions_in_bounds(
 def action_box_of(actions: NDArray[np.float32], where: str) -> Box:
     """Bounds for actions (N, A) that come without: [-1, 1] if all fit, else the data's range.
 
-    Warns but where the actions fit [-1, 1] and use more than its inner half, as most data's do.
+    Warns but where the actions fit [-1, 1] and use more than its inner half, as most data's do,
+    each dimension on both sides of 0 and beyond a tenth of it.
     """
     width = actions.shape[1]
     remedy = (
         "Give action_space= (in a file: keys action_low and action_high, one number per dimension) "
         "or the environment's id (env_id=)."
     )
-    largest = np.abs(actions).max()
+    low, high = actions.min(axis=0), actions.max(axis=0)
+    largest = max(-low.min(), high.max())
+    doubtful = np.flatnonzero((low >= 0.0) | (high <= 0.0) | (np.maximum(-low, high) < 0.1))
     if largest <= 1.0 + 2.0 * ACTION_TOLERANCE:
         if largest < 0.5:
             warnings.warn(
@@ -242,8 +245,14 @@ def action_box_of(actions: NDArray[np.float32], where: str) -> Box:
                 f"beyond {largest:.6g} in size. {remedy}",
                 stacklevel=2,
             )
+        elif doubtful.size:
+            i = int(doubtful[0])
+            warnings.warn(
+                f"{where}: no action bounds are known; guessed [-1, 1], though dimension {i} "
+                f"stays between {low[i]:.6g} and {high[i]:.6g}. {remedy}",
+                stacklevel=2,
+            )
         return Box(-1.0, 1.0, (width,), np.float32)
-    low, high = actions.min(axis=0), actions.max(axis=0)
     constant = np.flatnonzero(low >= high)
     if constant.size:
         raise ValueError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adv_worldmodel.adam import step_of
+from adv_worldmodel.checks import check_shares, check_whole
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.device import shared_tensor
 from adv_worldmodel.dynamics.constraint import DualWeight
@@ -22,7 +23,7 @@ from adv_worldmodel.dynamics.model_gradient import (
     AdversarySettings,
     model_gradient,
 )
-from adv_worldmodel.dynamics.world_model import WorldModel
+from adv_worldmodel.dynamics.world_model import WorldModel, check_dimensions
 from adv_worldmodel.graphs import Branches, GraphedStep, make_capturable, taken_from_outside
 from adv_worldmodel.protocols import Policy, ValueFunction
 from adv_worldmodel.seeding import make_generator
@@ -76,6 +77,8 @@ class Adversary:
     :param gamma: discount.
     :param seed: of everything drawn here; the optimiser is fresh, as after the fit.
     :param graphs: replay the update as a CUDA graph, on a GPU.
+    :raises ValueError: data of other dimensions than the model's, or of one transition; ``horizon``
+        or ``gamma`` out of range.
     """
 
     def __init__(
@@ -89,6 +92,9 @@ class Adversary:
         seed: int | None = None,
         graphs: bool = True,
     ) -> None:
+        check_whole(at_least=1, horizon=horizon)
+        check_shares(gamma=gamma)
+        check_dimensions(dataset, model)
         if settings.weight != 0 and settings.normalise:
             _warn_of_tiny_rewards(dataset)
         self.model, self.settings = model, settings
@@ -166,7 +172,9 @@ class Adversary:
         keys = torch.rand((n_updates, places), generator=generator, device=device)
         widths = (model.action_dim, model.ensemble.output_dim)
         action, outcome = (
-            torch.randn((n_updates, n_rows, width), generator=generator, device=device)
+            torch.randn(
+                (n_updates, n_rows, width), generator=generator, device=device, dtype=torch.float32
+            )
             for width in widths
         )
         steps = torch.arange(self.n_updates + 1, self.n_updates + n_updates + 1, device=device)
@@ -200,7 +208,7 @@ class Adversary:
         networks = tuple(networks)
         if self._outside != self._taken_as_it_is(networks):
             self._step = None
-        sums = torch.zeros(4, device=self.model.device)
+        sums = torch.zeros(4, device=self.model.device, dtype=torch.float32)
         left = n_updates = n_updates if self.active else 0
         while left > 0:
             n = min(left, DRAWN_TOGETHER)

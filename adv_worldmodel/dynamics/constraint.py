@@ -49,15 +49,14 @@ class DualWeight:
 
     def __init__(self, fit_nll: Tensor, xi: float, largest: float) -> None:
         self.fit_nll, self.xi, self.largest = fit_nll, xi, largest
-        device = fit_nll.device
         #: log lambda, ``()``; like the others changed in place
-        self.log_weight = torch.tensor(math.log(min(START, largest)), device=device)
+        self.log_weight = fit_nll.new_tensor(math.log(min(START, largest)))
         #: running mean over some 100 updates of the negative log-likelihood, less the fit's
-        self.recent = torch.zeros((), device=device)
+        self.recent = fit_nll.new_zeros(())
         #: likewise over some 1000
-        self.settled = torch.zeros((), device=device)
+        self.settled = fit_nll.new_zeros(())
         #: the least that ``settled`` has been
-        self.best = torch.zeros((), device=device)
+        self.best = fit_nll.new_zeros(())
 
     @property
     def weight(self) -> Tensor:

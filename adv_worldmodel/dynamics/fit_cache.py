@@ -15,19 +15,16 @@ import torch
 
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.device import resolve_device
-from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model
-from adv_worldmodel.dynamics.termination import (
-    TerminationFunction,
-    compare_with_flags,
-    make_termination,
-)
+from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model, warn_as_fitted
+from adv_worldmodel.dynamics.termination import TerminationFunction, make_termination
 from adv_worldmodel.dynamics.world_model import FORMAT_VERSION, RewardFunction, WorldModel
+from adv_worldmodel.paths import expanded
 
 
 def default_cache_dir() -> Path:
     """``$ADV_WORLDMODEL_CACHE``, else ``adv-worldmodel`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     if own := os.environ.get("ADV_WORLDMODEL_CACHE"):
-        return Path(own)
+        return expanded(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adv-worldmodel"
 
 
@@ -67,15 +64,13 @@ def cached_world_model(
         "device": resolve_device(device).type,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    cache = expanded(cache_dir) if cache_dir is not None else default_cache_dir()
     folder = cache / f"fit-{digest}"
-    try:
-        model = WorldModel.load(folder, device=device)
-    except (OSError, ValueError):  # never fitted, damaged, or another user's: fit (again)
-        pass
-    else:
-        compare_with_flags(rule, dataset)
-        return model
+    found = _load(folder, device)
+    if found is not None:
+        found.fit_info |= {"dataset": dataset.name, "env_id": dataset.env_id}
+        warn_as_fitted(found, dataset)
+        return found
     model = fit_world_model(
         dataset, settings, termination=termination, device=device, progress=progress
     )
@@ -86,8 +81,19 @@ def cached_world_model(
         aside = cache / f"new-{uuid.uuid4().hex}"  # a tempfile could be read by its maker alone
         try:
             model.save(aside)
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.replace(folder)  # fails where another process was quicker: its fit is as good
+            if _load(folder, "cpu") is None:  # else another process was quicker: its is as good
+                if folder.is_file():
+                    folder.unlink()
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.replace(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return model
+
+
+def _load(folder: Path, device: str | torch.device) -> WorldModel | None:
+    """None where none was ever fitted, or it is damaged or another user's."""
+    try:
+        return WorldModel.load(folder, device=device)
+    except (OSError, ValueError):
+        return None

@@ -21,6 +21,7 @@ from adv_worldmodel.data.environments import buildable, check_fit
 from adv_worldmodel.device import resolve_device, shared_tensor
 from adv_worldmodel.dynamics.ensemble import Ensemble
 from adv_worldmodel.dynamics.likelihood import likelihood_step, make_optimizer
+from adv_worldmodel.dynamics.rewards import compare_with_rewards
 from adv_worldmodel.dynamics.termination import (
     TerminationFunction,
     compare_with_flags,
@@ -157,12 +158,9 @@ def fit_world_model(
         torch.minimum(model.obs_low, states.amin(0), out=model.obs_low)
         torch.maximum(model.obs_high, states.amax(0), out=model.obs_high)
     raw_targets = model.raw_targets(obs, next_obs, reward)
-    columns = {"observations": obs, "actions": action}
-    if reward_function is None:
-        columns["rewards"] = reward.unsqueeze(1)
-    changes = {"next_observations - observations": raw_targets[:, -obs_dim:]}
-    _warn_of_tiny_units(dataset.name, columns)
-    _warn_of_outliers(dataset.name, columns | changes)
+    warn_of_scales(dataset, device, known_reward=reward_function is not None)
+    if reward_function is not None:
+        compare_with_rewards(model, dataset)
     model.set_scales(torch.cat([obs, action], -1), raw_targets)
     inputs, targets = model.encode(dataset)
 
@@ -183,6 +181,7 @@ def fit_world_model(
         "content_hash": dataset.content_hash,
         "dataset": dataset.name,
         "env_id": dataset.env_id,
+        "reward_offset": dataset.reward_offset,
         "settings": asdict(settings),
         "steps": steps,
         "epochs": epochs,
@@ -192,6 +191,26 @@ def fit_world_model(
         "seconds": round(time.perf_counter() - start, 3),
     }
     return model
+
+
+def warn_of_scales(
+    dataset: OfflineDataset, device: torch.device | str, *, known_reward: bool = False
+) -> None:
+    """Warn of units, or of single rows, with which a fit will not get far.
+
+    :param device: where the data are looked at.
+    :param known_reward: no model learns the rewards.
+    """
+    obs, action, reward, next_obs = (
+        shared_tensor(a, device)
+        for a in (dataset.observations, dataset.actions, dataset.rewards, dataset.next_observations)
+    )
+    columns = {"observations": obs, "actions": action}
+    if not known_reward:
+        columns["rewards"] = reward.unsqueeze(1)
+    changes = {"next_observations - observations": next_obs - obs}
+    _warn_of_tiny_units(dataset.name, columns)
+    _warn_of_outliers(dataset.name, columns | changes)
 
 
 def _warn_of_tiny_units(name: str, columns: Mapping[str, Tensor]) -> None:
@@ -277,10 +296,11 @@ def _descend(
             mean, _ = ensemble(inputs[holdout])
             mse = (targets[holdout] - mean).square().mean(dim=(1, 2))
         improved = mse < best_mse
+        better = bool(improved.any())
         for name, value in ensemble.state_dict().items():
             if value.dim() == 3:  # per network; the log-variance limits are shared
                 best[name][improved] = value[improved]
-            else:
+            elif better:
                 best[name].copy_(value)
         errors.append(float(mse.mean()))
         best_mse = torch.minimum(best_mse, mse)
@@ -311,14 +331,7 @@ def _check_error(
             "fit/holdout_mse",
             errors,
         )
-    worst = float(best_mse.sort().values[n_elites - 1])
-    of_mean = max(
-        LEAST_ERROR_OF_MEAN,
-        *(
-            float(torch.linalg.vector_norm(rows)) ** 2 / rows.numel()
-            for rows in (targets, targets[holdout])
-        ),
-    )
+    worst, of_mean = float(best_mse.sort().values[n_elites - 1]), _error_of_mean(targets, holdout)
     if worst > DIVERGED_ERROR * of_mean:
         raise FitDivergedError(
             f"the fit of the world model diverged: an elite's error on held-out data is {worst:.3g}"
@@ -327,10 +340,32 @@ def _check_error(
             "fit/holdout_mse",
             errors,
         )
+    _warn_of_poor_error(worst, of_mean)
+
+
+def _error_of_mean(targets: Tensor, holdout: Tensor) -> float:
+    """Mean squared error of predicting the mean: on all rows or on those held out, if larger."""
+    errors = (
+        float(torch.linalg.vector_norm(rows)) ** 2 / rows.numel()
+        for rows in (targets, targets[holdout])
+    )
+    return max(LEAST_ERROR_OF_MEAN, *errors)
+
+
+def _warn_of_poor_error(worst: float, of_mean: float) -> None:
     if worst > POOR_ERROR * of_mean:
         warnings.warn(
             f"the world model predicts held-out data worse than their mean does (squared error "
             f"{worst:.3g} of an elite, {of_mean:.3g} of the mean): lower learning_rate, or more "
             "max_steps",
-            stacklevel=4,
+            stacklevel=5,
         )
+
+
+def warn_as_fitted(model: WorldModel, dataset: OfflineDataset) -> None:
+    """The warnings of the fit that has made `model` of these data, for who gets it later."""
+    compare_with_flags(model.termination, dataset, model.device)
+    warn_of_scales(dataset, model.device)
+    errors = sorted(model.fit_info["holdout_mse"])
+    targets = model.encode(dataset)[1]
+    _warn_of_poor_error(errors[model.n_members - 1], _error_of_mean(targets, model.holdout_rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -62,7 +61,8 @@ class AdversarySettings:
                 raise ValueError(f"weight = {self.weight!r} is neither a number nor 'auto'")
         else:
             check_finite(weight=self.weight)
-        if not (0 < self.xi < math.inf and 0 < self.max_weight < math.inf):
+        check_finite(xi=self.xi, max_weight=self.max_weight)
+        if not (self.xi > 0 and self.max_weight > 0):
             raise ValueError(f"xi = {self.xi}, max_weight = {self.max_weight} must be positive")
         check_whole(at_least=1, batch_size=self.batch_size)
         check_finite(learning_rate=self.learning_rate)

@@ -102,10 +102,9 @@ class WorldModel(nn.Module):
             )
         #: What the fit did: steps, seconds, holdout errors, hash of the data.
         self.fit_info: dict[str, Any] = {}
-        self.register_buffer("input_mean", torch.zeros(ensemble.input_dim))
-        self.register_buffer("input_std", torch.ones(ensemble.input_dim))
-        self.register_buffer("target_mean", torch.zeros(ensemble.output_dim))
-        self.register_buffer("target_std", torch.ones(ensemble.output_dim))
+        for name, width in (("input", ensemble.input_dim), ("target", ensemble.output_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(width, dtype=torch.float32))
+            self.register_buffer(f"{name}_std", torch.ones(width, dtype=torch.float32))
         # copies: a fit widens the bounds, and a file overwrites them
         for name, space in (("obs", observation_space), ("action", action_space)):
             self.register_buffer(f"{name}_low", torch.tensor(space.low, dtype=torch.float32))
@@ -351,3 +350,16 @@ def _empty_ensemble(description: Mapping[str, Any], tensors: Mapping[str, Tensor
         if found != (description["n_members"], *pair):
             raise ValueError(f"the weights of layer {layer} have the shape {tuple(found)}")
     return Ensemble(description["n_members"], inputs, outputs, description["hidden_sizes"])
+
+
+def check_dimensions(dataset: OfflineDataset, model: WorldModel) -> None:
+    """Refuse data whose observations or actions have another length than the model's."""
+    for mine, theirs, what in (
+        (model.obs_dim, dataset.observations.shape[1], "observations"),
+        (model.action_dim, dataset.actions.shape[1], "actions"),
+    ):
+        if mine != theirs:
+            raise ValueError(
+                f"the world model was fitted on {what} of length {mine}, {dataset.name} "
+                f"has length {theirs}: give the model of this data set"
+            )

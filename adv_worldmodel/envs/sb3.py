@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from adv_worldmodel.checks import check_whole
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.dynamics import WorldModel
 from adv_worldmodel.envs.vector import AdvWorldModelVectorEnv
@@ -89,23 +90,35 @@ class AdvWorldModelVecEnv(VecEnv):
         return [getattr(owner, attr_name)] * len(self._rows(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
-        """Set an attribute of the world for all rows at once; they cannot differ."""
-        if len(self._rows(indices)) != self.num_envs:
-            raise ValueError(
-                f"{attr_name} is shared by all rows and cannot be set for some of them"
-            )
+        """Set an attribute of the world for all rows at once; they cannot differ.
+
+        :raises ValueError: for some of the rows, or what other attributes were made of.
+        """
+        self._refuse_some(attr_name, indices)
+        if attr_name == "dataset":
+            raise ValueError("the data cannot be changed: make a new environment")
+        if attr_name == "horizon":
+            check_whole(at_least=1, horizon=value)
         setattr(self if attr_name in vars(self) else self.world, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of the world once; its result is every row's."""
+        """Call a method of the world once, which is all rows'; its result is every row's.
+
+        :raises ValueError: for some of the rows.
+        """
+        self._refuse_some(method_name, indices)
         result = getattr(self.world, method_name)(*method_args, **method_kwargs)
         return [result] * len(self._rows(indices))
 
     def env_is_wrapped(self, wrapper_class: type[Wrapper], indices: Indices = None) -> list[bool]:
         """No row is wrapped by a Gymnasium wrapper."""
         return [False] * len(self._rows(indices))
+
+    def _refuse_some(self, name: str, indices: Indices) -> None:
+        if len(self._rows(indices)) != self.num_envs:
+            raise ValueError(f"{name} is shared by all rows and cannot be for some of them")
 
     def _rows(self, indices: Indices) -> list[int]:
         return list(self._get_indices(indices))

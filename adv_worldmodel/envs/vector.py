@@ -22,13 +22,16 @@ from adv_worldmodel.data.validation import ACTION_TOLERANCE
 from adv_worldmodel.device import resolve_device, shared_tensor
 from adv_worldmodel.dynamics import FitSettings, WorldModel, cached_world_model
 from adv_worldmodel.dynamics.ensemble import MemberDraw
+from adv_worldmodel.dynamics.rewards import compare_with_rewards
 from adv_worldmodel.dynamics.termination import TerminationFunction
-from adv_worldmodel.dynamics.world_model import RewardFunction
+from adv_worldmodel.dynamics.world_model import RewardFunction, check_dimensions
 from adv_worldmodel.graphs import GraphedStep
 from adv_worldmodel.seeding import make_generator
 
 Array = NDArray[Any]
 MEMBER_PER = ("step", "rollout")
+#: The paper's k, for a rollout of which nobody says how long it is.
+HORIZON = 5
 
 
 class Transition(NamedTuple):
@@ -52,9 +55,9 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     :param num_envs: rollouts side by side.
     :param world_model: a fitted model or the folder of a saved one. By default one is fitted to
         the data, with a progress bar, and kept in a cache.
-    :param horizon: k, steps after which an episode is truncated.
+    :param horizon: k, steps after which an episode is truncated; default 5.
     :param max_episode_steps: what :func:`gymnasium.make_vec` calls the horizon (here alone: with
-        ``vectorization_mode="sync"`` give ``horizon``).
+        ``vectorization_mode="sync"`` give ``horizon``). Of both the lower cuts.
     :param fit: settings of the fit made where ``world_model`` is not given.
     :param termination: rule of the model that is fitted here (:func:`make_termination`), or the
         function that a saved one needs again; a :class:`WorldModel` has its own.
@@ -89,7 +92,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         num_envs: int = 1,
         *,
         world_model: WorldModel | str | Path | None = None,
-        horizon: int = 5,
+        horizon: int | None = None,
         max_episode_steps: int | None = None,
         fit: FitSettings | None = None,
         termination: str | TerminationFunction | None = None,
@@ -100,8 +103,10 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         progress: bool = True,
         render_mode: str | None = None,
     ) -> None:
-        horizon = max_episode_steps if max_episode_steps is not None else horizon
-        check_whole(at_least=1, num_envs=num_envs, horizon=horizon)
+        limits = [limit for limit in (horizon, max_episode_steps) if limit is not None] or [HORIZON]
+        for limit in limits:
+            check_whole(at_least=1, num_envs=num_envs, horizon=limit)
+        horizon = min(limits)
         if member_per not in MEMBER_PER:
             raise ValueError(f"member_per = {member_per!r} is neither 'step' nor 'rollout'")
         if render_mode is not None:
@@ -127,9 +132,9 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
                 needed = {name: f for name, f in functions.items() if callable(f)}
                 world_model = WorldModel.load(world_model, device=device, **needed)
             _check_unused(world_model, fit, functions)
-        _check_dimensions(self.dataset, world_model)
-        _check_actions(self.dataset, world_model.action_space)
-        self.world_model = world_model
+            check_dimensions(self.dataset, world_model)
+            compare_with_rewards(world_model, self.dataset)
+        self._take(world_model)
         self.num_envs, self.horizon, self.member_per = num_envs, horizon, member_per
         # of its own: a space has a random stream, which other environments would share
         self.single_observation_space = self._reached()
@@ -157,6 +162,18 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
 
     @world_model.setter
     def world_model(self, model: WorldModel) -> None:
+        spaces = (self._world_model.observation_space, model.observation_space)
+        if model.device != self.device or spaces[0] != spaces[1]:
+            raise ValueError(
+                "another world model must be on the same device and have the same observation "
+                "space: make a new environment"
+            )
+        self._take(model)
+        compare_with_rewards(model, self.dataset)
+
+    def _take(self, model: WorldModel) -> None:
+        check_dimensions(self.dataset, model)
+        _check_actions(self.dataset, model.action_space)
         self._world_model = model
         self._members: MemberDraw | None = None  # another model's are no members of this one
         self._renew_transition()
@@ -282,18 +299,6 @@ def _check_unused(model: WorldModel, fit: FitSettings | None, functions: Mapping
             f"{unused[0]} would change nothing: the world model that is given has its own; set it "
             "where the model is fitted"
         )
-
-
-def _check_dimensions(dataset: OfflineDataset, model: WorldModel) -> None:
-    for mine, theirs, what in (
-        (model.obs_dim, dataset.observations.shape[1], "observations"),
-        (model.action_dim, dataset.actions.shape[1], "actions"),
-    ):
-        if mine != theirs:
-            raise ValueError(
-                f"the world model was fitted on {what} of length {mine}, {dataset.name} "
-                f"has length {theirs}: give the model of this data set"
-            )
 
 
 def _check_actions(dataset: OfflineDataset, fitted: Box) -> None:

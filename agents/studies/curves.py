@@ -64,10 +64,16 @@ def plot_groups(groups: Sequence[Group], path: str | Path) -> Path:
     :raises ValueError: nothing to draw, or runs of a group without a common iteration.
     """
     done = [group for group in groups if group.finished]
-    drawn = [(group, rows) for group in done if group.evaluated and (rows := _rows_by_run(group))]
+    unread: list[str] = []
+    found = [(group, _rows_by_run(group, unread)) for group in done if group.evaluated]
+    drawn = [(group, rows) for group, rows in found if rows]
+    if not drawn and unread:
+        raise ValueError(unread[0])
     if not drawn:
         what = "that finished has evaluations" if done else "has finished"
         raise ValueError(f"None of the runs {what}, so there is no curve to draw.")
+    for error in unread:
+        warnings.warn(f"not drawn: {error}", stacklevel=2)
     datasets = list(dict.fromkeys(group.dataset for group, _ in drawn))
     figure, panels = panels_of(datasets)
     for dataset, axes in zip(datasets, panels, strict=True):
@@ -79,14 +85,14 @@ def plot_groups(groups: Sequence[Group], path: str | Path) -> Path:
     return save_figure(figure, path)
 
 
-def _rows_by_run(group: Group) -> dict[Path, Rows]:
-    """The evaluations of its finished runs; a warning names those that cannot be read."""
+def _rows_by_run(group: Group, unread: list[str]) -> dict[Path, Rows]:
+    """The evaluations of its finished runs; `unread` gets why others cannot be read."""
     found: dict[Path, Rows] = {}
     for run in group.finished:
         try:
             found[run.folder.path] = rows_of(run.folder.path)
         except (OSError, ValueError) as error:
-            warnings.warn(f"not drawn: {one_line(error)}", stacklevel=3)
+            unread.append(one_line(error))
     return found
 
 

@@ -19,7 +19,6 @@ from adv_worldmodel.data.scores import evaluation_env
 from adv_worldmodel.device import resolve_device
 from adv_worldmodel.dynamics import FitSettings, WorldModel, make_termination
 from adv_worldmodel.dynamics.termination import TerminationFunction
-from adv_worldmodel.errors import first_line
 from agents.training.config_files import absolute_source
 from agents.training.real_env import check_spaces, full_id, make_real_env, resolve_env
 from agents.training.run_folder import check_new_folder
@@ -78,7 +77,7 @@ def prepare(config: TrainConfig, *, overwrite: bool = False, resumed: bool = Fal
         )
     if not resumed:
         check_new_folder(config.out, overwrite=overwrite)
-    device = _usable_device(config.device)
+    device = resolve_device(config.device)
     dataset = read_dataset(config)
     env_id, env_note = _real_env(config, dataset)
     if env_id is not None:
@@ -207,19 +206,6 @@ def _in_words(space: Space[Any]) -> str:
         bounds = f"{space.low.min():g} to {space.high.max():g}"
         return f"{space.shape[0] if space.shape else 1}-dimensional within {bounds}"
     return f"a {type(space).__name__}"
-
-
-def _usable_device(name: str) -> torch.device:
-    device = resolve_device(name)
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing backend
-        # the first sentence: of a backend that is left out, torch lists all operators in one line
-        reason = first_line(error).partition(". ")[0]
-        raise ValueError(
-            f"device = {name!r} cannot be used here ({reason}): set device=auto or device=cpu"
-        ) from error
-    return device
 
 
 def _check_termination(

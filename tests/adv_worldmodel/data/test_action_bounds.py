@@ -57,6 +57,19 @@ def test_a_guess_of_bounds_is_warned_of_where_the_data_do_not_fill_the_unit_box(
     assert guesses(arrays(actions=[[1.0, 0.3], [-1.0, -0.3], [0.0, 0.1]])) == []
 
 
+@pytest.mark.parametrize(
+    ("column", "place"),
+    [([0.0, 0.5, 1.0], "0 and 1"), ([-0.01, 0.01, 0.0], "-0.01 and 0.01"), ([0.0] * 3, "0 and 0")],
+    ids=["throttle", "small", "constant"],
+)
+def test_a_dimension_that_hardly_uses_the_unit_box_is_warned_of(
+    column: list[float], place: str
+) -> None:
+    actions = [[full, own] for full, own in zip([1.0, -1.0, 0.0], column, strict=True)]
+    (message,) = guesses(arrays(actions=actions))
+    assert f"guessed [-1, 1], though dimension 1 stays between {place}" in message
+
+
 def test_a_guess_of_bounds_is_remembered() -> None:
     guessed = OfflineDataset.from_arrays(**arrays())
     box = Box(-1.0, 1.0, (1,), np.float32)

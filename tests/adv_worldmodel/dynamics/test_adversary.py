@@ -18,7 +18,7 @@ from torch import Tensor
 from adv_worldmodel import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings
 from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model
-from adv_worldmodel.dynamics.model_gradient import Score
+from adv_worldmodel.dynamics.model_gradient import SCORES, Score
 from adv_worldmodel.dynamics.world_model import WorldModel
 
 ADVERSARIAL = {"objective", "advantage_mean", "advantage_std"}
@@ -339,3 +339,30 @@ def test_rollouts_go_on_over_calls(
         adversary.run(1, policy, Worth())
     at_data = [bool((steps_from_data(s) == 0.0).all()) for s in policy.seen]
     assert at_data == [True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize("weight", [1.0, "auto"])
+@pytest.mark.parametrize("score", SCORES)
+def test_float32_whatever_the_user_s_default_is(score: Score, weight: Any) -> None:
+    small = FitSettings(n_networks=2, n_elites=1, hidden_sizes=(4,), max_steps=2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = fit_world_model(narrow_data(), small, termination="never", device="cpu")
+        settings = AdversarySettings(weight, score, batch_size=8)
+        Adversary(model, narrow_data(), settings, seed=0).run(1, Uniform(), Worth())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+
+
+def test_wrong_arguments_are_explained(pendulum: OfflineDataset) -> None:
+    for wrong, message in (
+        ({"horizon": 0}, "horizon = 0 must be at least 1"),
+        ({"gamma": 3.0}, "gamma = 3.0 must lie between 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Adversary(fitted(), narrow_data(), **wrong)
+    with pytest.raises(ValueError, match=r"observations of length 1, .* has length 3"):
+        Adversary(fitted(), pendulum)
+    with pytest.raises(ValueError, match="xi = 'a' must be a finite number"):
+        AdversarySettings(xi="a")  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 """The cache of fits serves an equal model or none."""
 
 import json
+import math
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 
 import adv_worldmodel
 from adv_worldmodel import OfflineDataset
-from adv_worldmodel.dynamics import fit_cache
+from adv_worldmodel.dynamics import fit_cache, fitting
 from adv_worldmodel.dynamics.fit_cache import cached_world_model, default_cache_dir
 from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model
 from adv_worldmodel.dynamics.world_model import WorldModel
@@ -49,7 +51,9 @@ def test_second_fit_comes_from_the_cache(
     first, second = cached(pendulum, tmp_path), cached(replace(pendulum, name="renamed"), tmp_path)
     assert len(fits) == 1
     assert equal(first, second)
-    assert first.fit_info == {**second.fit_info, "settings": first.fit_info["settings"]}
+    of_second = {"settings": first.fit_info["settings"], "dataset": pendulum.name}
+    assert second.fit_info["dataset"] == "renamed"
+    assert first.fit_info == second.fit_info | of_second
     assert second.split(pendulum)[1].tolist() == first.holdout_rows.tolist()
 
 
@@ -64,6 +68,54 @@ def test_flags_that_the_rule_contradicts_are_warned_of_with_and_without_a_fit(
             cached_world_model(limits, SMALL, device="cpu", cache_dir=tmp_path)
         assert len(caught) == 1
     assert len(fits) == 1
+
+
+def test_what_a_fit_warns_of_is_said_without_one_too(
+    tmp_path: Path, fits: list[int], pendulum: OfflineDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "DIVERGED_ERROR", math.inf)
+    rewards = pendulum.rewards.copy()
+    rewards[5] = 1e5
+    spiked = replace(pendulum, rewards=rewards)
+    poor = replace(SMALL, learning_rate=0.3, hidden_sizes=(32, 32, 32, 32), max_steps=60)
+    for data, settings, message in (
+        (spiked, SMALL, "row 5 alone makes the scale of 'rewards'"),
+        (pendulum, poor, "predicts held-out data worse than their mean"),
+    ):
+        for _ in range(2):
+            with pytest.warns(UserWarning, match=message):
+                cached(data, tmp_path, settings)
+    assert len(fits) == 2
+
+
+def test_a_quicker_process_s_entry_stays(
+    tmp_path: Path, pendulum: OfflineDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first: list[Path] = []
+
+    def raced(*args: Any, **kwargs: Any) -> WorldModel:
+        model = fit_world_model(*args, **kwargs)
+        monkeypatch.setattr(fit_cache, "fit_world_model", fit_world_model)
+        cached(pendulum, tmp_path)  # another, which is done before this one saves
+        first.extend(tmp_path.glob("fit-*/model.safetensors"))
+        first.append(first[0].stat().st_ino)  # type: ignore[arg-type]
+        return model
+
+    monkeypatch.setattr(fit_cache, "fit_world_model", raced)
+    cached(pendulum, tmp_path)
+    assert first[0].stat().st_ino == first[1]  # type: ignore[comparison-overlap]
+
+
+def test_a_file_in_an_entry_s_place_is_replaced(
+    tmp_path: Path, fits: list[int], pendulum: OfflineDataset
+) -> None:
+    cached(pendulum, tmp_path)
+    (entry,) = tmp_path.iterdir()
+    shutil.rmtree(entry)
+    entry.write_text("no fit")
+    cached(pendulum, tmp_path)
+    cached(pendulum, tmp_path)
+    assert len(fits) == 2
 
 
 def test_other_data_settings_and_rules_are_fitted_anew(

@@ -392,7 +392,7 @@ def test_slow_progress_of_one_network_is_progress(monkeypatch: pytest.MonkeyPatc
     assert fit(linear_system(), settings).fit_info["epochs"] == 12
 
 
-def test_a_fit_that_is_worse_than_the_mean_is_told() -> None:
+def test_a_fit_that_is_worse_than_the_mean_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """With steps of 1, where those of a thousandth learn."""
     data = linear_system()
     settings = FitSettings(2, 2, (64, 64, 64, 64), batch_size=32, max_steps=60, learning_rate=1.0)
@@ -403,6 +403,9 @@ def test_a_fit_that_is_worse_than_the_mean_is_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(data, replace(settings, learning_rate=1e-3))
+    monkeypatch.setattr(fitting, "DIVERGED_ERROR", math.inf)
+    with pytest.warns(UserWarning, match="predicts held-out data worse than their mean does"):
+        fit(data, settings)
 
 
 @pytest.mark.parametrize(
@@ -437,6 +440,7 @@ def test_rewards_that_no_network_predicts_are_not_judged() -> None:
             fit(replace(data, rewards=rewards))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", message=".* the known rewards differ")
             fit(replace(data, rewards=rewards), reward_function=known)
 
 
@@ -481,3 +485,34 @@ def test_a_column_in_too_large_a_unit_is_warned_of(column: str, place: str) -> N
     with pytest.warns(UserWarning, match=rf"{place} varies by \S+e-0[89] only") as caught:
         fit(dataset)
     assert len(caught) == 1
+
+
+def test_epochs_in_which_no_network_gets_better_leave_no_trace() -> None:
+    """In the limits of the variance neither, which all networks share."""
+    data = linear_system()
+    settings = replace(SMALL, batch_size=32, learning_rate=3e-2, max_steps=None, patience=3)
+    whole = fit(data, settings)
+    epochs, steps = whole.fit_info["epochs"], whole.fit_info["steps"]
+    endless = replace(settings, patience=10**6)
+    cut = (fit(data, replace(endless, max_steps=n * steps // epochs)) for n in range(1, epochs + 1))
+    assert sum(equal(model, whole) for model in cut) > 1
+
+
+def test_known_rewards_that_are_not_the_data_s_are_warned_of() -> None:
+    data = linear_system()
+
+    def fitted(offset: float, known: Any) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(data.with_reward_offset(offset), replace(SMALL, max_steps=1), reward_function=known)
+        return [str(warning.message) for warning in caught]
+
+    rewards = {tuple(s): r for s, r in zip(data.observations.tolist(), data.rewards, strict=True)}
+
+    def right(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        return torch.tensor([rewards[tuple(s)] for s in obs.tolist()])
+
+    assert fitted(0.0, right) == []
+    (message,) = fitted(-1.0, right)
+    assert "the known rewards differ from the data's (with reward_offset=-1) by 1 " in message
+    assert len(fitted(0.0, lambda obs, action, next_obs: 0.0 * obs[:, 0] + 1000.0)) == 1

@@ -48,6 +48,12 @@ def test_it_is_a_vec_env_that_shows_its_world(
     assert env.horizon == 2
     with pytest.raises(ValueError, match="horizon is shared by all rows"):
         env.set_attr("horizon", 2, indices=[0])
+    with pytest.raises(ValueError, match="reset_all is shared by all rows"):
+        env.env_method("reset_all", indices=[0])
+    with pytest.raises(ValueError, match="horizon = 0 must be at least 1"):
+        env.set_attr("horizon", 0)
+    with pytest.raises(ValueError, match="the data cannot be changed"):
+        env.set_attr("dataset", pendulum)
     with pytest.raises(RuntimeError, match="before step_async"):
         env.step_wait()
 
@@ -141,6 +147,21 @@ def test_sb3_s_make_vec_env_builds_it(pendulum: OfflineDataset, pendulum_model: 
     settings = {"dataset": pendulum, "world_model": pendulum_model, "device": "cpu"}
     envs = make_vec_env("AdvWorldModel-v0", n_envs=2, seed=0, env_kwargs=settings)
     assert envs.reset().shape == (2, 3)
+
+
+def test_what_a_user_writes_into_is_not_the_world_s(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    def episode(spoil: bool) -> list[Any]:
+        env = make_sb3_env(pendulum, 3, 50, world_model=pendulum_model, device="cpu", seed=0)
+        found = [env.reset()]
+        for _ in range(4):
+            if spoil:
+                found[-1][:] = 7.0
+            found.append(env.step(np.zeros((3, 1), np.float32))[0])
+        return found
+
+    assert np.array_equal(episode(True)[-1], episode(False)[-1])
 
 
 def test_infos_are_each_row_s_own(pendulum: OfflineDataset, pendulum_model: WorldModel) -> None:

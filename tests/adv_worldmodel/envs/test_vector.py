@@ -7,6 +7,7 @@ tells what the successor must be.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 
 from adv_worldmodel import AdvWorldModelVectorEnv, OfflineDataset, WorldModel
@@ -123,8 +125,14 @@ def test_returned_arrays_are_not_used_again(line: OfflineDataset, line_model: Bu
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, 5), ({"horizon": 3}, 3), ({"max_episode_steps": 7}, 7)],
-    ids=["default", "horizon", "max_episode_steps"],
+    [
+        ({}, 5),
+        ({"horizon": 3}, 3),
+        ({"max_episode_steps": 7}, 7),
+        ({"horizon": 4, "max_episode_steps": 6}, 4),
+        ({"horizon": 6, "max_episode_steps": 4}, 4),
+    ],
+    ids=["default", "horizon", "max_episode_steps", "horizon-below", "horizon-above"],
 )
 def test_make_vec_s_horizon(
     line: OfflineDataset, line_model: Build, given: dict[str, Any], expected: int
@@ -225,6 +233,29 @@ def test_another_world_model_steps_at_once(line: OfflineDataset, line_model: Bui
     envs.world_model = other
     assert envs.world_model is other
     assert envs._transition is not captured
+
+
+def test_a_world_model_of_other_spaces_takes_no_other_s_place(
+    line: OfflineDataset, line_model: Build, pendulum_model: WorldModel
+) -> None:
+    envs = envs_on(line, line_model("never"), num_envs=2)
+    with pytest.raises(ValueError, match="the same observation space: make a new environment"):
+        envs.world_model = pendulum_model
+    bounded = line_model("never")
+    bounded.observation_space = Box(-1.0, 1.0, line.observations.shape[1:], np.float32)
+    with pytest.raises(ValueError, match="the same observation space: make a new environment"):
+        envs.world_model = bounded
+
+
+def test_a_model_of_other_rewards_is_warned_of(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    pendulum_model.fit_info["reward_offset"] = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        envs_on(pendulum, pendulum_model)
+    with pytest.warns(UserWarning, match="fitted to rewards with 0 added, those of .* have -1"):
+        envs_on(pendulum.with_reward_offset(-1.0), pendulum_model)
 
 
 def test_masked_rows_alone_are_reset(pendulum: OfflineDataset, pendulum_model: WorldModel) -> None:

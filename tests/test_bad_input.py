@@ -215,6 +215,7 @@ COMMANDS: list[Case] = [
     (bad.words(), "arguments are required: COMMAND"),
     (bad.words("fly"), "invalid choice: 'fly'"),
     (bad.words("train"), "give a CONFIG to train, or --resume RUN"),
+    (train("--overwrite"), "--overwrite replaces the run in out=FOLDER: name it too"),
     (train("--overwrite", "out=x"), "out=x: settings (key=value) stand before the options"),
 ]
 SWEEPS: list[Case] = [
@@ -231,6 +232,9 @@ SWEEPS: list[Case] = [
     (sweep("--seeds", "5:5"), "--seeds 5:5: holds no seed"),
     (sweep("--seeds", "5:0"), "--seeds 5:0: holds no seed"),
     (sweep("--seeds", "0:9999999"), "--seeds 0:9999999", "at most"),
+    (sweep("--seeds", f"0:{10**20}"), "--seeds 0:1000000", "at most"),
+    (sweep("seed=7", "--seeds", "0:2"), "seed= and --seeds both say which seeds"),
+    (sweep("seeds=4", "--seeds", "0:2"), "seeds= and --seeds both say which seeds"),
     (sweep("--jobs", "0"), "--jobs: expected a whole number of"),
 ]
 FINISHED = (*TINY, "iterations=2", "checkpoint_every=1")

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from adv_worldmodel.building import check_id
 from adv_worldmodel.data import validation
-from adv_worldmodel.data.environments import buildable, spaces_for
+from adv_worldmodel.data.environments import buildable, spaces_for, time_limit
 
 #: Of a number and of its column's standard deviation: what float32 arithmetic may lose.
 ROUNDING = 1e-6
@@ -294,19 +294,23 @@ class OfflineDataset:
         There most rows are an episode of one step, which nothing terminated.
         """
         alone = (self.episode_lengths() == 1) & ~self.terminations[self.episode_ends()]
-        return 2 * int(alone.sum()) <= len(self)
+        return len(self) == 1 or 2 * int(alone.sum()) <= len(self)
 
     def whole_episodes(self) -> NDArray[np.bool_]:
         """Which episodes the recording did not cut; (episodes,).
 
         The last one is taken for cut where it did not terminate and is shorter than another
         truncated one; others (of several policies, say) where at least two truncated ones share the
-        greatest length, which is then the time limit, and they are truncated below it.
+        greatest length, which is then the time limit, and they are truncated below it. Where no two
+        do and a known environment would let them go on, all truncated ones are cut.
         """
         lengths, truncated = self.episode_lengths(), ~self.terminations[self.episode_ends()]
         longest = lengths[truncated].max(initial=0)
         cut = truncated & (lengths < longest)
         if np.count_nonzero(truncated & (lengths == longest)) < 2:
+            limit = time_limit(self.env_id)
+            if limit is not None and longest < limit:
+                return ~truncated
             cut[:-1] = False
         whole: NDArray[np.bool_] = ~cut
         return whole
@@ -315,11 +319,13 @@ class OfflineDataset:
     def behaviour_return(self) -> float:
         """Mean of `episode_returns` of the `whole_episodes`.
 
-        NaN where the rows are not `in_order`: nobody knows then what an episode was.
+        NaN where no episode is whole, or the rows are not `in_order`: nobody knows then what an
+        episode was.
         """
-        if not self.in_order:
+        whole = self.whole_episodes()
+        if not (self.in_order and whole.any()):
             return math.nan
-        return float(self.episode_returns()[self.whole_episodes()].mean())
+        return float(self.episode_returns()[whole].mean())
 
     def _arrays(self) -> list[tuple[str, NDArray[Any]]]:
         keys = ("observations", "actions", "rewards", "next_observations")

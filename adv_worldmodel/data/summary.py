@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,18 +15,22 @@ from adv_worldmodel.data.scores import normalised_score
 def describe(dataset: OfflineDataset) -> str:
     """Sizes, range of every dimension, episode returns and lengths, several lines."""
     returns, lengths = dataset.episode_returns(), dataset.episode_lengths()
-    score = normalised_score(dataset.env_id, dataset.behaviour_return) if dataset.in_order else None
+    whole = dataset.whole_episodes() if dataset.in_order else np.ones(len(returns), dtype=np.bool_)
+    cut = f", {(~whole).sum():,} of them cut by the recording" if not whole.all() else ""
+    shown = whole if whole.any() else ~whole  # of cut ones where there are no others
+    behaviour = dataset.behaviour_return
+    score = None if math.isnan(behaviour) else normalised_score(dataset.env_id, behaviour)
     lines = [
         dataset.name,
         f"  environment    {dataset.env_id or 'unknown (name one: data.env_id=ID, --env ID)'}",
         f"  transitions    {len(dataset):,} in {len(returns):,} episodes "
         f"({int(dataset.terminations.sum()):,} terminated, "
-        f"{int((dataset.truncations & ~dataset.terminations).sum()):,} truncated)",
+        f"{int((dataset.truncations & ~dataset.terminations).sum()):,} truncated{cut})",
         f"  observations   {dataset.observations.shape[1]} dimensions",
         f"  actions        {dataset.actions.shape[1]} dimensions",
         f"  content hash   {dataset.content_hash}",
-        _spread("  episode return", returns),
-        _spread("  episode length", lengths.astype(np.float64)),
+        _spread("  episode return", returns[shown]),
+        _spread("  episode length", lengths[shown].astype(np.float64)),
         _spread("  reward        ", dataset.rewards.astype(np.float64)),
     ]
     if not dataset.in_order:

@@ -142,6 +142,8 @@ def _train(args: argparse.Namespace) -> int:
                 raise ValueError("give a CONFIG to train, or --resume RUN")
             config = load_config(args.config, args.overrides)
             if config.seeds is None:
+                if args.overwrite and config.out is None:
+                    raise ValueError("--overwrite replaces the run in out=FOLDER: name it too")
                 prepared, resumption = prepare(config, overwrite=args.overwrite), None
             elif args.overwrite:
                 raise ValueError("--overwrite replaces a single run: give seeds=null")
@@ -158,8 +160,8 @@ def _train(args: argparse.Namespace) -> int:
         return DIVERGED
     except OSError as error:  # a full disk, a folder that is gone: the last checkpoint is whole
         print(
-            f"{PROG}: the run failed, its files cannot be written: {error}; when they can, "
-            "'train --resume RUN' goes on from the last checkpoint",
+            f"{PROG}: the run failed, its files cannot be written: {error}; when they can, 'train "
+            "--resume' with the folder above goes on from its last checkpoint, if it has one",
             file=sys.stderr,
         )
         return 1
@@ -167,6 +169,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _resumed(args: argparse.Namespace) -> tuple[Preparation, Resumption]:
+    from agents.training.progress import print_unless_gone
     from agents.training.resumption import prepare_resumption
 
     words = [] if args.config is None else [args.config]
@@ -174,7 +177,7 @@ def _resumed(args: argparse.Namespace) -> tuple[Preparation, Resumption]:
         raise ValueError("--resume goes on with a run, --overwrite replaces it: give one of them")
     prepared, resumption = prepare_resumption(args.resume, [*words, *args.overrides])
     for key, (before, now) in resumption.changed.items():
-        print(f"changed      {key}: {before} -> {now}")
+        print_unless_gone(f"changed      {key}: {before} -> {now}")
     return prepared, resumption
 
 

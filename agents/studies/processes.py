@@ -240,8 +240,8 @@ def _run_one(config: TrainConfig, sender: Connection) -> None:
             raise SystemExit(1) from None
         try:
             run(prepared, progress=False, resumption=resumption)
-        except FolderInUseError as error:
-            sender.send((str(error), True))
+        except OSError as error:  # another run at work there, a full disk
+            sender.send((one_line(error), isinstance(error, FolderInUseError)))
             raise SystemExit(1) from None
     except (DivergenceError, FloatingPointError):
         raise SystemExit(1) from None

@@ -121,6 +121,9 @@ def plan_sweep(
         one that is missing fails its own runs only.
     """
     overrides = list(overrides)
+    named = [key for word in overrides if (key := split_override(word)[0]) in ("seed", "seeds")]
+    if seeds is not None and named:
+        raise ValueError(f"{named[0]}= and --seeds both say which seeds: give one of them")
     base = load_config(config, overrides)
     variants, left_out = _variants(config, overrides, list(grid), PRESETS[preset] if preset else [])
     folder = Path(base.out or f"runs/sweep-{base.name}")
@@ -244,8 +247,8 @@ def parse_seeds(text: str) -> list[int]:
             raise ValueError(f"--seeds {text}: expected A:B such as 0:5, or numbers such as 0,3,7")
         first = int(match[1])
         found = range(first, first + 1 if match[2] is None else int(match[2]))
-        if len(found) > MOST_SEEDS:
-            raise ValueError(f"--seeds {text}: {len(found)} seeds, expected at most {MOST_SEEDS}")
+        if found.stop - found.start > MOST_SEEDS:  # of which len() need not know
+            raise ValueError(f"--seeds {text}: expected at most {MOST_SEEDS} seeds")
         seeds |= dict.fromkeys(found)
     if not seeds:
         raise ValueError(f"--seeds {text}: holds no seed; A:B is A to B - 1")

@@ -190,6 +190,10 @@ def _put(values: dict[str, Any], key: str, value: Any, path: Path) -> None:
             "out"
         )
     values[key] = value
+    if key == "dataset" and isinstance(value, str) and not expanded(value).is_file():
+        beside = path.parent / value  # as for `extends`
+        if beside.is_file():
+            values[key] = str(beside)
 
 
 def _load_yaml(path: Path) -> dict[Any, Any]:

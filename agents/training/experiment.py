@@ -6,7 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -295,9 +295,19 @@ class _Experiment:
         return ", ".join(parts)
 
     def conclude(self, status: str, error: str | None = None) -> None:
-        """Write everything that there is by now, and draw it last; signals wait until then."""
+        """Write everything that there is by now, and draw it last; signals wait until then.
+
+        Where that fails, on a full disk, `result.json` says so, if it can be written.
+        """
         with signals_held():
-            self._conclude(status, error)
+            try:
+                self._conclude(status, error)
+            except OSError as failed:
+                with suppress(OSError):
+                    self.write_result("failed", error or f"{type(failed).__name__}: {failed}")
+                raise
+            finally:
+                self.say(str(self.folder.path))
 
     def _conclude(self, status: str, error: str | None) -> None:
         if self.bar is not None:
@@ -319,7 +329,6 @@ class _Experiment:
                 self.say(line)
             if self.evaluator is None:
                 self.say("what the model and the critics say of it: evaluate RUN --in-model fit")
-        self.say(str(self.folder.path))
 
     def draw(self) -> None:
         """Draw the learning curve, if there is one; the run stands also where that fails."""

@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adv_worldmodel.errors import first_line
+from agents.training.atomic_files import written_where_named
 from agents.training.real_env import check_spaces, make_real_env
 
 _SUFFIXES = (".mp4", ".gif")
+_ENDLESS = 1000  # steps that are filmed where no episode need ever end
 _GIF_FPS = 25  # browsers slow down a GIF whose frames are shorter than about 0.03 s
 
 
 def render(
-    policy: Any, env_id: str, path: str | Path, *, seed: int = 0, max_steps: int = 1000
+    policy: Any, env_id: str, path: str | Path, *, seed: int = 0, max_steps: int | None = None
 ) -> Path:
     """Film one episode of the deterministic policy.
 
@@ -29,10 +31,12 @@ def render(
     :param env_id: Gymnasium id or `module:ID` of the real environment.
     :param path: file to write; `.mp4` or `.gif` says the format.
     :param seed: of the environment's reset.
-    :param max_steps: the film ends here if the episode does not end before.
+    :param max_steps: the film ends here if the episode does not end before; by default after 1000
+        steps where the environment has no time limit.
     :return: the path written.
     :raises ValueError: another suffix, an unknown environment, one that has no `rgb_array` mode, or
         spaces that are not the policy's.
+    :raises OSError: the file could not be written; what was there before is as it was.
     :raises RuntimeError: the environment cannot draw on this machine (no working OpenGL).
     """
     path = Path(path)
@@ -43,7 +47,10 @@ def render(
         fps = float(env.metadata.get("render_fps") or 30)
         stride = max(1, round(fps / _GIF_FPS)) if path.suffix.lower() == ".gif" else 1
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _writer(path, fps / stride) as append:
+        if max_steps is None:
+            limit = None if env.spec is None else env.spec.max_episode_steps
+            max_steps = _ENDLESS if limit is None else limit
+        with written_where_named(path) as aside, _writer(aside, fps / stride) as append:
             append(first)
             for step in range(1, max_steps + 1):
                 action, _ = policy.predict(observation, deterministic=True)
@@ -124,6 +131,7 @@ def _frame(env: gym.Env[Any, Any], env_id: str) -> NDArray[np.uint8]:
 def _writer(path: Path, fps: float) -> Iterator[Any]:
     """Function that appends a frame; the file is complete when the context ends."""
     import imageio.v2 as imageio
+    from imageio.v3 import imread
 
     if path.suffix.lower() == ".gif":
         writer = imageio.get_writer(path, mode="I", duration=1000 / fps, loop=0)
@@ -134,3 +142,8 @@ def _writer(path: Path, fps: float) -> Iterator[Any]:
         yield writer.append_data
     finally:
         writer.close()
+    if path.is_file():  # ffmpeg tells nobody where it failed
+        try:
+            imread(path, index=0)
+        except Exception as error:  # of whichever reader
+            raise OSError("the film could not be written: is the disk full?") from error

@@ -7,6 +7,7 @@ What an update has to wait for is the longest chain of them: those of branches r
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -198,6 +199,8 @@ def of_adversary(dataset: OfflineDataset, score: Score, *, autograd: bool) -> Ke
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description="Count the kernels of each update, without a GPU.")
+    parser.parse_args()
     rows = [("kernels per update, all / longest chain", "autograd", "now", "")]
     with meta_device():
         dataset = workload.gaussian_data(DEEP)

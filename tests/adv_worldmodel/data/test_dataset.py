@@ -15,6 +15,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, Space
 
 from adv_worldmodel.data import OfflineDataset, load_dataset
+from adv_worldmodel.data.summary import describe
 from tests.adv_worldmodel.data.two_episodes import arrays
 
 
@@ -70,6 +71,27 @@ def test_a_last_episode_that_the_recording_cut_is_not_in_the_behaviour_s_return(
     assert episodes(1000, 1000).behaviour_return == 1000
     # nothing says how long the last one could have been
     assert episodes(300, 500, terminated=(0,)).behaviour_return == 400
+
+
+def test_where_the_environment_would_have_gone_on_every_truncated_episode_is_cut() -> None:
+    def known(*lengths: int, terminated: tuple[int, ...] = ()) -> OfflineDataset:
+        return replace(episodes(*lengths, terminated=terminated), env_id="MountainCarContinuous-v0")
+
+    assert np.isnan(known(50).behaviour_return)  # its limit is 999
+    assert np.isnan(known(90, 50, 70).behaviour_return)
+    assert known(90, 50, 70, terminated=(1,)).behaviour_return == 50
+    assert known(999).behaviour_return == 999
+    assert known(300, 300, 70).behaviour_return == 300  # a time limit of the recording
+
+
+def test_a_description_is_of_whole_episodes() -> None:
+    assert "episode return mean 200, std 0" in describe(episodes(200, 200, 50))
+    assert "3 truncated, 1 of them cut by the recording" in describe(episodes(200, 200, 50))
+    one = replace(episodes(50), env_id="MountainCarContinuous-v0")
+    assert "1 truncated, 1 of them cut by the recording" in describe(one)
+    assert "episode return mean 50" in describe(one)  # of what there is
+    row = OfflineDataset.from_arrays(*([[0.5]] * 2), [1.0], [[0.5]], [False])
+    assert "do not follow one another" not in describe(row)
 
 
 def test_a_shuffled_log_has_no_episodes_to_speak_of() -> None:

@@ -38,6 +38,22 @@ def test_a_process_that_dies_leaves_a_failed_run(
     assert result["behaviour_return"] < -1000  # what the run had written stays
 
 
+def test_a_full_disk_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full_disk.py").write_text(
+        "import torch\ndef rule(obs, action, next_obs):\n"
+        "    if len(obs) > 2: raise OSError(28, 'No space left on device')\n"
+        "    return torch.zeros(len(obs), dtype=torch.bool)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = [*TINY, "model.termination=full_disk:rule", f"out={tmp_path / 'run'}"]
+    runs = RunProcesses({"one": load_config("pendulum-random", words)}, 1, progress=True)
+    runs.run()
+    assert runs.errors() == {"one": "failed: [Errno 28] No space left on device"}
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_failure_that_cannot_be_written_down_stops_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

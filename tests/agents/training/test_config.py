@@ -200,6 +200,19 @@ def test_a_text_override_is_taken_as_it_stands() -> None:
     assert config.evaluation.env_id == "mod:Env-v0"
 
 
+def test_a_data_set_beside_the_file_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log.npz").write_bytes(b"")
+    path = write(tmp_path, "extends: base\ndataset: log.npz\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert load_config(path).dataset == str(tmp_path / "log.npz")
+    (elsewhere / "log.npz").write_bytes(b"")  # where the command is called counts first
+    assert load_config(path).dataset == "log.npz"
+
+
 def test_a_file_extends_one_beside_it_and_that_one_a_shipped_one(tmp_path: Path) -> None:
     write(tmp_path, "extends: hopper-random\nseed: 3\nrollout: {starts: 10}\n", "parent.yaml")
     path = write(tmp_path, "extends: parent.yaml\nrollout:\n  policy: random\nmodel:\n")

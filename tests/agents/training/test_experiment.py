@@ -55,6 +55,21 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_a_run_whose_files_cannot_be_written_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RAMBO, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(tiny(tmp_path / "run"))
+    result = RunFolder(tmp_path / "run").read_result()
+    assert result["status"] == "failed"
+    assert result["error"] == "OSError: [Errno 28] No space left on device"
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "run")
+
+
 def test_the_folder_holds_every_file_and_nothing_written_aside(finished: RunFolder) -> None:
     assert sorted(path.name for path in finished.path.iterdir()) == [
         "adversarial_model",

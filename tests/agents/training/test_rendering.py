@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
+import imageio.v2 as imageio_v2
 import imageio.v3 as imageio
 import pytest
 
@@ -18,6 +20,33 @@ def test_a_film_has_a_frame_per_step(tmp_path: Path, suffix: str) -> None:
     frames = imageio.imread(path)
     assert frames.shape == (10, 500, 500, 3)  # Pendulum draws 500 x 500 at 30 frames per second
     assert frames[0].astype(int).tolist() != frames[-1].astype(int).tolist()
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".mp4"])
+def test_a_film_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ffmpeg says on stderr that the disk is full, and the file is a part of one."""
+    path = tmp_path / f"film{suffix}"
+    path.write_bytes(b"before")
+    get_writer = imageio_v2.get_writer
+
+    def cut(file: Path, **kwargs: Any) -> Any:
+        writer = get_writer(file, **kwargs)
+        close = writer.close
+
+        def closed() -> None:
+            close()
+            file.write_bytes(file.read_bytes()[:10])
+
+        writer.close = closed
+        return writer
+
+    monkeypatch.setattr(imageio_v2, "get_writer", cut)
+    with pytest.raises(OSError, match="the film could not be written"):
+        render(ConstantPolicy(1.0), "Pendulum-v1", path, max_steps=3)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_cannot_be_filmed_says_so(tmp_path: Path, countdown: str) -> None:

@@ -1,4 +1,4 @@
-"""What RAMBO's settings may be, and where an agent may be."""
+"""What RAMBO's settings may be, when they come into effect, and where an agent may be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agents.rollouts import ROLLOUT_POLICIES
 if TYPE_CHECKING:
     from agents.rambo import RAMBO
 
-__all__ = ["check_devices", "check_settings"]
+__all__ = ["check_devices", "check_settings", "put_into_effect", "take_settings"]
 
 
 def check_devices(agent: torch.device, world: torch.device) -> None:
@@ -81,3 +81,31 @@ def _check_entropy_coefficient(value: str | float) -> None:
             f"ent_coef = {value!r} must be a finite number of at least 0, 'auto', or 'auto_X' with "
             "a positive X to begin with"
         )
+
+
+def take_settings(agent: RAMBO) -> None:
+    """Go on with the settings as they are now; attributes may have been set since."""
+    check_settings(agent)
+    put_into_effect(agent)
+    if agent.log_ent_coef is None and agent.ent_coef != agent._made_with_ent_coef:
+        agent.ent_coef_tensor.fill_(float(agent.ent_coef))
+        agent._made_with_ent_coef = agent.ent_coef
+
+
+def put_into_effect(agent: RAMBO) -> None:
+    """Hand on the learning rates and the share of data, where they were set since."""
+    optimizers = {
+        "learning_rate": agent.critic.optimizer,
+        "actor_learning_rate": agent.actor.optimizer,
+        "entropy_learning_rate": agent.ent_coef_optimizer,
+    }
+    for name in (*optimizers, "real_ratio"):
+        value = getattr(agent, name)
+        if agent._in_effect.get(name) == value:  # a callback may have set an optimiser's own
+            continue
+        agent._in_effect[name] = value
+        if name == "real_ratio":
+            agent.replay_buffer.real_ratio = value
+        elif (optimizer := optimizers[name]) is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = value

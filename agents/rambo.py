@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from adv_worldmodel.checks import check_finite, check_whole
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
 from adv_worldmodel.seeding import make_generator
-from agents.agent_settings import check_devices, check_settings
+from agents.agent_settings import check_devices, check_settings, put_into_effect, take_settings
 from agents.agent_step import AgentStep, Update
 from agents.buffers import MixedReplayBuffer
 from agents.cloning import clone_behaviour
@@ -223,33 +223,7 @@ class RAMBO(SAC):
             self.ent_coef_optimizer = torch.optim.Adam(
                 [self.log_ent_coef], lr=self.entropy_learning_rate, fused=True
             )
-        self._put_into_effect()
-
-    def _put_into_effect(self) -> None:
-        """Hand on the learning rates and the share of data, where they were set since."""
-        optimizers = {
-            "learning_rate": self.critic.optimizer,
-            "actor_learning_rate": self.actor.optimizer,
-            "entropy_learning_rate": self.ent_coef_optimizer,
-        }
-        for name in (*optimizers, "real_ratio"):
-            value = getattr(self, name)
-            if self._in_effect.get(name) == value:  # a callback may have set an optimiser's own
-                continue
-            self._in_effect[name] = value
-            if name == "real_ratio":
-                self.replay_buffer.real_ratio = value
-            elif (optimizer := optimizers[name]) is not None:
-                for group in optimizer.param_groups:
-                    group["lr"] = value
-
-    def _take_settings(self) -> None:
-        """Go on with the settings as they are now; attributes may have been set since."""
-        check_settings(self)
-        self._put_into_effect()
-        if self.log_ent_coef is None and self.ent_coef != self._made_with_ent_coef:
-            self.ent_coef_tensor.fill_(float(self.ent_coef))
-            self._made_with_ent_coef = self.ent_coef
+        put_into_effect(self)
 
     def _attach_data(self) -> None:
         """Size the schedule and the buffer by the environment, and put its data on the device."""
@@ -379,7 +353,7 @@ class RAMBO(SAC):
         """
         self.policy.set_training_mode(False)
         callback.on_rollout_start()  # the adversary changes the model here
-        self._take_settings()
+        take_settings(self)
         if self._acting is None:
             self._acting = SquashedPolicy(self)
         return roll_out(self, self._acting, _as_model_env(env), callback, train_freq.frequency)
@@ -387,7 +361,7 @@ class RAMBO(SAC):
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """``gradient_steps`` SAC updates on mixed batches, then one row of metrics."""
         start = time.perf_counter()
-        self._take_settings()  # a callback may have changed them in the rollout
+        take_settings(self)  # a callback may have changed them in the rollout
         self.policy.set_training_mode(True)
         step, frozen = self._step, self.iteration < self.critic_warmup
         if step is None or not step.serves(batch_size, actor_frozen=frozen):
@@ -451,7 +425,7 @@ class RAMBO(SAC):
                 f"{type(self).__name__}.load what save wrote"
             )
         self._in_effect = {}  # learning rates in a zip are the ones it was saved with
-        self._take_settings()
+        take_settings(self)
         self._step = self._acting = None  # networks may have been loaded since: begin anew
         if self.train_freq.frequency != _as_model_env(self.env).horizon:  # type: ignore[union-attr]
             self._attach_data()  # as in another environment

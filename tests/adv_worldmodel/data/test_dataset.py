@@ -90,7 +90,7 @@ def test_a_description_is_of_whole_episodes() -> None:
     one = replace(episodes(50), env_id="MountainCarContinuous-v0")
     assert "1 truncated, 1 of them cut by the recording" in describe(one)
     assert "episode return mean 50" in describe(one)  # of what there is
-    row = OfflineDataset.from_arrays(*([[0.5]] * 2), [1.0], [[0.5]], [False])
+    row = OfflineDataset.from_arrays([[0.5]], [[0.5]], [1.0], [[0.5]], [False])
     assert "do not follow one another" not in describe(row)
 
 

@@ -296,11 +296,10 @@ def _descend(
             mean, _ = ensemble(inputs[holdout])
             mse = (targets[holdout] - mean).square().mean(dim=(1, 2))
         improved = mse < best_mse
-        better = bool(improved.any())
         for name, value in ensemble.state_dict().items():
             if value.dim() == 3:  # per network; the log-variance limits are shared
                 best[name][improved] = value[improved]
-            elif better:
+            else:
                 best[name].copy_(value)
         errors.append(float(mse.mean()))
         best_mse = torch.minimum(best_mse, mse)

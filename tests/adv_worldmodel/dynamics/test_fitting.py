@@ -487,17 +487,6 @@ def test_a_column_in_too_large_a_unit_is_warned_of(column: str, place: str) -> N
     assert len(caught) == 1
 
 
-def test_epochs_in_which_no_network_gets_better_leave_no_trace() -> None:
-    """In the limits of the variance neither, which all networks share."""
-    data = linear_system()
-    settings = replace(SMALL, batch_size=32, learning_rate=3e-2, max_steps=None, patience=3)
-    whole = fit(data, settings)
-    epochs, steps = whole.fit_info["epochs"], whole.fit_info["steps"]
-    endless = replace(settings, patience=10**6)
-    cut = (fit(data, replace(endless, max_steps=n * steps // epochs)) for n in range(1, epochs + 1))
-    assert sum(equal(model, whole) for model in cut) > 1
-
-
 def test_known_rewards_that_are_not_the_data_s_are_warned_of() -> None:
     data = linear_system()
 

@@ -175,7 +175,7 @@ def _make(arguments: argparse.Namespace) -> int:
         with written_where_named(target) as aside:
             np.savez_compressed(aside, allow_pickle=False, env_id=env_id, **arrays)
     whole = dataset.whole_episodes()
-    returns = dataset.episode_returns()[whole]
+    returns = dataset.episode_returns()[whole if whole.any() else ~whole]
     cut = f", {(~whole).sum():,} cut" if not whole.all() else ""
     print_result(
         f"{env_id}: {len(dataset):,} transitions in {len(whole):,} episodes "

@@ -39,7 +39,7 @@ def print_result(text: str) -> None:
     except BrokenPipeError:
         pass
     except OSError as error:  # a full disk behind `> FILE`
-        print(f"{PROG}: error: cannot write the result: {error.strerror}", file=sys.stderr)
+        print(f"{PROG}: error: cannot write the result: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

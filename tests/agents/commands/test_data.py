@@ -136,6 +136,15 @@ def test_make_writes_a_minari_set_that_says_where_it_comes_from(
     )
 
 
+def test_an_only_episode_below_the_time_limit_is_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "short.npz")
+    assert run("make", "Pendulum", "--policy", "random", "--rows", "30", "--npz", file) == 0
+    assert "30 transitions in 1 episodes (0 terminated, 1 cut), return -" in capsys.readouterr().out
+    assert np.isnan(load_dataset(file).behaviour_return)
+
+
 def test_make_writes_the_same_rows_to_a_file(tmp_path: Path) -> None:
     words = ("make", "InvertedDoublePendulum-v5", "--policy", "random", "--rows", "60")
     assert run(*words, "--id", "mine/double-v0") == 0

@@ -61,6 +61,28 @@ class ModelCheck:
     #: of the data's episodes, mean and standard deviation; NaN where nobody knows them
     behaviour: tuple[float, float]
 
+    def doubt(self, *, in_fit: bool) -> str | None:
+        """Why what it says is not to be believed; None if nothing speaks against it.
+
+        :param in_fit: whether the model is a fit, in which the clone should return what the data
+            do; an adversary means to lower that.
+        """
+        if self.ran_away.any():
+            return f"{self.ran_away.sum()} episodes left all bounds"
+        if self.beyond_data:
+            least, largest = self.rewards
+            per_step = self.returns.sum() / self.lengths.sum()
+            return (
+                f"{per_step:.4g} per step, where the data's rewards lie between {least:.4g} and "
+                f"{largest:.4g}"
+            )
+        if in_fit and self.misjudges_clone and self.clone_returns is not None:
+            return (
+                f"the clone returns {self.clone_returns.mean():.1f} there, and the data "
+                f"{self.behaviour[0]:.1f}"
+            )
+        return None
+
     @property
     def misjudges_clone(self) -> bool:
         """Whether the clone returns something else than the behaviour that it was cloned from.

@@ -239,21 +239,8 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
             f"clone        {found.clone_returns.mean():.1f} with drawn actions; the data's "
             f"episodes returned {found.behaviour[0]:.1f}"
         )
-    if found.ran_away.any():
-        lines.append(
-            f"doubt        {found.ran_away.sum()} episodes left all bounds: do not believe this "
-            "model"
-        )
-    elif found.beyond_data:
-        least, largest = found.rewards
-        lines.append(
-            f"doubt        {mean / found.lengths.mean():.4g} per step: the data's rewards lie "
-            f"between {least:.4g} and {largest:.4g}, do not believe this model"
-        )
-    if args.in_model == "fit" and found.misjudges_clone:
-        lines.append(
-            "doubt        the clone does not return what the data do: do not believe this model"
-        )
+    if (doubt := found.doubt(in_fit=args.in_model == "fit")) is not None:
+        lines.append(f"doubt        {doubt}: do not believe this model")
     print_result("\n".join(lines))
     return 0
 

@@ -55,12 +55,7 @@ def run_episodes(
             said(run, found.doubts[place])
             continue
         found.returns[place] = float(check.returns.mean())
-        if check.beyond_data:
-            found.doubts[place] = "has rewards in its fit that are not like any in the data"
-        elif check.misjudges_clone and check.clone_returns is not None:
-            found.doubts[place] = (
-                f"was fitted with a model in which the data's clone returns "
-                f"{check.clone_returns.mean():.1f}, and the data {check.behaviour[0]:.1f}"
-            )
+        if (doubt := check.doubt(in_fit=True)) is not None:
+            found.doubts[place] = f"has a fit that is not to be believed ({doubt})"
         said(run, f"{found.returns[place]:.1f} in its fit, {check.lengths.mean():.1f} steps")
     return found

@@ -302,7 +302,7 @@ def test_the_command_line_doubts_rewards_that_no_data_have(
     capsys.readouterr()
     check = check_in_model
     for change, doubt in (
-        ({"rewards": (1.0, 2.0)}, "the data's rewards lie between 1 and 2, do not believe"),
+        ({"rewards": (1.0, 2.0)}, "the data's rewards lie between 1 and 2: do not believe"),
         ({"ran_away": np.array([True, False])}, "1 episodes left all bounds: do not believe"),
     ):
         monkeypatch.setattr(
@@ -331,7 +331,9 @@ def test_the_command_line_has_the_clone_too(
             lambda *args, **given: replace(check(*args, **given), behaviour=far),
         )
         assert main(words) == 0
-        assert ("does not return what the data do" in capsys.readouterr().out) == doubted
+        assert (
+            "there, and the data 1000000.0: do not believe" in capsys.readouterr().out
+        ) == doubted
 
 
 def test_the_command_line_checks_the_run_s_own_game(

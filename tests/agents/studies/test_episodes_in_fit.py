@@ -20,9 +20,9 @@ from tests.agents.tiny import TINY
     ("found", "doubt"),
     [
         ({}, None),
-        ({"rewards": (1.0, 2.0)}, "has rewards in its fit that are not like any in the data"),
-        ({"ran_away": np.array([True])}, "has rewards in its fit that are not like any"),
-        ({"behaviour": (1e6, 0.0)}, "the data's clone returns {clone:.1f}, and the data 1000000.0"),
+        ({"rewards": (1.0, 2.0)}, "per step, where the data's rewards lie between 1 and 2"),
+        ({"ran_away": np.array([True])}, "1 episodes left all bounds"),
+        ({"behaviour": (1e6, 0.0)}, "the clone returns {clone:.1f} there, and the data 1000000.0"),
     ],
 )
 def test_why_a_return_is_not_to_be_believed(

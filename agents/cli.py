@@ -1,7 +1,7 @@
 """The command line, `adv-worldmodel`: train, evaluate, settings, results, select, sweep, data.
 
 Exit codes: 0 done, 1 the run failed (bugs show their traceback), nothing is there to choose from,
-or a result cannot be written, 2 bad input (one line on stderr that says what to do), 3 the run
+or what is to be printed cannot be, 2 bad input (one line on stderr that says what to do), 3 the run
 diverged, 130 interrupted, 143 terminated.
 """
 

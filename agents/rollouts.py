@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import RolloutReturn
@@ -21,28 +23,38 @@ if TYPE_CHECKING:
 ROLLOUT_POLICIES = ("current", "random")
 
 
-class OnHost:
+class OnHost(NDArrayOperatorsMixin):
     """Flags on a GPU as an array, for SB3's callbacks; until one reads them nothing waits for them.
 
-    :param tensor: the flags.
+    :param tensor: the flags, where they are.
     """
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
+    @cached_property
+    def array(self) -> NDArray[np.bool_]:
+        """The flags on the host; waits for the device."""
+        found: NDArray[np.bool_] = self.tensor.cpu().numpy()
+        return found
+
     def __array__(self, *args: Any, **kwargs: Any) -> NDArray[Any]:
-        return np.array(self.tensor.cpu().numpy(), *args, **kwargs)
+        return np.array(self.array, *args, **kwargs)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        arrays = [x.array if isinstance(x, OnHost) else x for x in inputs]
+        return getattr(ufunc, method)(*arrays, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # NumPy and copy look for their own
             raise AttributeError(name)
-        return getattr(self.tensor.cpu().numpy(), name)
+        return getattr(self.array, name)
 
     def __len__(self) -> int:
         return len(self.tensor)
 
     def __getitem__(self, rows: Any) -> Any:
-        return np.asarray(self)[rows]
+        return self.array[rows]
 
 
 def roll_out(

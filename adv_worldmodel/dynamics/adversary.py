@@ -134,6 +134,7 @@ class Adversary:
         """Play on at another discount."""
         if gamma == self.gamma:
             return
+        check_shares(gamma=gamma)
         self.gamma, self._step = gamma, None
         if self.explicit is not None:
             self.explicit.gamma = gamma

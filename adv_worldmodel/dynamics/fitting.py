@@ -119,7 +119,8 @@ def fit_world_model(
 ) -> WorldModel:
     """Fit the ensemble to a data set by maximum likelihood and keep its elites.
 
-    Warns where the data's terminations are not what the rule says (:func:`compare_with_flags`).
+    Warns where the data's terminations are not what the rule says (:func:`compare_with_flags`), and
+    where known rewards are not the data's (:func:`compare_with_rewards`).
 
     :param settings: of the fit.
     :param termination: see :func:`make_termination`; ``None`` reads it from the environment.
@@ -227,7 +228,7 @@ def _warn_of_tiny_units(name: str, columns: Mapping[str, Tensor]) -> None:
             warnings.warn(
                 f"{name}: '{key}' dimension {i} varies by {float(spread[i]):.2g} only and counts "
                 "as constant: if it means anything, give it in a smaller unit",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
@@ -249,7 +250,7 @@ def _warn_of_outliers(name: str, columns: Mapping[str, Tensor]) -> None:
                 f"{name}: row {int(row)} alone makes the scale of '{key}' dimension {i}, "
                 f"{float(greatest.sqrt()):.3g} from the mean: the model will hardly tell the other "
                 "rows apart; if it is an error, leave it out",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

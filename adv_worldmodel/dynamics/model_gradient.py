@@ -131,7 +131,7 @@ def outcome_of(
         terminated = model.termination(obs, action, next_obs.detach())
         nothing = reward.new_zeros(())
     # what autograd goes back through stays in one stream
-    with HERE if reward.requires_grad else branches.beside():
+    with HERE if baseline is None or reward.requires_grad else branches.beside():
         gain = reward if baseline is None else reward - baseline
     continued = value.v(next_obs)
     branches.join()

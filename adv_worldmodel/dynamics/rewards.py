@@ -28,6 +28,7 @@ def compare_with_rewards(model: WorldModel, dataset: OfflineDataset) -> None:
 
     :param model: with the data's dimensions.
     :param dataset: the data.
+    :raises ValueError: the known rewards are no tensor of one number per row.
     """
     if model.reward_function is None:
         fitted = model.fit_info.get("reward_offset", dataset.reward_offset)
@@ -38,6 +39,8 @@ def compare_with_rewards(model: WorldModel, dataset: OfflineDataset) -> None:
                 stacklevel=3,
             )
         return
+    if model.fit_info.get("content_hash") == dataset.content_hash:
+        return  # the fit has said it
     size = len(dataset)
     rows = np.linspace(0, size - 1, min(size, CHECKED_ROWS)).astype(np.intp)
     obs, action, next_obs, reward = (
@@ -46,7 +49,7 @@ def compare_with_rewards(model: WorldModel, dataset: OfflineDataset) -> None:
             dataset.observations, dataset.actions, dataset.next_observations, dataset.rewards
         )
     )  # fmt: skip
-    gap = (model.reward_function(obs, action, next_obs) - reward).double()
+    gap = (model.known_reward(obs, action, next_obs) - reward).double()
     std = float(dataset.rewards.std(dtype=np.float64))
     rounding = ROUNDING * float(reward.abs().max())
     mean, mean_size = float(gap.mean()), float(gap.abs().mean())

@@ -168,6 +168,14 @@ class WorldModel(nn.Module):
             next_obs = torch.clamp(next_obs, self.obs_low, self.obs_high)
         if self.reward_function is None:
             return next_obs, raw[..., 0]
+        return next_obs, self.known_reward(obs, action, next_obs)
+
+    def known_reward(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        """What a model's ``reward_function`` says of raw rows, ``(B,)``.
+
+        :raises ValueError: that is no reward per row.
+        """
+        assert self.reward_function is not None
         reward = self.reward_function(obs, action, next_obs)
         if (
             not isinstance(reward, Tensor)
@@ -178,7 +186,7 @@ class WorldModel(nn.Module):
                 f"the reward function returned {kind_of(reward)}; expected a floating-point tensor "
                 f"of shape {tuple(next_obs.shape[:-1])}, one reward per row"
             )
-        return next_obs, reward.to(next_obs.dtype)
+        return reward.to(next_obs.dtype)
 
     @torch.no_grad()
     def step(

@@ -318,7 +318,7 @@ def _check_actions(dataset: OfflineDataset, fitted: Box) -> None:
         )
     warnings.warn(
         f"{words}: beyond, up to {space.low} and {space.high}, they act as on these bounds",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -235,9 +236,11 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
             f"step {found.max_steps}"
         )
     if found.clone_returns is not None:
+        of_data = found.behaviour[0]
+        data = "are not whole" if math.isnan(of_data) else f"returned {of_data:.1f}"
         lines.append(
             f"clone        {found.clone_returns.mean():.1f} with drawn actions; the data's "
-            f"episodes returned {found.behaviour[0]:.1f}"
+            f"episodes {data}"
         )
     if (doubt := found.doubt(in_fit=args.in_model == "fit")) is not None:
         lines.append(f"doubt        {doubt}: do not believe this model")

@@ -225,8 +225,8 @@ def _ctrl_c_is_for_this_process() -> Iterator[None]:
 def _run_one(config: TrainConfig, sender: Connection) -> None:
     """The process of one run; what goes wrong stands in its `result.json`.
 
-    :param sender: told of a run that cannot begin or go on: why, and whether another process is at
-        work in its folder.
+    :param sender: told of a run that cannot begin or go on, or whose files cannot be written: why,
+        and whether another process is at work in its folder.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -44,7 +44,11 @@ def written_where_named(target: Path) -> Iterator[Path]:
     """`written_aside` for a file that the user names: what a link leads to is written, it stays.
 
     The path is `target` itself where that is a pipe or a device.
+
+    :raises IsADirectoryError: there is a folder of that name.
     """
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder: give the name of a file")
     if is_stream(target):
         yield target
         return

@@ -52,7 +52,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
 
     `result.json` in it holds, beside what the run was made from:
 
-    * `behaviour_return`: mean episode return of the data (null where their rows are not in order),
+    * `behaviour_return`: mean episode return of the data (null where no episode is whole),
       `cloning_return`: of the clone (null without cloning);
     * `env_id`: where the policy is evaluated; null, and nothing is known of returns, with
       `evaluation.episodes` = 0;
@@ -303,8 +303,9 @@ class _Experiment:
             try:
                 self._conclude(status, error)
             except OSError as failed:
+                why = f"{type(failed).__name__}: {failed}"
                 with suppress(OSError):
-                    self.write_result("failed", error or f"{type(failed).__name__}: {failed}")
+                    self.write_result("failed", why if error in (None, why) else f"{error}; {why}")
                 raise
             finally:
                 self.say(str(self.folder.path))

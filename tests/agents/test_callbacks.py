@@ -226,6 +226,8 @@ def test_flags_of_a_gpu_are_read_as_an_array_is() -> None:
     flags = OnHost(torch.tensor([True, False, True]))
     assert (flags.sum(), flags.shape, len(flags), bool(flags[1])) == (2, (3,), 3, False)
     assert list(flags) == [True, False, True]
+    assert (~flags).tolist() == [False, True, False]
+    assert (flags == np.array([True, True, True])).tolist() == [True, False, True]
     stop = StopTrainingOnMaxEpisodes(max_episodes=2)
     stop._total_max_episodes = 2
     stop.locals = {"dones": flags}

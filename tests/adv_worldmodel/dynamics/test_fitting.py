@@ -505,3 +505,8 @@ def test_known_rewards_that_are_not_the_data_s_are_warned_of() -> None:
     (message,) = fitted(-1.0, right)
     assert "the known rewards differ from the data's (with reward_offset=-1) by 1 " in message
     assert len(fitted(0.0, lambda obs, action, next_obs: 0.0 * obs[:, 0] + 1000.0)) == 1
+
+
+def test_known_rewards_of_another_shape_are_refused_before_they_are_compared() -> None:
+    with pytest.raises(ValueError, match=r"the reward function returned .*\(400, 1\)"):
+        fit(linear_system(), reward_function=lambda obs, action, next_obs: obs)

@@ -69,6 +69,15 @@ def test_a_run_whose_files_cannot_be_written_has_failed(
     assert result["error"] == "OSError: [Errno 28] No space left on device"
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "run")
 
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RAMBO, "learn", stopped)
+    with pytest.raises(OSError, match="No space left"):
+        train(tiny(tmp_path / "stopped"), progress=False)
+    error = RunFolder(tmp_path / "stopped").read_result()["error"]
+    assert error == "stopped by the user; OSError: [Errno 28] No space left on device"
+
 
 def test_the_folder_holds_every_file_and_nothing_written_aside(finished: RunFolder) -> None:
     assert sorted(path.name for path in finished.path.iterdir()) == [

@@ -49,6 +49,15 @@ def test_a_film_that_cannot_be_written_leaves_the_one_before(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_is_no_film(tmp_path: Path) -> None:
+    folder = tmp_path / "mine.gif"
+    folder.mkdir()
+    (folder / "file").write_text("kept")
+    with pytest.raises(OSError, match="is a folder: give the name of a file"):
+        render(ConstantPolicy(1.0), "Pendulum-v1", folder, max_steps=3)
+    assert (folder / "file").read_text() == "kept"
+
+
 def test_what_cannot_be_filmed_says_so(tmp_path: Path, countdown: str) -> None:
     with pytest.raises(ValueError, match=r"\.mp4 or \.gif"):
         render(ConstantPolicy(0.0), "Pendulum-v1", tmp_path / "film.avi")

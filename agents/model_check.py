@@ -61,6 +61,11 @@ class ModelCheck:
     #: of the data's episodes, mean and standard deviation; NaN where nobody knows them
     behaviour: tuple[float, float]
 
+    @property
+    def reward_per_step(self) -> float:
+        """Mean over the steps of the deployed episodes."""
+        return float(self.returns.sum() / self.lengths.sum())
+
     def doubt(self, *, in_fit: bool) -> str | None:
         """Why what it says is not to be believed; None if nothing speaks against it.
 
@@ -71,10 +76,9 @@ class ModelCheck:
             return f"{self.ran_away.sum()} episodes left all bounds"
         if self.beyond_data:
             least, largest = self.rewards
-            per_step = self.returns.sum() / self.lengths.sum()
             return (
-                f"{per_step:.4g} per step, where the data's rewards lie between {least:.4g} and "
-                f"{largest:.4g}"
+                f"{self.reward_per_step:.4g} per step, where the data's rewards lie between "
+                f"{least:.4g} and {largest:.4g}"
             )
         if in_fit and self.misjudges_clone and self.clone_returns is not None:
             return (
@@ -109,8 +113,8 @@ class ModelCheck:
             return True
         least, largest = self.rewards
         slack = ROUNDING * max(abs(least), abs(largest), largest - least)
-        per_step = float(self.returns.sum() / self.lengths.sum())
-        return not least - max(slack, largest - least) <= per_step <= largest + slack
+        lowest = least - max(slack, largest - least)
+        return not lowest <= self.reward_per_step <= largest + slack
 
 
 @torch.no_grad()

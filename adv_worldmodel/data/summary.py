@@ -15,9 +15,8 @@ from adv_worldmodel.data.scores import normalised_score
 def describe(dataset: OfflineDataset) -> str:
     """Sizes, range of every dimension, episode returns and lengths, several lines."""
     returns, lengths = dataset.episode_returns(), dataset.episode_lengths()
-    whole = dataset.whole_episodes() if dataset.in_order else np.ones(len(returns), dtype=np.bool_)
-    cut = f", {(~whole).sum():,} of them cut by the recording" if not whole.all() else ""
-    shown = whole if whole.any() else ~whole  # of cut ones where there are no others
+    shown, n_cut = shown_episodes(dataset)
+    cut = f", {n_cut:,} of them cut by the recording" if n_cut else ""
     behaviour = dataset.behaviour_return
     score = None if math.isnan(behaviour) else normalised_score(dataset.env_id, behaviour)
     lines = [
@@ -55,6 +54,18 @@ def describe(dataset: OfflineDataset) -> str:
             low, high = space.low[column], space.high[column]
             lines.append(f"  {column:<12}{row}   [{low:g}, {high:g}]")
     return "\n".join(lines)
+
+
+def shown_episodes(dataset: OfflineDataset) -> tuple[NDArray[np.bool_], int]:
+    """Which episodes are shown, (episodes,), and how many the recording cut.
+
+    Those that are whole; all where none is, or where rows are not in order and none is known to be
+    cut.
+    """
+    whole = dataset.whole_episodes()
+    if not dataset.in_order:
+        return np.ones_like(whole), 0
+    return whole if whole.any() else ~whole, int((~whole).sum())
 
 
 def list_sources() -> str:

@@ -15,7 +15,12 @@ import torch
 
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.device import resolve_device
-from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model, warn_as_fitted
+from adv_worldmodel.dynamics.fitting import (
+    FitSettings,
+    fit_world_model,
+    provenance,
+    warn_as_fitted,
+)
 from adv_worldmodel.dynamics.termination import TerminationFunction, make_termination
 from adv_worldmodel.dynamics.world_model import FORMAT_VERSION, RewardFunction, WorldModel
 from adv_worldmodel.paths import expanded
@@ -68,7 +73,7 @@ def cached_world_model(
     folder = cache / f"fit-{digest}"
     found = _load(folder, device)
     if found is not None:
-        found.fit_info |= {"dataset": dataset.name, "env_id": dataset.env_id}
+        found.fit_info |= provenance(dataset)
         warn_as_fitted(found, dataset)
         return found
     model = fit_world_model(

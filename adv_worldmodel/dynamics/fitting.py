@@ -18,7 +18,7 @@ from tqdm import tqdm
 from adv_worldmodel.checks import check_finite, check_shares, check_whole
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.data.environments import buildable, check_fit
-from adv_worldmodel.device import resolve_device, shared_tensor
+from adv_worldmodel.device import resolve_device
 from adv_worldmodel.dynamics.ensemble import Ensemble
 from adv_worldmodel.dynamics.likelihood import likelihood_step, make_optimizer
 from adv_worldmodel.dynamics.rewards import compare_with_rewards
@@ -27,7 +27,12 @@ from adv_worldmodel.dynamics.termination import (
     compare_with_flags,
     make_termination,
 )
-from adv_worldmodel.dynamics.world_model import SMALLEST_STD, RewardFunction, WorldModel
+from adv_worldmodel.dynamics.world_model import (
+    SMALLEST_STD,
+    RewardFunction,
+    WorldModel,
+    data_tensors,
+)
 from adv_worldmodel.graphs import GraphedStep, make_capturable
 from adv_worldmodel.seeding import make_generator
 
@@ -151,17 +156,14 @@ def fit_world_model(
     )
     spaces = (dataset.observation_space, dataset.action_space)
     model = WorldModel(ensemble, rule, *spaces, reward_function=reward_function).to(device)
-    obs, action, reward, next_obs = (
-        shared_tensor(a, device)
-        for a in (dataset.observations, dataset.actions, dataset.rewards, dataset.next_observations)
-    )
+    obs, action, reward, next_obs = data_tensors(dataset, device)
     for states in (obs, next_obs):  # widen the bounds where the data's own states exceed them
         torch.minimum(model.obs_low, states.amin(0), out=model.obs_low)
         torch.maximum(model.obs_high, states.amax(0), out=model.obs_high)
     raw_targets = model.raw_targets(obs, next_obs, reward)
-    warn_of_scales(dataset, device, known_reward=reward_function is not None)
-    if reward_function is not None:
-        compare_with_rewards(model, dataset)
+    learned = reward if reward_function is None else None
+    _warn_of_scales(dataset.name, obs, action, raw_targets[:, -obs_dim:], learned)
+    compare_with_rewards(model, dataset)
     model.set_scales(torch.cat([obs, action], -1), raw_targets)
     inputs, targets = model.encode(dataset)
 
@@ -179,10 +181,7 @@ def fit_world_model(
     model.observation_space = Box(low, high, dtype=np.float32)
     model.holdout_rows = holdout.clone()
     model.fit_info = {
-        "content_hash": dataset.content_hash,
-        "dataset": dataset.name,
-        "env_id": dataset.env_id,
-        "reward_offset": dataset.reward_offset,
+        **provenance(dataset),
         "settings": asdict(settings),
         "steps": steps,
         "epochs": epochs,
@@ -194,24 +193,26 @@ def fit_world_model(
     return model
 
 
-def warn_of_scales(
-    dataset: OfflineDataset, device: torch.device | str, *, known_reward: bool = False
+def provenance(dataset: OfflineDataset) -> dict[str, Any]:
+    """What ``fit_info`` says of the data."""
+    names = ("content_hash", "env_id", "reward_offset")
+    return {"dataset": dataset.name} | {name: getattr(dataset, name) for name in names}
+
+
+def _warn_of_scales(
+    name: str, obs: Tensor, action: Tensor, changes: Tensor, reward: Tensor | None
 ) -> None:
     """Warn of units, or of single rows, with which a fit will not get far.
 
-    :param device: where the data are looked at.
-    :param known_reward: no model learns the rewards.
+    :param name: of the data, whose columns are raw.
+    :param changes: of the states, ``(N, S)``.
+    :param reward: ``(N,)``; None where no model learns it.
     """
-    obs, action, reward, next_obs = (
-        shared_tensor(a, device)
-        for a in (dataset.observations, dataset.actions, dataset.rewards, dataset.next_observations)
-    )
     columns = {"observations": obs, "actions": action}
-    if not known_reward:
+    if reward is not None:
         columns["rewards"] = reward.unsqueeze(1)
-    changes = {"next_observations - observations": next_obs - obs}
-    _warn_of_tiny_units(dataset.name, columns)
-    _warn_of_outliers(dataset.name, columns | changes)
+    _warn_of_tiny_units(name, columns)
+    _warn_of_outliers(name, columns | {"next_observations - observations": changes})
 
 
 def _warn_of_tiny_units(name: str, columns: Mapping[str, Tensor]) -> None:
@@ -363,9 +364,12 @@ def _warn_of_poor_error(worst: float, of_mean: float) -> None:
 
 
 def warn_as_fitted(model: WorldModel, dataset: OfflineDataset) -> None:
-    """The warnings of the fit that has made `model` of these data, for who gets it later."""
+    """The warnings of the fit that has made `model` of these data, for who gets it later.
+
+    :param model: with a learned reward.
+    """
     compare_with_flags(model.termination, dataset, model.device)
-    warn_of_scales(dataset, model.device)
-    errors = sorted(model.fit_info["holdout_mse"])
-    targets = model.encode(dataset)[1]
+    obs, action, reward, next_obs = data_tensors(dataset, model.device)
+    _warn_of_scales(dataset.name, obs, action, next_obs - obs, reward)
+    errors, targets = sorted(model.fit_info["holdout_mse"]), model.targets(obs, next_obs, reward)
     _warn_of_poor_error(errors[model.n_members - 1], _error_of_mean(targets, model.holdout_rows))

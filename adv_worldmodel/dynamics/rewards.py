@@ -30,6 +30,8 @@ def compare_with_rewards(model: WorldModel, dataset: OfflineDataset) -> None:
     :param dataset: the data.
     :raises ValueError: the known rewards are no tensor of one number per row.
     """
+    if model.fit_info.get("content_hash") == dataset.content_hash:
+        return  # the fit has said it
     if model.reward_function is None:
         fitted = model.fit_info.get("reward_offset", dataset.reward_offset)
         if fitted != dataset.reward_offset:
@@ -39,8 +41,6 @@ def compare_with_rewards(model: WorldModel, dataset: OfflineDataset) -> None:
                 stacklevel=3,
             )
         return
-    if model.fit_info.get("content_hash") == dataset.content_hash:
-        return  # the fit has said it
     size = len(dataset)
     rows = np.linspace(0, size - 1, min(size, CHECKED_ROWS)).astype(np.intp)
     obs, action, next_obs, reward = (

@@ -235,12 +235,7 @@ class WorldModel(nn.Module):
 
     def encode(self, dataset: OfflineDataset) -> tuple[Tensor, Tensor]:
         """Standardised inputs ``(N, S + A)`` and targets ``(N, D)`` of the data, on the device."""
-        obs, action, reward, next_obs = (
-            shared_tensor(array, self.device)
-            for array in (
-                dataset.observations, dataset.actions, dataset.rewards, dataset.next_observations
-            )
-        )  # fmt: skip
+        obs, action, reward, next_obs = data_tensors(dataset, self.device)
         return self.inputs(obs, action), self.targets(obs, next_obs, reward)
 
     def split(self, dataset: OfflineDataset) -> tuple[Tensor, Tensor]:
@@ -371,3 +366,14 @@ def check_dimensions(dataset: OfflineDataset, model: WorldModel) -> None:
                 f"the world model was fitted on {what} of length {mine}, {dataset.name} "
                 f"has length {theirs}: give the model of this data set"
             )
+
+
+def data_tensors(
+    dataset: OfflineDataset, device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Observations ``(N, S)``, actions ``(N, A)``, rewards ``(N,)`` and successors ``(N, S)``."""
+    arrays = (
+        dataset.observations, dataset.actions, dataset.rewards, dataset.next_observations
+    )  # fmt: skip
+    obs, action, reward, next_obs = (shared_tensor(array, device) for array in arrays)
+    return obs, action, reward, next_obs

@@ -132,9 +132,8 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
                 needed = {name: f for name, f in functions.items() if callable(f)}
                 world_model = WorldModel.load(world_model, device=device, **needed)
             _check_unused(world_model, fit, functions)
-            check_dimensions(self.dataset, world_model)
-            compare_with_rewards(world_model, self.dataset)
         self._take(world_model)
+        compare_with_rewards(world_model, self.dataset)
         self.num_envs, self.horizon, self.member_per = num_envs, horizon, member_per
         # of its own: a space has a random stream, which other environments would share
         self.single_observation_space = self._reached()

@@ -130,6 +130,7 @@ def _make(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from adv_worldmodel.data import to_minari
+    from adv_worldmodel.data.summary import shown_episodes
     from agents.commands.collection import collect, load_policy, make_box_env, replayed, train_sac
     from agents.training.real_env import check_spaces, full_id
 
@@ -174,11 +175,11 @@ def _make(arguments: argparse.Namespace) -> int:
         arrays |= {"action_low": dataset.action_space.low, "action_high": dataset.action_space.high}
         with written_where_named(target) as aside:
             np.savez_compressed(aside, allow_pickle=False, env_id=env_id, **arrays)
-    whole = dataset.whole_episodes()
-    returns = dataset.episode_returns()[whole if whole.any() else ~whole]
-    cut = f", {(~whole).sum():,} cut" if not whole.all() else ""
+    shown, n_cut = shown_episodes(dataset)
+    returns = dataset.episode_returns()[shown]
+    cut = f", {n_cut:,} cut" if n_cut else ""
     print_result(
-        f"{env_id}: {len(dataset):,} transitions in {len(whole):,} episodes "
+        f"{env_id}: {len(dataset):,} transitions in {len(shown):,} episodes "
         f"({int(dataset.terminations.sum()):,} terminated{cut}), "
         f"return {returns.mean():.1f} +- {returns.std():.1f}"
     )

@@ -178,6 +178,10 @@ def _read(
             dotted = f"{key}.{sub_key}"
             is_setting(dotted, str(path))
             _put(own, dotted, sub_value, path)
+    dataset = own.get("dataset")
+    if isinstance(dataset, str) and not expanded(dataset).is_file():
+        beside = path.parent / dataset
+        own["dataset"] = str(beside) if beside.is_file() else dataset
     return values | own
 
 
@@ -190,10 +194,6 @@ def _put(values: dict[str, Any], key: str, value: Any, path: Path) -> None:
             "out"
         )
     values[key] = value
-    if key == "dataset" and isinstance(value, str) and not expanded(value).is_file():
-        beside = path.parent / value  # as for `extends`
-        if beside.is_file():
-            values[key] = str(beside)
 
 
 def _load_yaml(path: Path) -> dict[Any, Any]:

@@ -134,8 +134,8 @@ class Bench:
             return stage()
         except Exception as error:  # no stage takes the others with it: a GPU is there for minutes
             self.failed.append(name)
-            said = "".join(traceback.format_exception(error)).rstrip()
-            print(f"failed: {name}: {said}", file=sys.stderr, flush=True)
+            print(f"failed: {name}: {error}", file=sys.stderr, flush=True)
+            traceback.print_exc()
             return None
 
     def run(self) -> None:

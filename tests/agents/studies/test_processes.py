@@ -13,20 +13,15 @@ from agents.studies.processes import RunProcesses
 from agents.training.config import load_config
 from agents.training.run_folder import RunFolder, run_locked
 from tests.agents.made_up_runs import make_run, write_log
+from tests.agents.rules import rule_that
 from tests.agents.tiny import TINY
 
 
 def test_a_process_that_dies_leaves_a_failed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "deadly.py").write_text(
-        "import os, torch\ndef rule(obs, action, next_obs):\n"
-        "    if len(obs) > 2: os._exit(9)\n"  # two rows: the rule is tried before anything runs
-        "    return torch.zeros(len(obs), dtype=torch.bool)\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
     out = tmp_path / "run"
-    words = [*TINY, "model.termination=deadly:rule", f"out={out}"]
+    words = [*TINY, rule_that("os._exit(9)", "deadly", tmp_path, monkeypatch), f"out={out}"]
     runs = RunProcesses({"one": load_config("pendulum-random", words)}, 1, progress=True)
     assert runs.errors() == {"one": "not started"}
     runs.run()
@@ -41,13 +36,8 @@ def test_a_process_that_dies_leaves_a_failed_run(
 def test_a_full_disk_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "full_disk.py").write_text(
-        "import torch\ndef rule(obs, action, next_obs):\n"
-        "    if len(obs) > 2: raise OSError(28, 'No space left on device')\n"
-        "    return torch.zeros(len(obs), dtype=torch.bool)\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    words = [*TINY, "model.termination=full_disk:rule", f"out={tmp_path / 'run'}"]
+    full = "raise OSError(28, 'No space left on device')"
+    words = [*TINY, rule_that(full, "full_disk", tmp_path, monkeypatch), f"out={tmp_path / 'run'}"]
     runs = RunProcesses({"one": load_config("pendulum-random", words)}, 1, progress=True)
     runs.run()
     assert runs.errors() == {"one": "failed: [Errno 28] No space left on device"}

@@ -20,6 +20,7 @@ from agents.training.config import load_config
 from agents.training.experiment import prepare, train
 from agents.training.results import seeds_table
 from agents.training.run_folder import RunFolder
+from tests.agents.rules import rule_that
 from tests.agents.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,17 +56,11 @@ def test_each_seed_is_what_a_run_of_that_seed_alone_is(
 def test_a_run_that_fails_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "first_fails.py").write_text(
-        "import multiprocessing, torch\n"
-        "def rule(obs, action, next_obs):\n"
-        "    in_training = len(obs) > 2  # the rule is tried on two rows before\n"
-        "    if in_training and multiprocessing.current_process().name == 'seed-0':\n"
-        "        raise RuntimeError('no rule for seed 0')\n"
-        "    return torch.zeros(len(obs), dtype=torch.bool)\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
+    fails = "raise RuntimeError('no rule for seed 0')"
+    of_first = f"\n        if multiprocessing.current_process().name == 'seed-0': {fails}"
+    rule = rule_that(of_first, "first_fails", tmp_path, monkeypatch)
     out = tmp_path / "out"
-    words = ["seeds=2", f"out={out}", "model.termination=first_fails:rule"]
+    words = ["seeds=2", f"out={out}", rule]
     assert main(["train", "pendulum-random", *TINY, *words]) == 1
     printed, errors = capfd.readouterr()
     assert "failed: RuntimeError: no rule for seed 0" in printed

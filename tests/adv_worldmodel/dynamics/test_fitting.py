@@ -212,18 +212,6 @@ def test_best_weights_are_restored_after_worse_epochs() -> None:
     assert any(a == b for a, b in zip(errors[-2], errors[-1], strict=True))
 
 
-def test_limits_of_the_noise_are_those_beside_which_the_best_weights_were_learnt() -> None:
-    """A fit that went on in vain ends as the one that stopped at its best epoch."""
-    settings = FitSettings(1, 1, (8,), learning_rate=0.1, batch_size=64, max_steps=None, patience=4)
-    whole = fit(linear_system(), settings)
-    epochs = whole.fit_info["epochs"]
-    cut = [  # six steps are an epoch
-        fit(linear_system(), replace(settings, max_steps=6 * n)) for n in range(1, epochs)
-    ]
-    assert sum(equal(whole, model) for model in cut) >= 3
-    assert not any(equal(whole, model) for model in cut[:1])
-
-
 def test_seed_decides_the_weights() -> None:
     data = linear_system()
     first, second, other = (fit(data, replace(SMALL, seed=s)) for s in (1, 1, 2))

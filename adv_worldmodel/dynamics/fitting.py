@@ -299,9 +299,9 @@ def _descend(
             mse = (targets[holdout] - mean).square().mean(dim=(1, 2))
         improved = mse < best_mse
         for name, value in ensemble.state_dict().items():
-            if value.dim() == 3:  # per network; the log-variance limits are shared
+            if value.dim() == 3:  # per network
                 best[name][improved] = value[improved]
-            else:
+            else:  # the log-variance limits: shared, so that the last are nobody's best
                 best[name].copy_(value)
         errors.append(float(mse.mean()))
         best_mse = torch.minimum(best_mse, mse)

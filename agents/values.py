@@ -174,7 +174,7 @@ class StateValue:
 
 
 def policy_and_value(model: BaseAlgorithm) -> tuple[Policy, ValueFunction]:
-    """Policy and value function of SAC, TD3, TQC, CrossQ, PPO and their subclasses.
+    """Policy and value function of SAC, TD3, TQC, CrossQ, PPO, A2C and their subclasses.
 
     They read the networks at each call, so that they stay true while the algorithm learns.
 

@@ -31,8 +31,8 @@ class AdversarySettings:
     :param weight: lambda of P eq. 9, on the *mean* over the batch of the adversarial loss;
         ``"auto"``: found by dual ascent on the constraint that P's problem has in its place.
     :param score: estimator of the model gradient: ``mixture`` (the paper's: score of the elite
-        mixture), ``member`` (score of the drawn member alone: same expectation, a fifth of the
-        work, more variance) or ``pathwise`` (through the sample and the critic).
+        mixture), ``member`` (score of the drawn member alone: same expectation, each row
+        one member's work, more variance) or ``pathwise`` (through the sample and the critic).
     :param batch_size: rows from the data, and as many from the model, per update.
     :param learning_rate: Adam's.
     :param continue_fit: with weight 0, go on fitting the data; otherwise weight 0 does nothing.

@@ -73,6 +73,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     :param seed: of everything drawn here, until :meth:`reset` is given another. Environments that
         are made apart with the same one draw the same.
     :param progress: show the fit's bar.
+    :param render_mode: nothing but None; otherwise a TypeError.
 
     Observations and actions are raw float32. Episodes start in data-set states, end by the model's
     termination or after ``horizon`` steps, and restart within the same step

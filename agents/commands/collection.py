@@ -124,7 +124,6 @@ def collect(
     :param deterministic: the policy's deterministic actions instead of sampled ones.
     :param noise: standard deviation of Gaussian noise on a policy's actions, as a share of half of
         each action's range; clipped to the range.
-    :param name: how messages call the data.
     :raises ValueError: fewer rows than policies, a policy of other spaces, or as `make_box_env`.
     """
     if not 0 < len(policies) <= rows:

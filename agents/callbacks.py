@@ -48,7 +48,7 @@ class RamboCallback(BaseCallback):
     an algorithm that has no value function.
 
     Works with any SB3 algorithm for which :func:`agents.values.policy_and_value` knows V and Q:
-    RAMBO, SAC, TD3, TQC, CrossQ, PPO, A2C. Pass it to ``learn`` itself or in a list: callbacks inside
+    RAMBO, SAC, TD3, TQC, CrossQ, PPO, A2C. Pass it to ``learn`` itself or in a list: those inside
     another (``EvalCallback(callback_on_new_best=...)``, ``EveryNTimesteps``) hear of no rollouts.
     To go on in another ``learn`` pass the same one: its random numbers, its optimiser and what
     ``"auto"`` measures against would begin anew in a new one.

@@ -1,6 +1,6 @@
 """Returns of a policy in the real environment, once or while it trains.
 
-Evaluation is P B.6's: the deterministic policy (and its greedy step, where it has one), 10 episodes.
+Evaluation is P B.6's: the deterministic policy (with its greedy step, if any), 10 episodes.
 """
 
 from __future__ import annotations

@@ -243,8 +243,8 @@ class Branches:
 def taken_from_outside(
     tensors: Iterable[Tensor], *optimizers: torch.optim.Optimizer | None
 ) -> tuple[Any, ...]:
-    """What a capture takes as it is: where tensors lie and whether they learn, and the optimisers'
-    states and numbers.
+    """What a capture takes as it is: where tensors lie, whether they learn and who looks at their
+    gradients, and the optimisers' states and numbers.
 
     A step is to be captured anew where this has changed: SB3's TRPO, for one, gives its parameters
     new memory at each update, and a callback may set another learning rate. An optimiser makes its
@@ -260,7 +260,12 @@ def taken_from_outside(
         for value in state.values()
         if isinstance(value, Tensor)
     ]
-    return (*((t.data_ptr(), t.requires_grad) for t in tensors), *numbers, *states)
+    return (*((t.data_ptr(), t.requires_grad, has_hooks(t)) for t in tensors), *numbers, *states)
+
+
+def has_hooks(tensor: Tensor) -> bool:
+    """Whether someone is told of the tensor's gradient when autograd finds it."""
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
 
 
 def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:

@@ -59,7 +59,7 @@ def check_settings(agent: RAMBO) -> None:
             "only a number can take a number's place"
         )
     target = agent.target_entropy
-    if not isinstance(target, str) and not (isinstance(target, Real) and math.isfinite(target)):
+    if target != "auto" and not (isinstance(target, Real) and math.isfinite(target)):
         raise ValueError(f"target_entropy = {target!r} must be 'auto' or a finite number")
     if agent.cloning_weight > 0.0 and round(agent.real_ratio * agent.batch_size) < 1:
         raise ValueError(

@@ -18,7 +18,7 @@ from adv_worldmodel.graphs import (
     taken_from_outside,
 )
 from agents.buffers import Batch
-from agents.policies import Standardise
+from agents.policies import Standardise, hooks_of
 from agents.updates import SACParts
 
 if TYPE_CHECKING:
@@ -70,10 +70,11 @@ class AgentStep:
         # loaded weights bring their statistics, of which the update has made factors
         fixed = [m for m in model.policy.modules() if type(m) is Standardise]
         versions = tuple(buffer._version for module in fixed for buffer in module.buffers())
+        hooks = tuple(hooks_of(module) for module in model.policy.modules())
         outside = taken_from_outside(tensors, *_optimizers(model))
         n_real = self.buffer.n_real(self.batch_size)
         world = self.world_model.taken_as_it_is() if model.fresh_outcomes else ()
-        return *outside, *world, versions, n_real, model.settings_of_updates()
+        return *outside, *world, hooks, versions, n_real, model.settings_of_updates()
 
     def _with_graphs(self) -> bool:
         """Whether the updates may be captured, on a GPU; says why they may not."""

@@ -121,8 +121,8 @@ class RamboCallback(BaseCallback):
         self._refuse_another_game(dataset)
         self._foes = policy_and_value(self.model)
         gamma = float(self.model.gamma)  # type: ignore[attr-defined]
-        game, old = (models[0], horizon, gamma, dataset.content_hash), self.adversary
-        if old is None or (old.model, old.horizon, old.gamma, old.content_hash) != game:
+        game, old = (models[0], horizon, dataset.content_hash), self.adversary
+        if old is None or (old.model, old.horizon, old.content_hash) != game:
             self.adversary = Adversary(
                 models[0],
                 dataset,
@@ -136,6 +136,8 @@ class RamboCallback(BaseCallback):
         assert self.adversary is not None
         if self.model._n_updates == 0:
             return  # the critic has learnt nothing yet that could be lowered
+        if self.training_env.get_attr("world_model", 0)[0] is not self.adversary.model:
+            self._init_callback()  # another callback has put another one there
         start = time.perf_counter()
         self.adversary.discount_by(float(self.model.gamma))  # type: ignore[attr-defined]
         self.model.policy.set_training_mode(False)

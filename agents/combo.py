@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -51,7 +52,7 @@ class COMBO(RAMBO):
                 f"real_ratio = {self.real_ratio} puts {parts.n_real} rows of data into batches of "
                 f"{batch_size}: COMBO needs data and model rows, choose one in between"
             )
-        return lambda batch, noise: combo_update(parts, batch, noise, self.beta)
+        return partial(combo_update, parts, beta=self.beta)
 
 
 def conservative_gap(

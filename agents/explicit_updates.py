@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adv_worldmodel.adam import step_of
-from adv_worldmodel.graphs import Branches
+from adv_worldmodel.graphs import Branches, has_hooks
 from agents.buffers import Batch
 from agents.explicit_networks import ExplicitActor, ExplicitCritics
 from agents.policies import StackedCritic, Standardise, heads_of, is_plain
@@ -37,7 +37,7 @@ def is_explicit(parts: SACParts) -> bool:
     fixed = all(type(extractor) is Standardise for extractor in extractors)
     parameters = (*actor.parameters(), *parts.critic.parameters())
     trained = all(p.requires_grad for p in parameters)
-    hooks = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+    hooks = any(map(has_hooks, parameters))
     plain = plain_actor and plain_critics and fixed and trained and not hooks
     return plain and len(parts.critic.weights) >= 2
 

@@ -101,9 +101,18 @@ def is_plain(actor: nn.Module) -> bool:
 
 def _is_plain_layer(layer: nn.Linear) -> bool:
     """Whether its call is x W + b and no more, of a weight that is learnt as it stands."""
-    hooks = (layer._forward_pre_hooks, layer._forward_hooks)
+    hooks = hooks_of(layer)
     learnt = isinstance(layer.weight, nn.Parameter) and isinstance(layer.bias, nn.Parameter)
     return learnt and not any(hooks)
+
+
+def hooks_of(module: nn.Module) -> tuple[int, ...]:
+    """How many hooks a module has, of each kind."""
+    kinds = (
+        module._forward_pre_hooks, module._forward_hooks,
+        module._backward_pre_hooks, module._backward_hooks,
+    )  # fmt: skip
+    return tuple(map(len, kinds))
 
 
 def heads_of(actor: Actor) -> tuple[nn.Linear, nn.Linear]:

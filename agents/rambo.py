@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import math
+import operator
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -29,7 +32,7 @@ from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
 from adv_worldmodel.seeding import make_generator
 from agents.agent_settings import check_devices, check_settings, put_into_effect, take_settings
 from agents.agent_step import AgentStep, Update
-from agents.buffers import MixedReplayBuffer
+from agents.buffers import Batch, MixedReplayBuffer
 from agents.cloning import clone_behaviour
 from agents.explicit_updates import ExplicitSACUpdate, is_explicit
 from agents.policies import RAMBOPolicy, Standardise
@@ -71,7 +74,9 @@ class RAMBO(SAC):
         :class:`agents.policies.RAMBOPolicy`. States are standardised
         with the data's statistics unless a features extractor is given.
 
-    The other arguments are SAC's. ``learn`` counts synthetic transitions, as SB3 does:
+    The other arguments are SAC's. The environment's horizon takes the place of its ``train_freq``
+    and ``retain_iterations`` that of ``buffer_size``; there is no action noise and no gSDE.
+    ``learn`` counts synthetic transitions, as SB3 does:
     ``total_timesteps = iterations * model.timesteps_per_iteration``. Its ``log_interval`` has no
     effect: metrics are written once per iteration. After :meth:`load` the random numbers of the
     seed begin anew, as SB3's do; ``adv-worldmodel train --resume`` goes on with them.
@@ -120,6 +125,8 @@ class RAMBO(SAC):
         if not callable(learning_rate):  # a schedule is refused by check_settings
             check_finite(learning_rate=learning_rate)
             learning_rate = float(learning_rate)  # SB3 takes no number of NumPy's
+        if seed is not None:
+            seed = operator.index(seed)
         self.actor_learning_rate = actor_learning_rate
         self.entropy_learning_rate = entropy_learning_rate
         self.real_ratio, self.retain_iterations = real_ratio, retain_iterations
@@ -136,6 +143,8 @@ class RAMBO(SAC):
         self._acting: SquashedPolicy | None = None
         #: from :meth:`load_weights`: gamma and the entropy coefficient are not those of training
         self.weights_only = False
+        #: the metric of the last iteration that was no number
+        self._not_finite: str | None = None
         #: finished iterations (rollout and updates)
         self.iteration = 0
         policy_kwargs = dict(policy_kwargs or {})
@@ -255,6 +264,7 @@ class RAMBO(SAC):
         The data are the new environment's. The policy goes on standardising states by those that
         it was built with: its weights are for such inputs.
         """
+        self._refuse_weights_only()
         super().set_env(_as_model_env(env), force_reset)
         self._attach_data()
 
@@ -328,11 +338,15 @@ class RAMBO(SAC):
         """Rollouts, updates and callbacks, in turn; see the class for what is counted.
 
         :param tb_log_name: of TensorBoard's runs; default the class's name.
+        :raises FloatingPointError: a metric of an iteration is not finite. Callbacks hear of its
+            end, or of the next rollout's start, before.
         """
         name = type(self).__name__ if tb_log_name is None else tb_log_name
-        return super().learn(
+        super().learn(
             total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar
         )
+        self._refuse_to_go_on_with_nan()
+        return self
 
     def collect_rollouts(
         self,
@@ -353,6 +367,13 @@ class RAMBO(SAC):
         """
         self.policy.set_training_mode(False)
         callback.on_rollout_start()  # the adversary changes the model here
+        self._refuse_to_go_on_with_nan()
+        horizon = _as_model_env(env).horizon
+        if horizon != train_freq.frequency:
+            raise ValueError(
+                f"the horizon became {horizon} in a training with {train_freq.frequency}: another "
+                "one counts from the next learn() on"
+            )
         take_settings(self)
         if self._acting is None:
             self._acting = SquashedPolicy(self)
@@ -374,8 +395,11 @@ class RAMBO(SAC):
         self._n_updates += gradient_steps
         self.iteration += 1
         seconds = time.perf_counter() - start
+        self._not_finite = None
         for name, mean in zip(self.metrics, means, strict=True):
             self.logger.record(f"train/{name}", mean)
+            if not math.isfinite(mean):
+                self._not_finite = f"train/{name} is {mean}"
         self.logger.record("train/n_updates", self._n_updates)
         self.logger.record("time/iteration", self.iteration)
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
@@ -390,7 +414,7 @@ class RAMBO(SAC):
         """
         if is_explicit(parts):
             return ExplicitSACUpdate(parts, batch_size)
-        return lambda batch, noise: sac_update(parts, batch, noise[0], noise[1])
+        return partial(_sac_update, parts)
 
     def save_weights(self, folder: str | Path) -> None:
         """Write the policy's weights and architecture into ``folder``, as safetensors and JSON.
@@ -418,12 +442,21 @@ class RAMBO(SAC):
         )  # fmt: skip
         return tuple(getattr(self, name) for name in names)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+    def _refuse_weights_only(self) -> None:
         if self.weights_only:
             raise ValueError(
                 f"an agent from load_weights knows no settings of its training: to go on, "
                 f"{type(self).__name__}.load what save wrote"
             )
+
+    def _refuse_to_go_on_with_nan(self) -> None:
+        if self._not_finite is not None:
+            raise FloatingPointError(
+                f"{self._not_finite} after iteration {self.iteration}: the training diverged"
+            )
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        self._refuse_weights_only()
         self._in_effect = {}  # learning rates in a zip are the ones it was saved with
         take_settings(self)
         self._step = self._acting = None  # networks may have been loaded since: begin anew
@@ -438,8 +471,12 @@ class RAMBO(SAC):
     def _excluded_save_params(self) -> list[str]:
         # the last observations are data-set states, n_envs of them
         states = ["_last_obs", "_last_original_obs", "_last_episode_starts"]
-        caches = ["_generator", "_step", "_acting", "_in_effect", "first_log_alpha"]
+        caches = ["_generator", "_step", "_acting", "_in_effect", "_not_finite", "first_log_alpha"]
         return [*super()._excluded_save_params(), *caches, *states]
+
+
+def _sac_update(parts: SACParts, batch: Batch, noise: torch.Tensor) -> torch.Tensor:
+    return sac_update(parts, batch, noise[0], noise[1])
 
 
 def _as_model_env(env: Any) -> AdvWorldModelVecEnv:

@@ -82,7 +82,8 @@ class OfflineDataset:
     action_bounds_guessed: bool = False
 
     def __post_init__(self) -> None:
-        where = self.name
+        where = str(self.name)
+        self._set("name", where)
         observation_space = validation.flat_box(self.observation_space, "observation", where)
         action_space = validation.flat_box(self.action_space, "action", where)
         states = (self.observations, self.next_observations)
@@ -193,7 +194,11 @@ class OfflineDataset:
 
     def with_reward_offset(self, offset: float) -> OfflineDataset:
         """The same data with `offset` added to every reward (beyond what was added before)."""
-        if not np.isfinite(offset):
+        try:
+            offset = float(offset)  # NumPy's are not JSON's
+        except (TypeError, ValueError):
+            offset = math.nan
+        if not math.isfinite(offset):
             raise ValueError(f"reward_offset is {offset}; expected a finite number.")
         if offset == 0.0:
             return self
@@ -299,18 +304,15 @@ class OfflineDataset:
     def whole_episodes(self) -> NDArray[np.bool_]:
         """Which episodes the recording did not cut; (episodes,).
 
-        The last one is taken for cut where it did not terminate and is shorter than another
-        truncated one; others (of several policies, say) where at least two truncated ones share the
-        greatest length, which is then the time limit, and they are truncated below it. Where no two
-        do and a known environment would let them go on, all truncated ones are cut.
+        Cut are those that were truncated before the time limit: that of a known environment, else
+        the greatest length of truncated ones, where at least two share it. Where no two do, only
+        the last one is taken for cut, if it did not terminate and is shorter than another truncated
+        one.
         """
         lengths, truncated = self.episode_lengths(), ~self.terminations[self.episode_ends()]
-        longest = lengths[truncated].max(initial=0)
-        cut = truncated & (lengths < longest)
-        if np.count_nonzero(truncated & (lengths == longest)) < 2:
-            limit = time_limit(self.env_id)
-            if limit is not None and longest < limit:
-                return ~truncated
+        longest, limit = lengths[truncated].max(initial=0), time_limit(self.env_id)
+        cut = truncated & (lengths < (longest if limit is None else limit))
+        if limit is None and np.count_nonzero(truncated & (lengths == longest)) < 2:
             cut[:-1] = False
         whole: NDArray[np.bool_] = ~cut
         return whole
@@ -319,11 +321,11 @@ class OfflineDataset:
     def behaviour_return(self) -> float:
         """Mean of `episode_returns` of the `whole_episodes`.
 
-        NaN where no episode is whole, or the rows are not `in_order`: nobody knows then what an
-        episode was.
+        NaN where most rows are of episodes that were cut, of which those that failed early are what
+        is whole, or the rows are not `in_order`: nobody knows then what an episode was.
         """
-        whole = self.whole_episodes()
-        if not (self.in_order and whole.any()):
+        whole, lengths = self.whole_episodes(), self.episode_lengths()
+        if not self.in_order or 2 * lengths[whole].sum() < lengths.sum():
             return math.nan
         return float(self.episode_returns()[whole].mean())
 

@@ -88,25 +88,29 @@ def warn_of_rounding(
 ) -> None:
     """Warns where float32 is too coarse for how states change, as with a large offset.
 
-    That is where rounding moves a dimension by more than 1 % of the standard deviation of s' - s.
-    100,000 rows that are spread over the data are looked at.
+    That is where rounding moves a dimension by more than 1 % of the standard deviation of s' - s,
+    or of its size where all changes are alike, as a clock's. 100,000 rows that are spread over the
+    data are looked at.
 
     :param observations: (N, S), as they came, finite.
     :param next_observations: (N, S).
     :param where: how messages call the data.
     :param rows: those that count; None: all.
     """
-    if max(observations.dtype.itemsize, next_observations.dtype.itemsize) <= 4:
+    if all(np.can_cast(array.dtype, np.float32) for array in (observations, next_observations)):
         return
     size = len(observations if rows is None else rows)
     spread = np.linspace(0, size - 1, min(size, 100_000)).astype(np.intp)
     looked_at = spread if rows is None else rows[spread]
     states = observations[looked_at].astype(np.float64)
     successors = next_observations[looked_at].astype(np.float64)
-    change = (successors - states).std(axis=0)
+    steps = successors - states
     error = np.sqrt(np.square(states.astype(np.float32) - states).mean(axis=0))
     # a change that float64 has but from its own rounding is none
-    real = change > 1e-12 * np.maximum(np.abs(states), np.abs(successors)).max(axis=0)
+    least = 1e-12 * np.maximum(np.abs(states), np.abs(successors)).max(axis=0)
+    spread_of_steps, size_of_steps = steps.std(axis=0), np.sqrt(np.square(steps).mean(axis=0))
+    change = np.where(spread_of_steps > least, spread_of_steps, size_of_steps)
+    real = change > least
     coarse = np.flatnonzero(real & (error > 0.01 * change))
     if coarse.size:
         i = int(coarse[0])

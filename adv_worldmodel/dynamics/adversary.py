@@ -105,12 +105,7 @@ class Adversary:
         self.generator = make_generator(seed, "adversary", device)
         self.optimizer = make_optimizer(model.ensemble, settings.learning_rate)
         make_capturable(self.optimizer, device)
-        parameters = list(model.ensemble.parameters())
-        self.parameters = [p for p in parameters if p.requires_grad]
-        #: the faster way to the gradients of the score functions; ``None`` takes autograd's
-        self.explicit: ExplicitModelGradient | None = None
-        if settings.score != "pathwise" and len(self.parameters) == len(parameters):
-            self.explicit = ExplicitModelGradient(model, settings, gamma)
+        self._note_who_learns()
         self.inputs, self.targets = model.encode(dataset)
         self.train_rows, self.holdout_rows = model.split(dataset)
         if self.active and not len(self.train_rows):
@@ -129,6 +124,14 @@ class Adversary:
         self._against: tuple[Policy, ValueFunction] | None = None
         self._step: GraphedStep | None = None
         self._outside: tuple[Any, ...] = ()
+
+    def _note_who_learns(self) -> None:
+        parameters = list(self.model.ensemble.parameters())
+        self.parameters = [p for p in parameters if p.requires_grad]
+        #: the faster way to the gradients of the score functions; ``None`` takes autograd's
+        self.explicit: ExplicitModelGradient | None = None
+        if self.settings.score != "pathwise" and len(self.parameters) == len(parameters):
+            self.explicit = ExplicitModelGradient(self.model, self.settings, self.gamma)
 
     def discount_by(self, gamma: float) -> None:
         """Play on at another discount."""
@@ -209,6 +212,7 @@ class Adversary:
         networks = tuple(networks)
         if self._outside != self._taken_as_it_is(networks):
             self._step = None
+            self._note_who_learns()
         sums = torch.zeros(4, device=self.model.device, dtype=torch.float32)
         left = n_updates = n_updates if self.active else 0
         while left > 0:

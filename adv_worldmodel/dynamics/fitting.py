@@ -165,7 +165,7 @@ def fit_world_model(
     _warn_of_scales(dataset.name, obs, action, raw_targets[:, -obs_dim:], learned)
     compare_with_rewards(model, dataset)
     model.set_scales(torch.cat([obs, action], -1), raw_targets)
-    inputs, targets = model.encode(dataset)
+    inputs, targets = model.inputs(obs, action), model.targets(obs, next_obs, reward)
 
     n_holdout = min(settings.holdout, max(1, len(dataset) // 10))
     rows = torch.randperm(len(dataset), generator=generator).to(device)

@@ -28,13 +28,12 @@ def compare_with_rewards(model: WorldModel, dataset: OfflineDataset) -> None:
 
     :param model: with the data's dimensions.
     :param dataset: the data.
-    :raises ValueError: the known rewards are no tensor of one number per row.
+    :raises ValueError: the known rewards are no tensor of one finite number per row.
     """
-    if model.fit_info.get("content_hash") == dataset.content_hash:
-        return  # the fit has said it
     if model.reward_function is None:
         fitted = model.fit_info.get("reward_offset", dataset.reward_offset)
-        if fitted != dataset.reward_offset:
+        same = model.fit_info.get("content_hash") == dataset.content_hash  # rewards included
+        if fitted != dataset.reward_offset and not same:
             warnings.warn(
                 f"the world model was fitted to rewards with {fitted:g} added, those of "
                 f"{dataset.name} have {dataset.reward_offset:g} added: give the model of this data",
@@ -50,6 +49,10 @@ def compare_with_rewards(model: WorldModel, dataset: OfflineDataset) -> None:
         )
     )  # fmt: skip
     gap = (model.known_reward(obs, action, next_obs) - reward).double()
+    wrong = torch.nonzero(~gap.isfinite())
+    if len(wrong):
+        row = int(rows[int(wrong[0])])
+        raise ValueError(f"{dataset.name}: the known reward of row {row} is not a finite number")
     std = float(dataset.rewards.std(dtype=np.float64))
     rounding = ROUNDING * float(reward.abs().max())
     mean, mean_size = float(gap.mean()), float(gap.abs().mean())

@@ -23,7 +23,7 @@ from adv_worldmodel.device import resolve_device, shared_tensor
 from adv_worldmodel.dynamics import FitSettings, WorldModel, cached_world_model
 from adv_worldmodel.dynamics.ensemble import MemberDraw
 from adv_worldmodel.dynamics.rewards import compare_with_rewards
-from adv_worldmodel.dynamics.termination import TerminationFunction
+from adv_worldmodel.dynamics.termination import TerminationFunction, compare_with_flags
 from adv_worldmodel.dynamics.world_model import RewardFunction, check_dimensions
 from adv_worldmodel.graphs import GraphedStep
 from adv_worldmodel.seeding import make_generator
@@ -118,6 +118,8 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         self.dataset: OfflineDataset = load_dataset(dataset)
         if fit is not None and not isinstance(fit, FitSettings):
             raise TypeError(f"fit is {type(fit).__name__}: expected FitSettings(...)")
+        if reward_function is not None and not callable(reward_function):
+            raise TypeError(f"reward_function is {type(reward_function).__name__}: not callable")
         functions = {"termination": termination, "reward_function": reward_function}
         device = resolve_device(device)
         if world_model is None:
@@ -128,13 +130,19 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
                 progress=progress,
                 **functions,  # type: ignore[arg-type]
             )
-        else:
-            if not isinstance(world_model, WorldModel):
-                needed = {name: f for name, f in functions.items() if callable(f)}
-                world_model = WorldModel.load(world_model, device=device, **needed)
+            self._take(world_model)
+        elif isinstance(world_model, WorldModel):
             _check_unused(world_model, fit, functions)
-        self._take(world_model)
-        compare_with_rewards(world_model, self.dataset)
+            self._take(world_model)
+            compare_with_rewards(world_model, self.dataset)
+        else:
+            needed = {name: f for name, f in functions.items() if callable(f)}
+            world_model = WorldModel.load(world_model, device=device, **needed)
+            _check_unused(world_model, fit, functions)
+            self._take(world_model)
+            compare_with_rewards(world_model, self.dataset)
+            if callable(termination):  # it may be another one than that of the fit
+                compare_with_flags(world_model.termination, self.dataset, world_model.device)
         self.num_envs, self.horizon, self.member_per = num_envs, horizon, member_per
         # of its own: a space has a random stream, which other environments would share
         self.single_observation_space = self._reached()

@@ -255,7 +255,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         with user_input():
             raise ValueError("--dataset names the data of --in-model: give both")
     from adv_worldmodel.data.scores import normalised_score
-    from agents.training.evaluation import COPIES, evaluate
+    from agents.training.evaluation import evaluate, first_start
     from agents.training.real_env import check_spaces, full_id, make_real_env
     from agents.training.rendering import render
     from agents.training.run_folder import RunFolder, check_file
@@ -274,7 +274,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         if args.render is not None:
             try:
                 # the first of the episodes
-                film = render(policy, env_id, args.render, seed=COPIES * args.seed)
+                film = render(policy, env_id, args.render, seed=first_start(args.seed))
             except RuntimeError as error:  # nothing draws on this machine; the message has remedies
                 raise ValueError(str(error)) from error
     evaluation = evaluate(policy, env_id, episodes=args.episodes, seed=args.seed)

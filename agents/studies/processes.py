@@ -240,7 +240,7 @@ def _run_one(config: TrainConfig, sender: Connection) -> None:
             raise SystemExit(1) from None
         try:
             run(prepared, progress=False, resumption=resumption)
-        except OSError as error:  # another run at work there, a full disk
+        except (OSError, FolderInUseError) as error:  # a full disk, another run at work there
             sender.send((one_line(error), isinstance(error, FolderInUseError)))
             raise SystemExit(1) from None
     except (DivergenceError, FloatingPointError):

@@ -22,14 +22,16 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
+def written_aside(target: Path, suffix: str = "") -> Iterator[Path]:
     """Yield a path to write a file or folder to, which becomes `target` if the block succeeds.
 
     The path keeps the suffix of `target` (Stable-Baselines3 and matplotlib look at it), and of a
     long name the end alone: a file system takes no more than 255 bytes. A link is replaced: in a
     run folder, which may be a stranger's, none is followed.
+
+    :param suffix: one more for the path.
     """
-    aside = target.with_name(f".{os.getpid()}-{target.name[-50:]}")
+    aside = target.with_name(f".{os.getpid()}-{target.name[-50:]}{suffix}")
     try:
         yield aside
         if target.is_dir():  # a folder that is not empty cannot be replaced
@@ -52,7 +54,8 @@ def written_where_named(target: Path) -> Iterator[Path]:
     if is_stream(target):
         yield target
         return
-    with written_aside(Path(os.path.realpath(target))) as aside:
+    real = Path(os.path.realpath(target))
+    with written_aside(real, "" if real.suffix == target.suffix else target.suffix) as aside:
         yield aside
 
 

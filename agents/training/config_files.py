@@ -179,9 +179,8 @@ def _read(
             is_setting(dotted, str(path))
             _put(own, dotted, sub_value, path)
     dataset = own.get("dataset")
-    if isinstance(dataset, str) and not expanded(dataset).is_file():
-        beside = path.parent / dataset
-        own["dataset"] = str(beside) if beside.is_file() else dataset
+    if isinstance(dataset, str) and (path.parent / dataset).is_file():
+        own["dataset"] = str(path.parent / dataset)  # as what it extends
     return values | own
 
 

@@ -52,6 +52,11 @@ EVALUATION_COLUMNS = tuple(EvaluationRow.__annotations__)
 COPIES = 10
 
 
+def first_start(seed: int) -> int:
+    """Seed of the first of an evaluation's `COPIES` starts, whose followers NumPy takes too."""
+    return COPIES * seed % (2**32 - COPIES)
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Undiscounted returns `(n,)` and lengths `(n,)` (steps) of n episodes in `env_id`."""
@@ -121,7 +126,7 @@ class Evaluator:
         :raises ValueError: the policy's spaces are not the environment's.
         """
         check_spaces(policy, self._envs.envs[0], self.env_id)  # type: ignore[attr-defined]
-        seed = COPIES * self.seed  # SB3 gives copy i the seed + i
+        seed = first_start(self.seed)  # SB3 gives copy i the seed + i
         if iteration is not None:
             seed = int(np.random.SeedSequence([self.seed, iteration]).generate_state(1)[0])
         self._envs.seed(seed)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.callbacks import (
+    BaseCallback,
     ConvertCallback,
     StopTrainingOnMaxEpisodes,
 )
@@ -167,10 +168,28 @@ def test_the_adversary_plays_the_agent_s_game(
     assert foe.optimizer.param_groups[0]["lr"] == 5e-3
     assert foe.dual is not None
     assert (foe.dual.xi, foe.dual.largest) == (0.2, 0.7)
-    RAMBO(env=world, gamma=0.8, device="cpu", **small).learn(48, callback=callback)
-    assert callback.adversary is not foe  # another game
+    RAMBO(env=world, gamma=0.8, device="cpu", **small).learn(96, callback=callback)
+    assert callback.adversary is foe  # it plays on, at the agent's discount
+    assert foe.gamma == 0.8
+
+
+def test_the_adversary_follows_a_model_that_another_callback_sets(
+    build: Make, fitted_once: WorldModel
+) -> None:
+    other = copy.deepcopy(fitted_once)
+
+    class Swap(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.training_env.set_attr("world_model", other)
+
+    callback, model = adversary(), build("RAMBO")
+    model.learn(total_timesteps=3 * ITERATION, callback=[callback, Swap()])
     assert callback.adversary is not None
-    assert callback.adversary.gamma == 0.8
+    assert callback.adversary.model is other
+    assert not torch.equal(other.ensemble.weights[0], fitted_once.ensemble.weights[0])
 
 
 def test_a_second_learn_goes_on_with_the_same_adversary(build: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -204,3 +205,10 @@ def test_tensorboard_knows_the_algorithm_by_its_name(make_agent: MakeAgent, tmp_
         run(make_agent(kind, tensorboard_log=str(tmp_path)), 1)
     run(make_agent(tensorboard_log=str(tmp_path)), 1, tb_log_name="mine")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["COMBO_1", "RAMBO_1", "mine_1"]
+
+
+def test_a_trained_agent_can_be_pickled(make_agent: MakeAgent) -> None:
+    model = make_agent(COMBO, beta=0.2)
+    model.learn(model.timesteps_per_iteration)
+    copied = pickle.loads(pickle.dumps(model))
+    assert torch.equal(copied.actor.mu.weight, model.actor.mu.weight)

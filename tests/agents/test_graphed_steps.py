@@ -246,10 +246,12 @@ def load_moments(agent: RAMBO) -> None:
         load_moments,
         lambda agent: agent.actor.optimizer.state.clear(),
         lambda agent: agent.actor.latent_pi[0].requires_grad_(False),
+        lambda agent: agent.actor.mu.weight.register_hook(lambda grad: grad),
+        lambda agent: agent.actor.mu.register_full_backward_hook(lambda *_: None),
         lambda agent: setattr(agent.replay_buffer, "real_ratio", 0.25),
         lambda agent: setattr(agent, "real_ratio", 0.25),
     ],
-    ids=["moments", "no-moments", "frozen", "share", "setting"],
+    ids=["moments", "no-moments", "frozen", "hook", "layer's hook", "share", "setting"],
 )
 def test_what_an_update_takes_as_it_is_makes_another_step(
     agent: RAMBO, change: Callable[[RAMBO], object]
@@ -279,6 +281,18 @@ def test_an_adversary_s_moments_in_other_memory_are_captured_anew(agent: RAMBO) 
     adversary.optimizer.load_state_dict(copy.deepcopy(adversary.optimizer.state_dict()))
     adversary.run(1, *foes)
     assert adversary._step is not step
+
+
+def test_an_adversary_leaves_a_layer_that_is_frozen_later_as_it_is(agent: RAMBO) -> None:
+    world, foes = agent.env.world_model, policy_and_value(agent)  # type: ignore[union-attr]
+    adversary = Adversary(world, agent.env.dataset, AdversarySettings(batch_size=16), seed=0)  # type: ignore[union-attr]
+    adversary.run(1, *foes)
+    layer, other = (world.ensemble.weights[i] for i in (0, 1))
+    layer.requires_grad_(False)
+    before = layer.clone(), other.detach().clone()
+    adversary.run(2, *foes)
+    assert torch.equal(layer, before[0])
+    assert not torch.equal(other, before[1])
 
 
 def test_a_rule_that_is_replaced_is_captured_anew(

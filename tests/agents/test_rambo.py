@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.sac.policies import SACPolicy
@@ -278,6 +278,32 @@ def test_an_optimiser_of_the_user_s_is_taken(
 
 
 # --- errors -------------------------------------------------------------------------------------
+
+
+def test_numbers_that_are_none_end_the_training(make_agent: MakeAgent) -> None:
+    model = make_agent(learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match=r"train/\w+ is nan after iteration [12]: the tr"):
+        model.learn(3 * model.timesteps_per_iteration)
+    assert model.iteration < 3
+
+
+def test_another_horizon_in_mid_training_is_refused(make_agent: MakeAgent) -> None:
+    class Longer(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.training_env.set_attr("horizon", HORIZON + 2)
+
+    model = make_agent()
+    with pytest.raises(ValueError, match=f"became {HORIZON + 2} in a training with {HORIZON}"):
+        model.learn(2 * model.timesteps_per_iteration, callback=Longer())
+    model.learn(1)  # the next one takes it over
+    assert model.num_timesteps == N_ENVS * (HORIZON + 2)
+
+
+def test_a_seed_of_numpy_s_is_one(make_agent: MakeAgent) -> None:
+    assert make_agent(seed=np.int64(3)).seed == 3
 
 
 def test_another_environment_is_refused() -> None:

@@ -79,9 +79,13 @@ def test_where_the_environment_would_have_gone_on_every_truncated_episode_is_cut
 
     assert np.isnan(known(50).behaviour_return)  # its limit is 999
     assert np.isnan(known(90, 50, 70).behaviour_return)
-    assert known(90, 50, 70, terminated=(1,)).behaviour_return == 50
+    assert known(90, 150, 30, terminated=(1,)).behaviour_return == 150
+    assert np.isnan(known(90, 50, 70, terminated=(1,)).behaviour_return)  # of those that failed
     assert known(999).behaviour_return == 999
-    assert known(300, 300, 70).behaviour_return == 300  # a time limit of the recording
+    assert known(999, 50, 30).behaviour_return == 999
+    assert known(1200, 999, 999).behaviour_return == 1066
+    # environments side by side, whose recording ended: nobody knows what a whole one returns
+    assert np.isnan(known(300, 300).behaviour_return)
 
 
 def test_a_description_is_of_whole_episodes() -> None:
@@ -156,8 +160,10 @@ def test_reward_offset_moves_rewards_but_not_returns() -> None:
     dataset = OfflineDataset.from_arrays(**arrays()).with_reward_offset(-1.0)
     np.testing.assert_array_equal(dataset.rewards, [0.0, 1.0, 3.0])
     np.testing.assert_array_equal(dataset.episode_returns(), [3.0, 4.0])
-    with pytest.raises(ValueError, match="reward_offset is nan"):
-        dataset.with_reward_offset(float("nan"))
+    for wrong in (float("nan"), "much"):
+        with pytest.raises(ValueError, match="reward_offset is nan"):
+            dataset.with_reward_offset(wrong)  # type: ignore[arg-type]
+    assert type(dataset.with_reward_offset(np.float32(0.5)).reward_offset) is float  # as JSON knows
 
 
 @pytest.mark.parametrize(
@@ -322,6 +328,13 @@ def test_an_offset_that_float32_is_too_coarse_for_is_warned_of() -> None:
             observation_space=Box(-np.inf, np.inf, (2,), np.float32),
             action_space=box,
         )
+    with pytest.warns(UserWarning, match="Subtract an offset"):  # 30 bits do not fit into 24
+        OfflineDataset.from_arrays(**walk(2**30, np.int32))
+    clock = walk(0.0)
+    clock["observations"][:, 1] = 1.7e9 + 0.05 * np.arange(1000)  # all steps are alike
+    clock["next_observations"] = clock["observations"] + [[0.0, 0.05]]
+    with pytest.warns(UserWarning, match=r"near 1.7e\+09 and changes by 0.05 a step"):
+        OfflineDataset.from_arrays(**clock)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         OfflineDataset.from_arrays(**walk(0.0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -18,7 +19,13 @@ import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 
-from adv_worldmodel import AdvWorldModelVectorEnv, OfflineDataset, WorldModel
+from adv_worldmodel import (
+    AdvWorldModelVectorEnv,
+    FitSettings,
+    OfflineDataset,
+    WorldModel,
+    fit_world_model,
+)
 from tests.adv_worldmodel.envs.small_envs import envs_on, rollout
 
 Build = Callable[..., WorldModel]
@@ -261,6 +268,39 @@ def test_a_model_of_other_rewards_is_warned_of(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         envs_on(lower, pendulum_model)
+
+
+def test_functions_that_are_given_again_are_compared_with_the_data(
+    pendulum: OfflineDataset, tmp_path: Path
+) -> None:
+    def right(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
+        angle = torch.atan2(obs[:, 1], obs[:, 0])
+        return -(angle**2 + 0.1 * obs[:, 2] ** 2 + 0.001 * action[:, 0] ** 2)
+
+    def never(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(obs[:, 0], dtype=torch.bool)
+
+    fit = FitSettings(hidden_sizes=(8,), max_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = fit_world_model(
+            pendulum, fit, termination=never, reward_function=right, device="cpu"
+        )
+        model.save(tmp_path)
+        again: dict[str, Any] = {"world_model": tmp_path, "device": "cpu"}
+        AdvWorldModelVectorEnv(pendulum, termination=never, reward_function=right, **again)
+    with pytest.warns(UserWarning, match="the known rewards differ from the data's by"):
+        AdvWorldModelVectorEnv(
+            pendulum, termination=never, reward_function=lambda *x: 9.0 * right(*x), **again
+        )
+    with pytest.warns(UserWarning, match="of 1,000 rows are terminal, the termination rule"):
+        AdvWorldModelVectorEnv(
+            pendulum, termination=lambda *x: ~never(*x), reward_function=right, **again
+        )
+    with pytest.raises(ValueError, match="the known reward of row 0 is not a finite number"):
+        AdvWorldModelVectorEnv(
+            pendulum, termination=never, reward_function=lambda *x: right(*x) / 0.0 * 0.0, **again
+        )
 
 
 def test_masked_rows_alone_are_reset(pendulum: OfflineDataset, pendulum_model: WorldModel) -> None:

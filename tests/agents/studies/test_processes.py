@@ -122,6 +122,21 @@ def test_a_run_in_the_hands_of_another_process_is_left_alone(tmp_path: Path) -> 
     assert folder.result.read_bytes() == before
 
 
+def test_a_folder_that_another_process_took_first_is_left_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    runs = RunProcesses(
+        {"one": load_config("pendulum-random", [*TINY, f"out={out}"])}, 1, progress=False
+    )
+    out.mkdir()
+    with run_locked(out):
+        runs.run()
+    assert "a run is at work in" in runs.errors()["one"]
+    assert not (out / "result.json").exists()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_an_error_of_the_parent_lets_the_runs_write_their_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,8 +209,8 @@ def test_a_data_set_beside_the_file_is_found_from_anywhere(
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     assert load_config(path).dataset == str(tmp_path / "log.npz")
-    (elsewhere / "log.npz").write_bytes(b"")  # where the command is called counts first
-    assert load_config(path).dataset == "log.npz"
+    (elsewhere / "log.npz").write_bytes(b"")  # one configuration means one file
+    assert load_config(path).dataset == str(tmp_path / "log.npz")
 
 
 def test_a_file_extends_one_beside_it_and_that_one_a_shipped_one(tmp_path: Path) -> None:

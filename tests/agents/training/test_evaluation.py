@@ -12,10 +12,12 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.logger import configure
 
 from agents.training.evaluation import (
+    COPIES,
     Evaluation,
     EvaluationCallback,
     Evaluator,
     evaluate,
+    first_start,
     read_evaluations,
 )
 from agents.training.real_env import resolve_env
@@ -187,3 +189,5 @@ def test_seeds_share_no_starts() -> None:
     env.reset(seed=10)
     alone = sum(float(env.step(np.zeros(1, np.float32))[1]) for _ in range(200))
     assert one[0] == pytest.approx(alone)
+    assert [first_start(seed) for seed in (0, 1, 400_000_000)] == [0, 10, 4_000_000_000]
+    assert 0 <= first_start(2**32 - 1) < 2**32 - COPIES  # NumPy takes no larger ones

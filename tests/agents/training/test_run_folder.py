@@ -17,7 +17,12 @@ import numpy as np
 import pytest
 
 from agents.training import run_folder
-from agents.training.atomic_files import write_json, write_text_where_named, written_aside
+from agents.training.atomic_files import (
+    write_json,
+    write_text_where_named,
+    written_aside,
+    written_where_named,
+)
 from agents.training.run_folder import (
     LOCK,
     RunFolder,
@@ -81,6 +86,11 @@ def test_where_the_user_names_a_link_the_file_behind_it_is_written(tmp_path: Pat
         assert link.is_symlink()
         assert (elsewhere / name).read_text() == "new"
     assert sorted(path.name for path in elsewhere.iterdir()) == ["none.csv", "old.csv"]
+    (tmp_path / "film.gif").symlink_to(elsewhere / "film.avi")
+    with written_where_named(tmp_path / "film.gif") as aside:  # the named suffix says the format
+        assert aside.suffix == ".gif"
+        aside.write_text("film")
+    assert (elsewhere / "film.avi").read_text() == "film"
 
 
 def test_in_a_run_folder_no_link_is_followed(tmp_path: Path) -> None:

@@ -40,8 +40,10 @@ def load_file(
     if not path.is_file():
         raise FileNotFoundError(_missing(path))
     if path.suffix not in SUFFIXES:
+        pickled = " Load a replay buffer with SB3, and give that." if path.suffix == ".pkl" else ""
         raise ValueError(
             f"{where}: unknown file type '{path.suffix}'; expected one of {', '.join(SUFFIXES)}."
+            f"{pickled}"
         )
     arrays, stated = _read_npz(path) if path.suffix == ".npz" else _read_hdf5(path)
     for array in arrays.values():

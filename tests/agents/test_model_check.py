@@ -221,7 +221,7 @@ def test_a_model_that_runs_away_is_told_and_breaks_nothing(
     found = check_in_model(agent, model, walk, episodes=3)
     assert found.ran_away.all()
     assert found.lengths.tolist() == [2, 2, 2]  # to 1e4, and to 1e8
-    assert replace(found, rewards=(-20.0, 20.0)).beyond_data
+    assert replace(found, rewards=(-20.0, 20.0)).doubt(in_fit=False) == "3 episodes left all bounds"
     for numbers in (found.returns, found.discounted, found.values, found.sampled_returns):
         assert np.isfinite(numbers).all()
 

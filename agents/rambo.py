@@ -338,8 +338,8 @@ class RAMBO(SAC):
         """Rollouts, updates and callbacks, in turn; see the class for what is counted.
 
         :param tb_log_name: of TensorBoard's runs; default the class's name.
-        :raises FloatingPointError: a metric of an iteration is not finite. Callbacks hear of its
-            end, or of the next rollout's start, before.
+        :raises FloatingPointError: a metric is not finite; raised after the callbacks of the next
+            rollout's start, or of the training's end.
         """
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         super().learn(
@@ -457,6 +457,7 @@ class RAMBO(SAC):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._refuse_weights_only()
+        self._not_finite = None  # weights may have been put back
         self._in_effect = {}  # learning rates in a zip are the ones it was saved with
         take_settings(self)
         self._step = self._acting = None  # networks may have been loaded since: begin anew

@@ -304,14 +304,14 @@ class OfflineDataset:
     def whole_episodes(self) -> NDArray[np.bool_]:
         """Which episodes the recording did not cut; (episodes,).
 
-        Cut are those that were truncated before the time limit: that of a known environment, else
-        the greatest length of truncated ones, where at least two share it. Where no two do, only
-        the last one is taken for cut, if it did not terminate and is shorter than another truncated
-        one.
+        Cut are those that were truncated before the time limit: that of a known environment (less
+        one row, whose successor may not be recorded), else the greatest length of truncated ones,
+        where at least two share it. Where no two do, only the last one is taken for cut, if it did
+        not terminate and is shorter than another truncated one.
         """
         lengths, truncated = self.episode_lengths(), ~self.terminations[self.episode_ends()]
         longest, limit = lengths[truncated].max(initial=0), time_limit(self.env_id)
-        cut = truncated & (lengths < (longest if limit is None else limit))
+        cut = truncated & (lengths < (longest if limit is None else limit - 1))
         if limit is None and np.count_nonzero(truncated & (lengths == longest)) < 2:
             cut[:-1] = False
         whole: NDArray[np.bool_] = ~cut

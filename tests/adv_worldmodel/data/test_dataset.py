@@ -83,6 +83,7 @@ def test_where_the_environment_would_have_gone_on_every_truncated_episode_is_cut
     assert np.isnan(known(90, 50, 70, terminated=(1,)).behaviour_return)  # of those that failed
     assert known(999).behaviour_return == 999
     assert known(999, 50, 30).behaviour_return == 999
+    assert known(998, 998, 500).behaviour_return == 998  # without their last successors
     assert known(1200, 999, 999).behaviour_return == 1066
     # environments side by side, whose recording ended: nobody knows what a whole one returns
     assert np.isnan(known(300, 300).behaviour_return)

@@ -105,6 +105,9 @@ class Adversary:
         self.generator = make_generator(seed, "adversary", device)
         self.optimizer = make_optimizer(model.ensemble, settings.learning_rate)
         make_capturable(self.optimizer, device)
+        self.parameters: list[Tensor] = []
+        #: the faster way to the gradients of the score functions; ``None`` takes autograd's
+        self.explicit: ExplicitModelGradient | None = None
         self._note_who_learns()
         self.inputs, self.targets = model.encode(dataset)
         self.train_rows, self.holdout_rows = model.split(dataset)
@@ -127,10 +130,11 @@ class Adversary:
 
     def _note_who_learns(self) -> None:
         parameters = list(self.model.ensemble.parameters())
-        self.parameters = [p for p in parameters if p.requires_grad]
-        #: the faster way to the gradients of the score functions; ``None`` takes autograd's
-        self.explicit: ExplicitModelGradient | None = None
-        if self.settings.score != "pathwise" and len(self.parameters) == len(parameters):
+        learning: list[Tensor] = [p for p in parameters if p.requires_grad]
+        if list(map(id, learning)) == list(map(id, self.parameters)):
+            return
+        self.parameters, self.explicit = learning, None
+        if self.settings.score != "pathwise" and len(learning) == len(parameters):
             self.explicit = ExplicitModelGradient(self.model, self.settings, self.gamma)
 
     def discount_by(self, gamma: float) -> None:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adv_worldmodel.errors import first_line
 
@@ -260,12 +260,20 @@ def taken_from_outside(
         for value in state.values()
         if isinstance(value, Tensor)
     ]
-    return (*((t.data_ptr(), t.requires_grad, has_hooks(t)) for t in tensors), *numbers, *states)
+    return (*((t.data_ptr(), t.requires_grad, hooks_of(t)) for t in tensors), *numbers, *states)
 
 
-def has_hooks(tensor: Tensor) -> bool:
-    """Whether someone is told of the tensor's gradient when autograd finds it."""
-    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+def hooks_of(part: Tensor | nn.Module) -> tuple[int, ...]:
+    """The numbers of the hooks that PyTorch calls at a tensor's gradient, or at a layer's calls."""
+    names: tuple[str, ...] = (
+        "_forward_pre_hooks",
+        "_forward_hooks",
+        "_backward_pre_hooks",
+        "_backward_hooks",
+    )
+    if isinstance(part, Tensor):
+        names = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return tuple(number for name in names for number in getattr(part, name) or ())
 
 
 def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:

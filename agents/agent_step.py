@@ -14,11 +14,12 @@ from adv_worldmodel.dynamics.ensemble import MemberDraw, n_slots
 from adv_worldmodel.graphs import (
     GraphedStep,
     can_be_captured,
+    hooks_of,
     make_capturable,
     taken_from_outside,
 )
 from agents.buffers import Batch
-from agents.policies import Standardise, hooks_of
+from agents.policies import Standardise
 from agents.updates import SACParts
 
 if TYPE_CHECKING:

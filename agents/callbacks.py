@@ -131,11 +131,13 @@ class RamboCallback(BaseCallback):
                 gamma=gamma,
                 seed=self.model.seed if self.seed is None else self.seed,
             )
+            if old is not None and old.model.device == models[0].device:
+                self.adversary.generator = old.generator  # its draws are not to be drawn again
 
     def _on_rollout_start(self) -> None:
         assert self.adversary is not None
-        if self.model._n_updates == 0:
-            return  # the critic has learnt nothing yet that could be lowered
+        if self.model._n_updates == 0 or getattr(self.model, "not_finite", None):
+            return  # the critic has learnt nothing yet that could be lowered, or is lost
         if self.training_env.get_attr("world_model", 0)[0] is not self.adversary.model:
             self._init_callback()  # another callback has put another one there
         start = time.perf_counter()

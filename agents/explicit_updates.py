@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adv_worldmodel.adam import step_of
-from adv_worldmodel.graphs import Branches, has_hooks
+from adv_worldmodel.graphs import Branches, hooks_of
 from agents.buffers import Batch
 from agents.explicit_networks import ExplicitActor, ExplicitCritics
 from agents.policies import StackedCritic, Standardise, heads_of, is_plain
@@ -37,7 +37,8 @@ def is_explicit(parts: SACParts) -> bool:
     fixed = all(type(extractor) is Standardise for extractor in extractors)
     parameters = (*actor.parameters(), *parts.critic.parameters())
     trained = all(p.requires_grad for p in parameters)
-    hooks = any(map(has_hooks, parameters))
+    layers_of_critics = (layer for critic in critics for layer in critic.modules())
+    hooks = any(map(hooks_of, parameters)) or any(map(hooks_of, layers_of_critics))
     plain = plain_actor and plain_critics and fixed and trained and not hooks
     return plain and len(parts.critic.weights) >= 2
 

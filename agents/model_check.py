@@ -176,8 +176,9 @@ def check_in_model(
         clone.policy.set_training_mode(False)
         cloned = _episodes(clone, model, obs, generator, max_steps, gamma, alpha, sample=True)
         clone_returns = cloned.in_environment(dataset.reward_offset)
-    of_whole = dataset.episode_returns()[dataset.whole_episodes()]
-    spread = float(of_whole.std()) if len(of_whole) else math.nan
+    spread = math.nan
+    if not math.isnan(dataset.behaviour_return):
+        spread = float(dataset.episode_returns()[dataset.whole_episodes()].std())
     return ModelCheck(
         returns=mean.in_environment(dataset.reward_offset),
         lengths=mean.lengths.cpu().numpy(),

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from adv_worldmodel.checks import check_finite, check_whole
 from adv_worldmodel.dynamics.world_model import SMALLEST_STD
-from adv_worldmodel.graphs import Branches
+from adv_worldmodel.graphs import Branches, hooks_of
 from adv_worldmodel.products import add_product, begin_biases
 
 LAYER_NORM_EPS = 1e-5
@@ -86,33 +86,22 @@ def in_halves(x: Tensor) -> bool:
 
 
 def is_plain(actor: nn.Module) -> bool:
-    """Whether it is SAC's own network of linear layers and activations, gSDE aside."""
+    """Whether it is SAC's own network of linear layers and activations, gSDE and hooks aside.
+
+    Its linear layers then are x W + b and no more, of weights that are learnt as they stand.
+    """
     return (
         type(actor) is Actor
         and not actor.use_sde
         and all(type(head) is nn.Linear for head in heads_of(actor))
         and all(
-            _is_plain_layer(layer)
+            isinstance(weight, nn.Parameter)
             for layer in (*actor.latent_pi, *heads_of(actor))
             if type(layer) is nn.Linear
+            for weight in (layer.weight, layer.bias)
         )
+        and not any(map(hooks_of, actor.modules()))
     )
-
-
-def _is_plain_layer(layer: nn.Linear) -> bool:
-    """Whether its call is x W + b and no more, of a weight that is learnt as it stands."""
-    hooks = hooks_of(layer)
-    learnt = isinstance(layer.weight, nn.Parameter) and isinstance(layer.bias, nn.Parameter)
-    return learnt and not any(hooks)
-
-
-def hooks_of(module: nn.Module) -> tuple[int, ...]:
-    """How many hooks a module has, of each kind."""
-    kinds = (
-        module._forward_pre_hooks, module._forward_hooks,
-        module._backward_pre_hooks, module._backward_hooks,
-    )  # fmt: skip
-    return tuple(map(len, kinds))
 
 
 def heads_of(actor: Actor) -> tuple[nn.Linear, nn.Linear]:

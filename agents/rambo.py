@@ -126,6 +126,7 @@ class RAMBO(SAC):
             check_finite(learning_rate=learning_rate)
             learning_rate = float(learning_rate)  # SB3 takes no number of NumPy's
         if seed is not None:
+            check_whole(at_least=0, seed=seed)
             seed = operator.index(seed)
         self.actor_learning_rate = actor_learning_rate
         self.entropy_learning_rate = entropy_learning_rate
@@ -143,8 +144,8 @@ class RAMBO(SAC):
         self._acting: SquashedPolicy | None = None
         #: from :meth:`load_weights`: gamma and the entropy coefficient are not those of training
         self.weights_only = False
-        #: the metric of the last iteration that was no number
-        self._not_finite: str | None = None
+        #: the metric of the last iteration that is no number, if any: training cannot go on
+        self.not_finite: str | None = None
         #: finished iterations (rollout and updates)
         self.iteration = 0
         policy_kwargs = dict(policy_kwargs or {})
@@ -338,8 +339,7 @@ class RAMBO(SAC):
         """Rollouts, updates and callbacks, in turn; see the class for what is counted.
 
         :param tb_log_name: of TensorBoard's runs; default the class's name.
-        :raises FloatingPointError: a metric is not finite; raised after the callbacks of the next
-            rollout's start, or of the training's end.
+        :raises FloatingPointError: a metric ``train/*`` of an iteration is not finite.
         """
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         super().learn(
@@ -395,11 +395,11 @@ class RAMBO(SAC):
         self._n_updates += gradient_steps
         self.iteration += 1
         seconds = time.perf_counter() - start
-        self._not_finite = None
+        self.not_finite = None
         for name, mean in zip(self.metrics, means, strict=True):
             self.logger.record(f"train/{name}", mean)
             if not math.isfinite(mean):
-                self._not_finite = f"train/{name} is {mean}"
+                self.not_finite = f"train/{name} is {mean}"
         self.logger.record("train/n_updates", self._n_updates)
         self.logger.record("time/iteration", self.iteration)
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
@@ -450,14 +450,14 @@ class RAMBO(SAC):
             )
 
     def _refuse_to_go_on_with_nan(self) -> None:
-        if self._not_finite is not None:
+        if self.not_finite is not None:
             raise FloatingPointError(
-                f"{self._not_finite} after iteration {self.iteration}: the training diverged"
+                f"{self.not_finite} after iteration {self.iteration}: the training diverged"
             )
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._refuse_weights_only()
-        self._not_finite = None  # weights may have been put back
+        self.not_finite = None  # weights may have been put back
         self._in_effect = {}  # learning rates in a zip are the ones it was saved with
         take_settings(self)
         self._step = self._acting = None  # networks may have been loaded since: begin anew
@@ -472,7 +472,7 @@ class RAMBO(SAC):
     def _excluded_save_params(self) -> list[str]:
         # the last observations are data-set states, n_envs of them
         states = ["_last_obs", "_last_original_obs", "_last_episode_starts"]
-        caches = ["_generator", "_step", "_acting", "_in_effect", "_not_finite", "first_log_alpha"]
+        caches = ["_generator", "_step", "_acting", "_in_effect", "not_finite", "first_log_alpha"]
         return [*super()._excluded_save_params(), *caches, *states]
 
 

@@ -32,8 +32,11 @@ class SquashedPolicy:
     def __init__(self, model: Any) -> None:
         self.actor = model.policy.actor
         self.bounds = ActionBounds(model.action_space, model.device)
-        #: the faster way to what SB3 computes
-        self.plain = is_plain(self.actor)
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is a faster way to what SB3 computes."""
+        return is_plain(self.actor)
 
     def mean_action(self, obs: Tensor) -> Tensor:
         """tanh(mu(s)), scaled ``(B, A)``."""
@@ -189,5 +192,5 @@ def policy_and_value(model: BaseAlgorithm) -> tuple[Policy, ValueFunction]:
         return OnPolicyPolicy(model), StateValue(model)
     raise ValueError(
         f"{type(model).__name__} has no value function of the state alone that an adversary "
-        "could lower; use SAC, TD3, TQC, CrossQ, PPO or RAMBO"
+        "could lower; use SAC, TD3, TQC, CrossQ, PPO, A2C or RAMBO"
     )

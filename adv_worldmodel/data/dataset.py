@@ -6,6 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ class OfflineDataset:
     def __post_init__(self) -> None:
         where = str(self.name)
         self._set("name", where)
+        self._set("reward_offset", float(self.reward_offset))  # NumPy's are not JSON's
         observation_space = validation.flat_box(self.observation_space, "observation", where)
         action_space = validation.flat_box(self.action_space, "action", where)
         states = (self.observations, self.next_observations)
@@ -194,12 +196,8 @@ class OfflineDataset:
 
     def with_reward_offset(self, offset: float) -> OfflineDataset:
         """The same data with `offset` added to every reward (beyond what was added before)."""
-        try:
-            offset = float(offset)  # NumPy's are not JSON's
-        except (TypeError, ValueError):
-            offset = math.nan
-        if not math.isfinite(offset):
-            raise ValueError(f"reward_offset is {offset}; expected a finite number.")
+        if not (isinstance(offset, Real) and math.isfinite(offset)):
+            raise ValueError(f"reward_offset is {offset!r}; expected a finite number.")
         if offset == 0.0:
             return self
         with np.errstate(over="ignore"):
@@ -310,11 +308,12 @@ class OfflineDataset:
         not terminate and is shorter than another truncated one.
         """
         lengths, truncated = self.episode_lengths(), ~self.terminations[self.episode_ends()]
-        longest, limit = lengths[truncated].max(initial=0), time_limit(self.env_id)
-        cut = truncated & (lengths < (longest if limit is None else limit - 1))
-        if limit is None and np.count_nonzero(truncated & (lengths == longest)) < 2:
-            cut[:-1] = False
-        whole: NDArray[np.bool_] = ~cut
+        limit = time_limit(self.env_id)
+        if limit is None:
+            limit = int(lengths[truncated].max(initial=0)) + 1
+            if np.count_nonzero(truncated & (lengths >= limit - 1)) < 2:
+                truncated[:-1] = False
+        whole: NDArray[np.bool_] = ~(truncated & (lengths < limit - 1))
         return whole
 
     @cached_property

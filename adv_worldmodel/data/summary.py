@@ -59,13 +59,14 @@ def describe(dataset: OfflineDataset) -> str:
 def shown_episodes(dataset: OfflineDataset) -> tuple[NDArray[np.bool_], int]:
     """Which episodes are shown, (episodes,), and how many the recording cut.
 
-    Those that are whole; all where none is, or where rows are not in order and none is known to be
-    cut.
+    Those that are whole; all where these say little (`OfflineDataset.behaviour_return` is NaN), or
+    where rows are not in order and none is known to be cut.
     """
     whole = dataset.whole_episodes()
     if not dataset.in_order:
         return np.ones_like(whole), 0
-    return whole if whole.any() else ~whole, int((~whole).sum())
+    few = math.isnan(dataset.behaviour_return)
+    return np.ones_like(whole) if few else whole, int((~whole).sum())
 
 
 def list_sources() -> str:

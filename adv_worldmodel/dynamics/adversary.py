@@ -24,7 +24,13 @@ from adv_worldmodel.dynamics.model_gradient import (
     model_gradient,
 )
 from adv_worldmodel.dynamics.world_model import WorldModel, check_dimensions
-from adv_worldmodel.graphs import Branches, GraphedStep, make_capturable, taken_from_outside
+from adv_worldmodel.graphs import (
+    Branches,
+    GraphedStep,
+    hooks_of,
+    make_capturable,
+    taken_from_outside,
+)
 from adv_worldmodel.protocols import Policy, ValueFunction
 from adv_worldmodel.seeding import make_generator
 
@@ -103,12 +109,11 @@ class Adversary:
         self.content_hash = dataset.content_hash
         device = model.device
         self.generator = make_generator(seed, "adversary", device)
-        self.optimizer = make_optimizer(model.ensemble, settings.learning_rate)
-        make_capturable(self.optimizer, device)
         self.parameters: list[Tensor] = []
         #: the faster way to the gradients of the score functions; ``None`` takes autograd's
         self.explicit: ExplicitModelGradient | None = None
-        self._note_who_learns()
+        self._learners: tuple[Any, ...] = ()
+        self._take_learners()
         self.inputs, self.targets = model.encode(dataset)
         self.train_rows, self.holdout_rows = model.split(dataset)
         if self.active and not len(self.train_rows):
@@ -128,13 +133,21 @@ class Adversary:
         self._step: GraphedStep | None = None
         self._outside: tuple[Any, ...] = ()
 
-    def _note_who_learns(self) -> None:
-        parameters = list(self.model.ensemble.parameters())
-        learning: list[Tensor] = [p for p in parameters if p.requires_grad]
-        if list(map(id, learning)) == list(map(id, self.parameters)):
+    def _take_learners(self) -> None:
+        """The ensemble's parameters, of which a user may freeze some, or give others."""
+        ensemble, score = self.model.ensemble, self.settings.score
+        parameters = list(ensemble.parameters())
+        learners = tuple((id(p), p.requires_grad, hooks_of(p)) for p in parameters)
+        if learners == self._learners:
             return
-        self.parameters, self.explicit = learning, None
-        if self.settings.score != "pathwise" and len(learning) == len(parameters):
+        if [number for number, *_ in learners] != [number for number, *_ in self._learners]:
+            self.optimizer = make_optimizer(ensemble, self.settings.learning_rate)
+            make_capturable(self.optimizer, self.model.device)
+        self._learners = learners
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.explicit = None
+        hooks = any(map(hooks_of, parameters))
+        if score != "pathwise" and not hooks and len(self.parameters) == len(parameters):
             self.explicit = ExplicitModelGradient(self.model, self.settings, self.gamma)
 
     def discount_by(self, gamma: float) -> None:
@@ -216,9 +229,9 @@ class Adversary:
         networks = tuple(networks)
         if self._outside != self._taken_as_it_is(networks):
             self._step = None
-            self._note_who_learns()
+            self._take_learners()
         sums = torch.zeros(4, device=self.model.device, dtype=torch.float32)
-        left = n_updates = n_updates if self.active else 0
+        left = n_updates = n_updates if self.active and self.parameters else 0
         while left > 0:
             n = min(left, DRAWN_TOGETHER)
             for draws in zip(*self.draw(n), strict=True):

@@ -20,7 +20,9 @@ ROUNDING = 1e-4
 
 
 @torch.no_grad()
-def compare_with_rewards(model: WorldModel, dataset: OfflineDataset) -> None:
+def compare_with_rewards(
+    model: WorldModel, dataset: OfflineDataset, *, again: bool = False
+) -> None:
     """Warns where the model's rewards are not those of the data, beside which they are learnt from.
 
     A learned reward has the offset of the data that it was fitted to; a known one is evaluated on
@@ -28,12 +30,15 @@ def compare_with_rewards(model: WorldModel, dataset: OfflineDataset) -> None:
 
     :param model: with the data's dimensions.
     :param dataset: the data.
+    :param again: whether the known rewards have been given again, to a model of a file: they may
+        not be those of its fit, which has looked at them.
     :raises ValueError: the known rewards are no tensor of one finite number per row.
     """
+    if model.fit_info.get("content_hash") == dataset.content_hash and not again:
+        return  # the fit has said it
     if model.reward_function is None:
         fitted = model.fit_info.get("reward_offset", dataset.reward_offset)
-        same = model.fit_info.get("content_hash") == dataset.content_hash  # rewards included
-        if fitted != dataset.reward_offset and not same:
+        if fitted != dataset.reward_offset:
             warnings.warn(
                 f"the world model was fitted to rewards with {fitted:g} added, those of "
                 f"{dataset.name} have {dataset.reward_offset:g} added: give the model of this data",

@@ -130,19 +130,16 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
                 progress=progress,
                 **functions,  # type: ignore[arg-type]
             )
-            self._take(world_model)
-        elif isinstance(world_model, WorldModel):
-            _check_unused(world_model, fit, functions)
-            self._take(world_model)
-            compare_with_rewards(world_model, self.dataset)
         else:
-            needed = {name: f for name, f in functions.items() if callable(f)}
-            world_model = WorldModel.load(world_model, device=device, **needed)
+            again = {} if isinstance(world_model, WorldModel) else functions
+            needed = {name: f for name, f in again.items() if callable(f)}
+            if not isinstance(world_model, WorldModel):
+                world_model = WorldModel.load(world_model, device=device, **needed)
             _check_unused(world_model, fit, functions)
-            self._take(world_model)
-            compare_with_rewards(world_model, self.dataset)
-            if callable(termination):  # it may be another one than that of the fit
+            self._check(world_model, again="reward_function" in needed)
+            if "termination" in needed:  # it may be another one than that of the fit
                 compare_with_flags(world_model.termination, self.dataset, world_model.device)
+        self._take(world_model)
         self.num_envs, self.horizon, self.member_per = num_envs, horizon, member_per
         # of its own: a space has a random stream, which other environments would share
         self.single_observation_space = self._reached()
@@ -176,12 +173,16 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
                 "another world model must be on the same device and have the same observation "
                 "space: make a new environment"
             )
+        self._check(model)
         self._take(model)
-        compare_with_rewards(model, self.dataset)
 
-    def _take(self, model: WorldModel) -> None:
+    def _check(self, model: WorldModel, *, again: bool = False) -> None:
+        """Whether a model is one of these data; see :func:`compare_with_rewards`."""
         check_dimensions(self.dataset, model)
         _check_actions(self.dataset, model.action_space)
+        compare_with_rewards(model, self.dataset, again=again)
+
+    def _take(self, model: WorldModel) -> None:
         self._world_model = model
         self._members: MemberDraw | None = None  # another model's are no members of this one
         self._renew_transition()

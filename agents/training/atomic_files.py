@@ -29,7 +29,7 @@ def written_aside(target: Path, suffix: str = "") -> Iterator[Path]:
     long name the end alone: a file system takes no more than 255 bytes. A link is replaced: in a
     run folder, which may be a stranger's, none is followed.
 
-    :param suffix: one more for the path.
+    :param suffix: one for the path in its place.
     """
     aside = target.with_name(f".{os.getpid()}-{target.name[-50:]}{suffix}")
     try:
@@ -54,8 +54,7 @@ def written_where_named(target: Path) -> Iterator[Path]:
     if is_stream(target):
         yield target
         return
-    real = Path(os.path.realpath(target))
-    with written_aside(real, "" if real.suffix == target.suffix else target.suffix) as aside:
+    with written_aside(Path(os.path.realpath(target)), target.suffix) as aside:
         yield aside
 
 

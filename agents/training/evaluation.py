@@ -53,8 +53,12 @@ COPIES = 10
 
 
 def first_start(seed: int) -> int:
-    """Seed of the first of an evaluation's `COPIES` starts, whose followers NumPy takes too."""
-    return COPIES * seed % (2**32 - COPIES)
+    """Seed of the first of an evaluation's `COPIES` starts.
+
+    NumPy's older generators, which an environment may have, take no seed from 2^32 on: where the
+    starts of `seed` would reach that, they are those of a smaller one.
+    """
+    return COPIES * (seed % (2**32 // COPIES))
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,7 +52,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
 
     `result.json` in it holds, beside what the run was made from:
 
-    * `behaviour_return`: mean episode return of the data (null where no episode is whole),
+    * `behaviour_return`: mean episode return of the data (null where most rows are of cut ones),
       `cloning_return`: of the clone (null without cloning);
     * `env_id`: where the policy is evaluated; null, and nothing is known of returns, with
       `evaluation.episodes` = 0;

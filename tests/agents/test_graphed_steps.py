@@ -293,6 +293,31 @@ def test_an_adversary_leaves_a_layer_that_is_frozen_later_as_it_is(agent: RAMBO)
     adversary.run(2, *foes)
     assert torch.equal(layer, before[0])
     assert not torch.equal(other, before[1])
+    other.register_hook(torch.zeros_like)
+    before = layer.clone(), other.detach().clone()
+    adversary.run(1, *foes)
+    state = adversary.optimizer.state[other]["step"].clone()
+    world.ensemble.requires_grad_(False)
+    found = adversary.run(1, *foes)  # nobody is left to learn
+    assert float(adversary.optimizer.state[other]["step"]) == float(state)
+    assert "supervised_loss" not in found
+
+
+def test_hooks_are_called_once_they_are_there(agent: RAMBO) -> None:
+    """The explicit gradients know none: autograd takes over, of the agent and of its adversary."""
+    world, foes = agent.env.world_model, policy_and_value(agent)  # type: ignore[union-attr]
+    adversary = Adversary(world, agent.env.dataset, AdversarySettings(batch_size=16), seed=0)  # type: ignore[union-attr]
+    adversary.run(1, *foes)
+    agent.train(1, 256)
+    called: list[str] = []
+    world.ensemble.weights[0].register_hook(lambda grad: called.append("model"))
+    agent.actor.latent_pi[1].register_forward_hook(lambda *_: called.append("activation"))
+    agent.critic.weights[0].register_hook(lambda grad: called.append("critic"))
+    agent.train(1, 256)
+    assert set(called) == {"activation", "critic"}
+    called.clear()
+    adversary.run(1, *foes)
+    assert set(called) == {"activation", "model"}  # the policy acts in it
 
 
 def test_a_rule_that_is_replaced_is_captured_anew(

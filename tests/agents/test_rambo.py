@@ -20,7 +20,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
 
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
-from agents import RAMBO
+from agents import RAMBO, RamboCallback
 from agents.policies import RAMBOPolicy
 from tests.agents.small_agents import HORIZON, N_ENVS, UPDATES, MakeAgent, run
 
@@ -285,6 +285,16 @@ def test_numbers_that_are_none_end_the_training(make_agent: MakeAgent) -> None:
     with pytest.raises(FloatingPointError, match=r"train/\w+ is nan after iteration [12]: the tr"):
         model.learn(3 * model.timesteps_per_iteration)
     assert model.iteration < 3
+
+
+def test_an_adversary_does_not_follow_an_agent_that_is_lost(make_agent: MakeAgent) -> None:
+    model = make_agent(learning_rate=1e30)
+    world = model.env.world_model  # type: ignore[union-attr]
+    with pytest.raises(FloatingPointError):
+        model.learn(
+            3 * model.timesteps_per_iteration, callback=RamboCallback(0.1, 2, batch_size=16)
+        )
+    assert all(bool(torch.isfinite(p).all()) for p in world.parameters())
 
 
 def test_another_horizon_in_mid_training_is_refused(make_agent: MakeAgent) -> None:

@@ -92,6 +92,9 @@ def test_where_the_environment_would_have_gone_on_every_truncated_episode_is_cut
 def test_a_description_is_of_whole_episodes() -> None:
     assert "episode return mean 200, std 0" in describe(episodes(200, 200, 50))
     assert "3 truncated, 1 of them cut by the recording" in describe(episodes(200, 200, 50))
+    fallen = replace(episodes(300, 20, 300, terminated=(1,)), env_id="MountainCarContinuous-v0")
+    assert "2 of them cut by the recording" in describe(fallen)
+    assert "episode return mean 206.667" in describe(fallen)  # not of the one that fell
     one = replace(episodes(50), env_id="MountainCarContinuous-v0")
     assert "1 truncated, 1 of them cut by the recording" in describe(one)
     assert "episode return mean 50" in describe(one)  # of what there is
@@ -161,8 +164,8 @@ def test_reward_offset_moves_rewards_but_not_returns() -> None:
     dataset = OfflineDataset.from_arrays(**arrays()).with_reward_offset(-1.0)
     np.testing.assert_array_equal(dataset.rewards, [0.0, 1.0, 3.0])
     np.testing.assert_array_equal(dataset.episode_returns(), [3.0, 4.0])
-    for wrong in (float("nan"), "much"):
-        with pytest.raises(ValueError, match="reward_offset is nan"):
+    for wrong in (float("nan"), "1"):
+        with pytest.raises(ValueError, match=f"reward_offset is {wrong!r}; expected a finite"):
             dataset.with_reward_offset(wrong)  # type: ignore[arg-type]
     assert type(dataset.with_reward_offset(np.float32(0.5)).reward_offset) is float  # as JSON knows
 

@@ -252,6 +252,7 @@ def test_a_world_model_of_other_spaces_takes_no_other_s_place(
     bounded.observation_space = Box(-1.0, 1.0, line.observations.shape[1:], np.float32)
     with pytest.raises(ValueError, match="the same observation space: make a new environment"):
         envs.world_model = bounded
+    assert envs.world_model is not bounded
 
 
 def test_a_model_of_other_rewards_is_warned_of(
@@ -297,6 +298,13 @@ def test_functions_that_are_given_again_are_compared_with_the_data(
         AdvWorldModelVectorEnv(
             pendulum, termination=lambda *x: ~never(*x), reward_function=right, **again
         )
+    with pytest.warns(UserWarning, match="the known rewards differ"):
+        other = fit_world_model(
+            pendulum, fit, termination=never, reward_function=lambda *x: 9.0 * right(*x)
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AdvWorldModelVectorEnv(pendulum, world_model=other)  # the fit has said it
     with pytest.raises(ValueError, match="the known reward of row 0 is not a finite number"):
         AdvWorldModelVectorEnv(
             pendulum, termination=never, reward_function=lambda *x: right(*x) / 0.0 * 0.0, **again

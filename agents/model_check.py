@@ -31,6 +31,9 @@ ROUNDING = 0.01
 FAR = 1e6
 #: Share of the behaviour's return by which its clone's may differ in a model that can be believed.
 TOLERANCE = 0.5
+#: Steps of an episode at most, where no environment's time limit is known, unless gamma looks
+#: further ahead.
+LONG = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +58,11 @@ class ModelCheck:
     rewards: tuple[float, float]  #: the least and the largest of the data
     #: deployed episodes that left all bounds, and ended there
     ran_away: NDArray[np.bool_]
-    #: undiscounted, of the behaviour's clone drawing its actions from the same starts; None: no
-    #: clone was given
+    #: undiscounted, of the behaviour's clone drawing its actions from the same starts, for as long
+    #: as the data's episodes were recorded; None: no clone was given
     clone_returns: NDArray[np.float64] | None
-    #: of the data's episodes, mean and standard deviation; NaN where nobody knows them
+    #: of the data's episodes, as they were recorded, mean and standard deviation of the returns;
+    #: NaN where nobody knows them
     behaviour: tuple[float, float]
 
     @property
@@ -86,6 +90,16 @@ class ModelCheck:
                 f"{self.behaviour[0]:.1f}"
             )
         return None
+
+    @property
+    def overpromised(self) -> bool:
+        """Whether the critics promise far more than drawn actions find, discounted, in the model.
+
+        By more than half of that, or of how much the episodes differ, whichever is larger.
+        """
+        found = float(self.discounted.mean())
+        slack = TOLERANCE * max(abs(found), float(self.discounted.std()))
+        return float(self.values.mean()) - found > slack
 
     @property
     def misjudges_clone(self) -> bool:
@@ -131,9 +145,10 @@ def check_in_model(
     :param agent: its policy acts, once by its deterministic action, once drawing its actions.
     :param model: the fit, or what the adversary has made of it; with its noise, its members drawn
         anew each step.
-    :param dataset: gives the starts, and by its longest episode the steps after which one is cut.
-        Where rows are not in order these are the environment's time limit or, where that is not
-        known, as many steps as leave 5 % of the discount.
+    :param dataset: gives the starts, those of its episodes, or any states where it has but one,
+        and by its longest episode the steps after which one is cut. No more than 1000, or as
+        many as leave 5 % of the discount, where the environment's time limit is not known; where
+        rows are not in order that limit, or as many.
     :param gamma: discount of what is compared with the critics; default the agent's.
     :param alpha: entropy coefficient of the soft values that the critics learnt; 0: plain ones. By
         default what the agent's is at present, 0 without ``entropy_in_target``.
@@ -159,13 +174,15 @@ def check_in_model(
     if len(set(sizes.values())) > 1:
         raise ValueError(f"observations and actions differ in their shapes: {sizes}")
     agent.policy.set_training_mode(False)
-    starts = dataset.episode_starts()
     max_steps = _longest(dataset, gamma)
+    recorded = _recorded(dataset, max_steps)
     generator = make_generator(seed, "model check", model.device)
-    rows = torch.randint(len(starts), (episodes,), generator=generator, device=model.device)
-    obs = torch.as_tensor(dataset.observations[starts], device=model.device)[rows]
+    n_starts = len(recorded.starts)
+    rows = torch.randint(n_starts, (episodes,), generator=generator, device=model.device)
+    obs = torch.as_tensor(dataset.observations[recorded.starts], device=model.device)[rows]
+    most = torch.full_like(rows, max_steps)
     mean, sampled = (
-        _episodes(agent, model, obs, generator, max_steps, gamma, alpha, sample=sample)
+        _episodes(agent, model, obs, generator, most, gamma, alpha, sample=sample)
         for sample in (False, True)
     )
     least, largest = (
@@ -174,11 +191,11 @@ def check_in_model(
     clone_returns = None
     if clone is not None:
         clone.policy.set_training_mode(False)
-        cloned = _episodes(clone, model, obs, generator, max_steps, gamma, alpha, sample=True)
+        if dataset.in_order:
+            most = torch.as_tensor(recorded.steps, device=model.device)[rows]
+        cloned = _episodes(clone, model, obs, generator, most, gamma, alpha, sample=True)
         clone_returns = cloned.in_environment(dataset.reward_offset)
-    spread = math.nan
-    if not math.isnan(dataset.behaviour_return):
-        spread = float(dataset.episode_returns()[dataset.whole_episodes()].std())
+    of_data = recorded.returns if dataset.in_order else np.full(1, math.nan)
     return ModelCheck(
         returns=mean.in_environment(dataset.reward_offset),
         lengths=mean.lengths.cpu().numpy(),
@@ -190,7 +207,7 @@ def check_in_model(
         rewards=(least, largest),
         ran_away=mean.ran_away.cpu().numpy(),
         clone_returns=clone_returns,
-        behaviour=(dataset.behaviour_return, spread),
+        behaviour=(float(of_data.mean()), float(of_data.std())),
     )
 
 
@@ -222,13 +239,13 @@ def _episodes(
     model: WorldModel,
     obs: Tensor,
     generator: torch.Generator,
-    max_steps: int,
+    steps: Tensor,
     gamma: float,
     alpha: float,
     *,
     sample: bool,
 ) -> _Episodes:
-    """From the states `obs` on, to the model's terminations."""
+    """From the states `obs` on, to the model's terminations, or for as many `steps` each."""
     bounds, critic = SquashedPolicy(agent).bounds, agent.policy.critic
     n = len(obs)
 
@@ -247,6 +264,7 @@ def _episodes(
     lengths = torch.zeros(n, dtype=torch.int64, device=model.device)
     action, _ = act(obs)
     values = critic.q_values(obs, action).amin(0)
+    max_steps = int(steps.max())
     for step in range(max_steps):
         obs, reward, terminated = model.step(obs, bounds.unscale(action), generator=generator)
         gone = _has_run_away(model, obs, reward)
@@ -256,7 +274,7 @@ def _episodes(
         returns += reward
         discounted += gamma**step * reward
         lengths += going
-        going &= ~(terminated | gone)
+        going &= ~(terminated | gone) & ((lengths < steps) | (lengths == max_steps))
         if not bool(going.any()):
             break
         action, log_prob = act(obs)  # its entropy counts; that of the first action, given to Q, not
@@ -266,6 +284,31 @@ def _episodes(
 
 
 def _longest(dataset: OfflineDataset, gamma: float) -> int:
-    if dataset.in_order:
-        return int(dataset.episode_lengths().max())
-    return time_limit(dataset.env_id) or math.ceil(3.0 / max(1.0 - gamma, 1e-3))
+    """Steps after which an episode in the model is cut."""
+    limit = time_limit(dataset.env_id)
+    heard_of = math.ceil(3.0 / max(1.0 - gamma, 1e-3))  # as many as leave 5 % of the discount
+    if not dataset.in_order:
+        return limit or heard_of
+    return min(int(dataset.episode_lengths().max()), limit or max(LONG, heard_of))
+
+
+class _Recorded(NamedTuple):
+    """What the data say of episodes from each of `starts`, (starts,) each."""
+
+    starts: NDArray[np.intp]  #: rows
+    #: undiscounted, in the environment's reward, of the steps that were recorded
+    returns: NDArray[np.float64]
+    steps: NDArray[np.int64]  #: for which a policy is to be compared with them
+
+
+def _recorded(dataset: OfflineDataset, max_steps: int) -> _Recorded:
+    """Of episodes that the recording cut, what was recorded; of `max_steps` at most."""
+    starts, ends = dataset.episode_starts(), dataset.episode_ends()
+    if len(starts) == 1:  # one recording: from anywhere in it
+        starts = np.arange(ends[-1] + 1)
+    last = ends[np.searchsorted(ends, starts)]
+    n = np.minimum(last - starts + 1, max_steps)
+    sums = np.concatenate(([0.0], np.cumsum(dataset.rewards, dtype=np.float64)))
+    returns = sums[starts + n] - sums[starts] - dataset.reward_offset * n
+    ended = dataset.terminations[starts + n - 1] & (starts + n - 1 == last)
+    return _Recorded(starts, returns, np.where(ended, max_steps, n))

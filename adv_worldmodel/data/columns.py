@@ -91,6 +91,12 @@ def from_columns(
     observations = validation.float_matrix(arrays["observations"], "observations", where)
     if not any(bound in arrays for bound in BOUNDS) and not buildable(env_id):
         validation.continuous(arrays["actions"], where)
+    elif arrays["actions"].dtype.kind in "iub":
+        warnings.warn(
+            f"{where}: 'actions' are whole numbers, of dtype {arrays['actions'].dtype}, and taken "
+            "for continuous: the policy will give values in between",
+            stacklevel=2,
+        )
     actions = validation.float_matrix(arrays["actions"], "actions", where)
     rewards = validation.float_vector(arrays["rewards"], "rewards", where)
     key = keys["terminations"]

@@ -237,13 +237,16 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
         )
     if found.clone_returns is not None:
         of_data = found.behaviour[0]
-        data = "are not whole" if math.isnan(of_data) else f"returned {of_data:.1f}"
+        data = "rows are not in order"
+        if not math.isnan(of_data):
+            data = f"episodes returned {of_data:.1f} in as many steps"
         lines.append(
-            f"clone        {found.clone_returns.mean():.1f} with drawn actions; the data's "
-            f"episodes {data}"
+            f"clone        {found.clone_returns.mean():.1f} with drawn actions; the data's {data}"
         )
     if (doubt := found.doubt(in_fit=args.in_model == "fit")) is not None:
         lines.append(f"doubt        {doubt}: do not believe this model")
+    if found.overpromised:
+        lines.append("doubt        the critics promise far more: do not believe this policy")
     print_result("\n".join(lines))
     return 0
 

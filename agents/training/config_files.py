@@ -123,12 +123,12 @@ def find_config(path_or_name: str | Path) -> Path:
         return shipped
     if path.is_dir():
         raise FileNotFoundError(f"{path} is a folder; give a file, such as {path / 'config.yaml'}")
-    if path.suffix in DATA_SUFFIXES:
-        raise FileNotFoundError(f"{path_or_name} is a data set: give fast dataset={path_or_name}")
-    if "=" in path.name:
+    if "=" in path.name or str(path_or_name).startswith("dataset="):
         raise FileNotFoundError(
             f"{path_or_name} is a setting: CONFIG comes first, such as fast or pendulum-random"
         )
+    if path.suffix in DATA_SUFFIXES:
+        raise FileNotFoundError(f"{path_or_name} is a data set: give fast dataset={path_or_name}")
     names = config_names()
     near = difflib.get_close_matches(shipped.stem, names, n=3, cutoff=0.5)
     hint = f"near names: {', '.join(near)}" if near else f"shipped are: {', '.join(names)}"

@@ -187,21 +187,63 @@ def test_rewards_that_no_data_have_are_told(
 def test_the_clone_s_return_stands_beside_that_of_the_data(
     walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
 ) -> None:
-    """Five steps of -9 each in the model, without the offset; the data's episodes return 0."""
+    """Steps of -9 each in the model, without the offset, as many as were recorded: five or two."""
     model = two_a_step("never")
     agent, clone = agent_in(walk, model), agent_in(walk, model, log_std=-3.0)
     alone = check_in_model(agent, model, walk, episodes=4)
     assert alone.clone_returns is None
     assert not alone.misjudges_clone
     found = check_in_model(agent, model, walk, episodes=4, clone=clone)
-    np.testing.assert_allclose(found.clone_returns, [-45.0] * 4, rtol=1e-5)
+    assert found.lengths.tolist() == [5] * 4
+    assert sorted(set(np.round(found.clone_returns, 3))) == [-45.0, -18.0]
+    assert found.clone_returns.mean() == pytest.approx(-31.5)
     np.testing.assert_array_equal(found.discounted, alone.discounted)  # of equal draws
     assert found.behaviour == (0.0, 0.0)
     assert found.misjudges_clone
-    for behaviour in ((-31.0, 0.0), (-89.0, 1.0), (0.0, 91.0), (np.nan, 0.0)):
+    for behaviour in ((-22.0, 0.0), (-62.0, 1.0), (0.0, 64.0), (np.nan, 0.0)):
         assert not replace(found, behaviour=behaviour).misjudges_clone
-    for behaviour in ((-29.0, 0.0), (-91.0, 1.0), (0.0, 89.0)):
+    for behaviour in ((-20.0, 0.0), (-64.0, 1.0), (0.0, 62.0)):
         assert replace(found, behaviour=behaviour).misjudges_clone
+
+
+def test_a_clone_is_compared_over_as_many_steps_as_were_recorded(
+    two_a_step: Callable[[Any], WorldModel],
+) -> None:
+    """Recordings of 3 to 9 steps and a model that is right, 1 a step, is no reason for doubt."""
+    lengths = np.arange(3, 10)
+    states = np.concatenate([2.0 * np.arange(n) for n in lengths])[:, None]
+    data = OfflineDataset.from_arrays(
+        states, np.zeros_like(states), np.ones(len(states)), states + 2, np.zeros(len(states)),
+        action_space=Box(-2.0, 2.0, (1,), np.float32),
+    )  # fmt: skip
+    model = two_a_step("never")
+    agent = agent_in(data, model)
+    found = check_in_model(agent, model, data, episodes=40, clone=agent)
+    assert set(found.lengths) == {9}  # the policy's, as long as any
+    assert found.clone_returns is not None
+    assert set(np.round(found.clone_returns, 3)) == set(lengths)
+    assert found.behaviour == (6.0, 2.0)
+    assert not found.misjudges_clone
+
+
+def test_one_recording_gives_starts_from_anywhere_and_no_endless_episodes(
+    two_a_step: Callable[[Any], WorldModel],
+) -> None:
+    states = 2.0 * np.arange(1500.0)[:, None]
+    data = OfflineDataset.from_arrays(
+        states, np.zeros_like(states), np.ones(1500), states + 2, np.zeros(1500),
+        action_space=Box(-2.0, 2.0, (1,), np.float32),
+    )  # fmt: skip
+    model = two_a_step("never")
+    agent = agent_in(data, model)
+    found = check_in_model(agent, model, data, episodes=40, gamma=0.9, clone=agent)
+    assert found.max_steps == 1000
+    assert found.clone_returns is not None
+    lengths = np.round(found.clone_returns)  # 1 a step, to the end of the recording
+    assert lengths.max() == 1000
+    assert len(set(lengths)) > 10
+    assert not found.misjudges_clone
+    assert check_in_model(agent, model, data, episodes=1, gamma=0.999).max_steps == 1500
 
 
 def test_a_model_that_runs_away_is_told_and_breaks_nothing(
@@ -289,7 +331,8 @@ def test_the_command_line_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
         output = capsys.readouterr().out
         assert "length       200.0 of at most 200" in output
         assert "the critics promise" in output
-        assert "doubt " not in output
+        assert "do not believe this model" not in output
+        assert "promise far more: do not believe this policy" in output  # they have learnt nothing
     assert main([*words, "--render", str(tmp_path / "film.gif")]) == 2
     assert "leave out --env and --render" in capsys.readouterr().err
 

@@ -61,9 +61,11 @@ def check_run(
         named = (config.data.env_id, config.evaluation.env_id)
         for env_id in filter(None, named):  # whose spaces are the data's
             check_trusted(folder.config, env_id, trust, "give --trust")
+        remedy = "bring the data back, or give --dataset FILE where they have moved"
+        if dataset is not None:
+            remedy = "these are other data (or read with another data.env_id)"
         raise ValueError(
-            f"{config.dataset} is not read as when {folder.path} was trained: bring the data "
-            "back, or give --dataset FILE where they have moved"
+            f"{config.dataset} is not read as when {folder.path} was trained: {remedy}"
         )
     return model_check.check_in_model(
         agent, model, data, episodes=episodes, gamma=config.agent.gamma,

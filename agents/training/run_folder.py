@@ -178,7 +178,7 @@ class RunFolder:
         env_id = self.read_result().get("env_id")
         if not isinstance(env_id, str):
             raise ValueError(
-                f"{self.result} names no environment (env_id): give --env ID, or --in-model"
+                f"{self.result} names no environment (env_id): give --env ID, or --in-model fit"
             )
         check_trusted(self.result, env_id, trust, f"give --env {env_id}, or --trust")
         return env_id

@@ -235,7 +235,8 @@ def test_the_command_line_chooses_in_the_fit(
     found = capsys.readouterr().out.partition("return       ")[2].split()[0]
     assert main(["select", str(tmp_path), "--in-fit", "--episodes", "3"]) == 0
     captured = capsys.readouterr()
-    assert f"{tmp_path / '2'}: {found} in its fit, 200.0 steps\n" in captured.err
+    assert f"{tmp_path / '2'}: {found} (standard error " in captured.err
+    assert ") in its fit, 200.0 steps\n" in captured.err
     assert f"| rollout.horizon=2 | 1     | {found} " in captured.out
     assert "choice    rollout.horizon=2\n" in captured.out
     assert "  rollout.horizon=5: seed 0 cannot be judged (" in captured.out

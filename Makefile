@@ -91,13 +91,15 @@ FIGURES := build/figures
 .PHONY: figures
 figures: $(STAMP)
 	rm -rf $(FIGURES)/careful-driver $(FIGURES)/pendulum
-	$(BIN)/python examples/illustrative_mdp.py --seeds 0:10 --jobs $(JOBS) --out $(FIGURES)/illustrative
-	$(BIN)/python examples/careful_driver.py --seeds 0:5 --jobs $(JOBS) --out $(FIGURES)/careful-driver
-	$(BIN)/python examples/single_transition.py --seeds 0:20 --jobs $(JOBS) --choose-beta 5 --out $(FIGURES)/single
-	$(BIN)/adv-worldmodel sweep pendulum-random out=$(FIGURES)/pendulum --seeds 0:3 --jobs $(JOBS)
+	@# what a script checks may fail: the others run, and make fails at the end
+	failed=0; \
+	$(BIN)/python examples/illustrative_mdp.py --seeds 0:10 --jobs $(JOBS) --out $(FIGURES)/illustrative || failed=1; \
+	$(BIN)/python examples/careful_driver.py --seeds 0:5 --jobs $(JOBS) --out $(FIGURES)/careful-driver || failed=1; \
+	$(BIN)/python examples/single_transition.py --seeds 0:20 --jobs $(JOBS) --choose-beta 5 --out $(FIGURES)/single || failed=1; \
+	$(BIN)/adv-worldmodel sweep pendulum-random out=$(FIGURES)/pendulum --seeds 0:3 --jobs $(JOBS) || failed=1; \
 	$(BIN)/adv-worldmodel results $(FIGURES)/pendulum --plot $(FIGURES)/pendulum/pendulum-random.png \
-		--markdown $(FIGURES)/pendulum/table.md
-	cp $(FIGURES)/*/*.png docs/images/
+		--markdown $(FIGURES)/pendulum/table.md || failed=1; \
+	cp $(FIGURES)/*/*.png docs/images/; exit $$failed
 
 # The README's ablations, an hour of two cores. That on HalfCheetah takes more than two by itself: its
 # command stands in the README.

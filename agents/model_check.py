@@ -274,7 +274,8 @@ def _episodes(
         returns += reward
         discounted += gamma**step * reward
         lengths += going
-        going &= ~(terminated | gone) & ((lengths < steps) | (lengths == max_steps))
+        # those that are to take all steps are still going after the last one
+        going &= ~(terminated | gone) & ((lengths < steps) | (steps == max_steps))
         if not bool(going.any()):
             break
         action, log_prob = act(obs)  # its entropy counts; that of the first action, given to Q, not

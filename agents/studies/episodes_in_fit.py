@@ -57,10 +57,10 @@ def run_episodes(
         found.returns[place] = float(check.returns.mean())
         if (doubt := check.doubt(in_fit=True)) is not None:
             found.doubts[place] = f"has a fit that is not to be believed ({doubt})"
-        error = float(check.returns.std()) / len(check.returns) ** 0.5
+        standard = float(check.returns.std()) / len(check.returns) ** 0.5
         said(
             run,
-            f"{found.returns[place]:.1f} (standard error {error:.1f}) in its fit, "
+            f"{found.returns[place]:.1f} (standard error {standard:.1f}) in its fit, "
             f"{check.lengths.mean():.1f} steps",
         )
     return found

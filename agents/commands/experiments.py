@@ -129,6 +129,14 @@ def _results(args: argparse.Namespace) -> int:
     left_out = len(runs) - sum(len(group.runs) for group in groups)
     missing = find_missing(args.runs)
     table = markdown(rows, groups, left_out=left_out, planned=missing, damaged=damaged)
+    if args.plot is not None:  # first, since it reads more files of the runs
+        from agents.studies.curves import plot_groups
+
+        plot_groups(groups, args.plot)
+        for group in groups:
+            if group.finished and not group.evaluated:
+                what = f"{group.dataset}, {group.label}: evaluation.episodes=0"
+                print(f"{PROG}: not drawn: {what}", file=sys.stderr)
     for file in filter(None, (args.csv, args.markdown)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     if args.csv is not None:
@@ -137,14 +145,6 @@ def _results(args: argparse.Namespace) -> int:
         write_text_where_named(Path(args.markdown), table)
     print_result(table.rstrip("\n"))
     _say_left_out(damaged)
-    if args.plot is not None:
-        from agents.studies.curves import plot_groups
-
-        plot_groups(groups, args.plot)
-        for group in groups:
-            if group.finished and not group.evaluated:
-                what = f"{group.dataset}, {group.label}: evaluation.episodes=0"
-                print(f"{PROG}: not drawn: {what}", file=sys.stderr)
     return 0
 
 

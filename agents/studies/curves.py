@@ -71,7 +71,9 @@ def plot_groups(groups: Sequence[Group], path: str | Path) -> Path:
         raise ValueError(unread[0])
     if not drawn:
         what = "that finished has evaluations" if done else "has finished"
-        raise ValueError(f"None of the runs {what}, so there is no curve to draw.")
+        raise ValueError(
+            f"None of the runs {what}, so there is no curve to draw: leave out --plot."
+        )
     for error in unread:
         warnings.warn(f"not drawn: {error}", stacklevel=2)
     datasets = list(dict.fromkeys(group.dataset for group, _ in drawn))

@@ -29,7 +29,8 @@ __all__ = ["ModelCheck", "check_in_model"]
 ROUNDING = 0.01
 #: Standard deviations from the data's mean, beyond which a state is none, and an episode ends.
 FAR = 1e6
-#: Share of the behaviour's return by which its clone's may differ in a model that can be believed.
+#: Share of a return, the behaviour's or one found in the model, by which the clone's, or what the
+#: critics promise, may differ.
 TOLERANCE = 0.5
 #: Steps of an episode at most, where no environment's time limit is known, unless gamma looks
 #: further ahead.
@@ -98,8 +99,7 @@ class ModelCheck:
         By more than half of that, or of how much the episodes differ, whichever is larger.
         """
         found = float(self.discounted.mean())
-        slack = TOLERANCE * max(abs(found), float(self.discounted.std()))
-        return float(self.values.mean()) - found > slack
+        return float(self.values.mean()) - found > _slack(found, float(self.discounted.std()))
 
     @property
     def misjudges_clone(self) -> bool:
@@ -113,7 +113,7 @@ class ModelCheck:
             return False
         mean, std = self.behaviour
         gap = abs(float(self.clone_returns.mean()) - mean)
-        return gap > TOLERANCE * max(abs(mean), std)  # not of NaN
+        return gap > _slack(mean, std)  # not of NaN
 
     @property
     def beyond_data(self) -> bool:
@@ -126,6 +126,11 @@ class ModelCheck:
         slack = ROUNDING * max(abs(least), abs(largest), largest - least)
         lowest = least - max(slack, largest - least)
         return not lowest <= self.reward_per_step <= largest + slack
+
+
+def _slack(mean: float, std: float) -> float:
+    """By how much another mean return may differ."""
+    return TOLERANCE * max(abs(mean), std)
 
 
 @torch.no_grad()
@@ -191,11 +196,9 @@ def check_in_model(
     clone_returns = None
     if clone is not None:
         clone.policy.set_training_mode(False)
-        if dataset.in_order:
-            most = torch.as_tensor(recorded.steps, device=model.device)[rows]
-        cloned = _episodes(clone, model, obs, generator, most, gamma, alpha, sample=True)
+        as_long = torch.as_tensor(recorded.steps, device=model.device)[rows]
+        cloned = _episodes(clone, model, obs, generator, as_long, gamma, alpha, sample=True)
         clone_returns = cloned.in_environment(dataset.reward_offset)
-    of_data = recorded.returns if dataset.in_order else np.full(1, math.nan)
     return ModelCheck(
         returns=mean.in_environment(dataset.reward_offset),
         lengths=mean.lengths.cpu().numpy(),
@@ -207,7 +210,7 @@ def check_in_model(
         rewards=(least, largest),
         ran_away=mean.ran_away.cpu().numpy(),
         clone_returns=clone_returns,
-        behaviour=(float(of_data.mean()), float(of_data.std())),
+        behaviour=(float(recorded.returns.mean()), float(recorded.returns.std())),
     )
 
 
@@ -297,7 +300,8 @@ class _Recorded(NamedTuple):
     """What the data say of episodes from each of `starts`, (starts,) each."""
 
     starts: NDArray[np.intp]  #: rows
-    #: undiscounted, in the environment's reward, of the steps that were recorded
+    #: undiscounted, in the environment's reward, of the steps that were recorded; NaN where rows
+    #: are not in order
     returns: NDArray[np.float64]
     steps: NDArray[np.int64]  #: for which a policy is to be compared with them
 
@@ -305,6 +309,8 @@ class _Recorded(NamedTuple):
 def _recorded(dataset: OfflineDataset, max_steps: int) -> _Recorded:
     """Of episodes that the recording cut, what was recorded; of `max_steps` at most."""
     starts, ends = dataset.episode_starts(), dataset.episode_ends()
+    if not dataset.in_order:
+        return _Recorded(starts, np.full(len(starts), math.nan), np.full(len(starts), max_steps))
     if len(starts) == 1:  # one recording: from anywhere in it
         starts = np.arange(ends[-1] + 1)
     last = ends[np.searchsorted(ends, starts)]

@@ -29,6 +29,12 @@ ALIASES = {
 
 BOUNDS = ("action_low", "action_high")
 
+ELSEWHERE = {
+    "next_observations": ("next_obs", "next_states"),
+    "truncations": ("truncated",),
+}
+"""What others call a column that may be missing: not read, but warned of."""
+
 OPTIONAL = ("truncations", "next_observations", *BOUNDS)
 
 
@@ -52,7 +58,23 @@ def wanted_keys(present: list[str], where: str) -> dict[str, list[str]]:
                 "terminations), and if known next_observations, timeouts (or truncations), "
                 "action_low and action_high."
             )
+        else:
+            _warn_of_misspelt(column, present, where)
     return found
+
+
+def _warn_of_misspelt(column: str, present: list[str], where: str) -> None:
+    """Warns of a key that is not read, but nearly what the missing `column` may be called."""
+    others = set(present) - {name for names in ALIASES.values() for name in names}
+    for name in (*ALIASES[column], *ELSEWHERE.get(column, ())):
+        close = get_close_matches(name, others, n=1, cutoff=0.85)
+        if close:
+            warnings.warn(
+                f"{where}: '{close[0]}' is not read, and there is no '{column}'. Rename it if it "
+                "is that.",
+                stacklevel=4,
+            )
+            return
 
 
 def from_columns(
@@ -132,6 +154,7 @@ def from_columns(
         ends = np.zeros_like(terminations) if goal_terminals else terminations
         truncations = _time_limits(ends, env_id, where)
     kept: slice | NDArray[np.intp] = slice(None)
+    lost = successors is None and not goal_terminals and bool(terminations.any())
     if successors is None:
         kept, successors, terminations, truncations = _successors(
             observations, terminations, truncations, goal_terminals, where
@@ -154,6 +177,7 @@ def from_columns(
         env_id=env_id,
         goal_terminals=goal_terminals,
         action_bounds_guessed=guessed,
+        terminations_lost=lost,
     )
 
 
@@ -248,6 +272,7 @@ def _successors(
             "where the task ended. Add next_observations.",
             stacklevel=2,
         )
-    flags = terminations[kept]
+    successors, flags = observations[kept + 1], terminations[kept]
+    validation.warn_of_shuffled(observations[kept], successors, where)
     # The row before a dropped one now ends its episode; it did not terminate.
-    return kept, observations[kept + 1], flags, last[kept + 1] & ~flags
+    return kept, successors, flags, last[kept + 1] & ~flags

@@ -64,6 +64,8 @@ class OfflineDataset:
     :param goal_terminals: terminations mark the rows at the goal of a trajectory that goes on
         (AntMaze's data): where it does, they end no episode.
     :param action_bounds_guessed: nothing stated the bounds of `action_space`.
+    :param terminations_lost: rows that terminated are not among these, since nobody knows what
+        followed them: where an episode ends early it may have terminated.
     :raises ValueError: wrong shape or length, NaN or infinity, actions outside the bounds, no rows,
         a space that is not a flat Box; the message names key and row.
     """
@@ -81,6 +83,7 @@ class OfflineDataset:
     reward_offset: float = 0.0
     goal_terminals: bool = False
     action_bounds_guessed: bool = False
+    terminations_lost: bool = False
 
     def __post_init__(self) -> None:
         where = str(self.name)
@@ -305,13 +308,15 @@ class OfflineDataset:
         Cut are those that were truncated before the time limit: that of a known environment (less
         one row, whose successor may not be recorded), else the greatest length of truncated ones,
         where at least two share it. Where no two do, only the last one is taken for cut, if it did
-        not terminate and is shorter than another truncated one.
+        not terminate and is shorter than another truncated one. So it is too where
+        `terminations_lost`.
         """
         lengths, truncated = self.episode_lengths(), ~self.terminations[self.episode_ends()]
-        limit = time_limit(self.env_id)
+        limit = None if self.terminations_lost else time_limit(self.env_id)
         if limit is None:
             limit = int(lengths[truncated].max(initial=0)) + 1
-            if np.count_nonzero(truncated & (lengths >= limit - 1)) < 2:
+            at_limit = np.count_nonzero(truncated & (lengths >= limit - 1))
+            if self.terminations_lost or at_limit < 2:
                 truncated[:-1] = False
         whole: NDArray[np.bool_] = ~(truncated & (lengths < limit - 1))
         return whole

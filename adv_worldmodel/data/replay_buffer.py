@@ -91,7 +91,7 @@ def from_replay_buffer(
     series_end = np.zeros(len(dones), dtype=np.bool_)
     series_end[count - 1 :: count] = True
     truncations |= series_end & ~terminations
-    kept = np.ones(len(dones), dtype=np.bool_)
+    kept, lost = np.ones(len(dones), dtype=np.bool_), 0
     if shared:
         kept = ~dones | series_end
         before_dropped = np.append(~kept[1:], False) & ~series_end
@@ -120,6 +120,7 @@ def from_replay_buffer(
         action_space=action_space,
         name=name,
         env_id=env_id,
+        terminations_lost=lost > 0,
     )
 
 

@@ -136,6 +136,71 @@ def test_terminal_rows_without_successors_are_counted(tmp_path: Path) -> None:
     assert not dataset.terminations.any()
 
 
+def test_early_ends_without_successors_are_no_cuts(tmp_path: Path) -> None:
+    """Where terminal rows are dropped, episodes that ended early count as whole, not the last.
+
+    Pendulum-v1 ends after 200 steps, which else tells what the recording cut.
+    """
+    ends = np.cumsum([200, 50, 200, 120]) - 1
+    columns: dict[str, Any] = {
+        "observations": np.cumsum(np.ones((570, 3), np.float32), axis=0),
+        "actions": np.zeros((570, 1), np.float32),
+        "rewards": np.ones(570, np.float32),
+        "terminals": np.arange(570) == ends[1],
+        "timeouts": np.isin(np.arange(570), ends[[0, 2]]),
+        "env_id": np.array("Pendulum-v1"),
+    }
+    np.savez(tmp_path / "set.npz", **columns)
+    with pytest.warns(UserWarning, match="a terminal row is not known"):
+        dataset = load_dataset(tmp_path / "set.npz")
+    assert dataset.terminations_lost
+    assert dataset.episode_lengths().tolist() == [199, 49, 199, 119]
+    assert dataset.whole_episodes().tolist() == [True, True, True, False]
+    assert dataset.behaviour_return == (199 + 49 + 199) / 3
+    np.savez(tmp_path / "set.npz", **{**columns, "terminals": np.zeros(570, bool)})
+    uncut = load_dataset(tmp_path / "set.npz")
+    assert not uncut.terminations_lost
+    assert uncut.episode_lengths().tolist() == [199, 249, 119]
+    assert uncut.whole_episodes().tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_shuffled_rows_without_successors_are_warned_of(tmp_path: Path, shuffled: bool) -> None:
+    """A random walk beside a column of noise and a constant one."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(500, 2))
+    states = np.column_stack([noise[:, 0].cumsum(), noise[:, 1], np.full(500, 0.1)])
+    order = rng.permutation(500) if shuffled else np.arange(500)
+    columns = {
+        "observations": states[order].astype(np.float32),
+        "actions": np.zeros((500, 1), np.float32),
+        "rewards": np.zeros(500, np.float32),
+        "terminals": np.zeros(500, bool),
+        "timeouts": np.zeros(500, bool),
+        "action_low": -np.ones(1),
+        "action_high": np.ones(1),
+    }
+    np.savez(tmp_path / "walk.npz", **columns)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_dataset(tmp_path / "walk.npz")
+    assert len(caught) == shuffled
+    assert all("no nearer to the next one than to any other" in str(w.message) for w in caught)
+
+
+@pytest.mark.parametrize(
+    ("given", "column"), [("next_observation", "next_observations"), ("truncated", "truncations")]
+)
+def test_a_column_under_nearly_its_name_is_warned_of(
+    tmp_path: Path, given: str, column: str
+) -> None:
+    left_out = {"timeouts": None} if column == "truncations" else {column: None}
+    columns = {**left_out, given: np.zeros(8, bool), "infos": np.zeros(8, bool)}
+    path = write(tmp_path / "set.npz", **columns)
+    with pytest.warns(UserWarning, match=f"'{given}' is not read, and there is no '{column}'"):
+        load_dataset(path)
+
+
 def test_without_both_only_terminals_and_the_end_are_known(tmp_path: Path) -> None:
     path = write(tmp_path / "set.npz", next_observations=None, timeouts=None)
     with pytest.warns(UserWarning, match="no known time limit"):

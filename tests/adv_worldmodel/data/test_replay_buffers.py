@@ -82,6 +82,7 @@ def test_shared_observations_in_a_full_ring() -> None:
     # of steps 3 to 7, step 3's state was overwritten by the successor of step 7; step 5 is done
     np.testing.assert_array_equal(dataset.rewards, [4, 6, 7])
     np.testing.assert_array_equal(dataset.next_observations, dataset.observations + 1)
+    assert dataset.terminations_lost
 
 
 def test_the_newest_done_row_keeps_its_successor() -> None:

@@ -144,6 +144,9 @@ def _results(args: argparse.Namespace) -> int:
     if args.markdown is not None:
         write_text_where_named(Path(args.markdown), table)
     print_result(table.rstrip("\n"))
+    if any(group.finished for group in groups) and not any(group.evaluated for group in groups):
+        told = "no run is evaluated in a real environment; 'select RUNS --in-fit' compares policies"
+        print(f"{PROG}: {told} in the runs' world models", file=sys.stderr)
     _say_left_out(damaged)
     return 0
 

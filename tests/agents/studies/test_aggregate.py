@@ -182,6 +182,17 @@ def test_groups_without_evaluations_are_not_drawn(
     assert "None of the runs that finished has evaluations" in capsys.readouterr().err
 
 
+def test_runs_without_a_simulator_are_sent_to_select(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blind = tmp_path / "blind"
+    make_run(blind, "evaluation.episodes=0", "dataset=another", return_mean=None)
+    assert main(["results", str(blind)]) == 0
+    assert "'select RUNS --in-fit' compares policies" in capsys.readouterr().err
+    assert main(["results", str(blind), str(runs)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_seed_counts_where_it_has_a_return(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

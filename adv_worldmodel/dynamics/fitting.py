@@ -42,6 +42,9 @@ DIVERGED_ERROR, POOR_ERROR = 10.0, 2.0
 LEAST_ERROR_OF_MEAN = 0.1
 #: Rows from which on one should not make the scale, and the share of the variance that does.
 ROWS_OF_A_SCALE, OUTLIER_SHARE = 100, 1.0 / 3.0
+#: Shares of a dimension's range: the changes of an angle that wraps lie below the first or above
+#: the second. Values by which it differs from a switch.
+WRAPPING, VALUES_OF_A_SWITCH = (0.3, 0.7), 20
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,7 @@ def _warn_of_scales(
         columns["rewards"] = reward.unsqueeze(1)
     _warn_of_tiny_units(name, columns)
     _warn_of_outliers(name, columns | {"next_observations - observations": changes})
+    _warn_of_wrapping(name, obs, changes)
 
 
 def _warn_of_tiny_units(name: str, columns: Mapping[str, Tensor]) -> None:
@@ -251,6 +255,33 @@ def _warn_of_outliers(name: str, columns: Mapping[str, Tensor]) -> None:
                 f"{name}: row {int(row)} alone makes the scale of '{key}' dimension {i}, "
                 f"{float(greatest.sqrt()):.3g} from the mean: the model will hardly tell the other "
                 "rows apart; if it is an error, leave it out",
+                stacklevel=4,
+            )
+
+
+def _warn_of_wrapping(name: str, obs: Tensor, changes: Tensor) -> None:
+    """Warn of dimensions that now and then jump from one end of their range to the other.
+
+    :param name: of the data.
+    :param obs: raw, ``(N, S)``.
+    :param changes: of the states, ``(N, S)``.
+    """
+    near, far = WRAPPING
+    span = obs.amax(dim=0) - obs.amin(dim=0)
+    sizes = changes.abs()
+    n_far = (sizes > far * span).sum(dim=0)
+    n_between = (sizes > near * span).sum(dim=0) - n_far
+    for i in (
+        ((span > SMALLEST_STD) & (n_far >= 3) & (10 * n_between <= n_far))
+        .nonzero()
+        .flatten()
+        .tolist()
+    ):
+        if len(obs[:10_000, i].unique()) > VALUES_OF_A_SWITCH:
+            warnings.warn(
+                f"{name}: 'observations' dimension {i} changes by its whole range ({span[i]:.3g}) "
+                f"in {int(n_far[i]):,} rows, and hardly ever by half of it: if it is an angle that "
+                "wraps, give its sine and cosine instead",
                 stacklevel=4,
             )
 

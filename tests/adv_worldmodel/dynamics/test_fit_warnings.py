@@ -120,3 +120,22 @@ def test_known_rewards_that_are_not_the_data_s_are_warned_of() -> None:
 def test_known_rewards_of_another_shape_are_refused_before_they_are_compared() -> None:
     with pytest.raises(ValueError, match=r"the reward function returned .*\(400, 1\)"):
         fit(linear_system(), reward_function=lambda obs, action, next_obs: obs)
+
+
+def test_an_angle_that_wraps_is_warned_of() -> None:
+    """Beside it a switch, and the angle's sine: neither is one."""
+    rng = np.random.default_rng(0)
+    angle = rng.normal(0.0, 0.5, 1001).cumsum()
+    wrapped = np.mod(angle, 2 * np.pi) - np.pi
+    switch = (rng.random(1001) < 0.1).astype(np.float64)
+    states = np.column_stack([np.sin(angle), switch, wrapped]).astype(np.float32)
+    actions = rng.uniform(-1, 1, (1000, 1)).astype(np.float32)
+    data = OfflineDataset.from_arrays(
+        states[:-1], actions, np.zeros(1000), states[1:], np.zeros(1000, bool)
+    )
+    jumps = int((np.abs(np.diff(wrapped)) > np.pi).sum())
+    with pytest.warns(UserWarning, match="wraps") as caught:
+        fit(data)
+    assert len(caught) == 1
+    told = f"dimension 2 changes by its whole range ({np.ptp(wrapped[:-1]):.3g}) in {jumps} rows"
+    assert told in str(caught[0].message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.data.environments import buildable, check_fit
 from adv_worldmodel.device import resolve_device
 from adv_worldmodel.dynamics.ensemble import Ensemble
+from adv_worldmodel.dynamics.hard_columns import warn_of_columns
 from adv_worldmodel.dynamics.likelihood import likelihood_step, make_optimizer
 from adv_worldmodel.dynamics.rewards import compare_with_rewards
 from adv_worldmodel.dynamics.termination import (
@@ -28,7 +29,6 @@ from adv_worldmodel.dynamics.termination import (
     make_termination,
 )
 from adv_worldmodel.dynamics.world_model import (
-    SMALLEST_STD,
     RewardFunction,
     WorldModel,
     data_tensors,
@@ -40,11 +40,6 @@ from adv_worldmodel.seeding import make_generator
 DIVERGED_ERROR, POOR_ERROR = 10.0, 2.0
 #: That error, where the mean of targets that hardly vary has less.
 LEAST_ERROR_OF_MEAN = 0.1
-#: Rows from which on one should not make the scale, and the share of the variance that does.
-ROWS_OF_A_SCALE, OUTLIER_SHARE = 100, 1.0 / 3.0
-#: Shares of a dimension's range: the changes of an angle that wraps lie below the first or above
-#: the second. Values by which it differs from a switch.
-WRAPPING, VALUES_OF_A_SWITCH = (0.3, 0.7), 20
 
 
 @dataclass(frozen=True)
@@ -165,7 +160,7 @@ def fit_world_model(
         torch.maximum(model.obs_high, states.amax(0), out=model.obs_high)
     raw_targets = model.raw_targets(obs, next_obs, reward)
     learned = reward if reward_function is None else None
-    _warn_of_scales(dataset.name, obs, action, raw_targets[:, -obs_dim:], learned)
+    warn_of_columns(dataset.name, obs, action, raw_targets[:, -obs_dim:], learned)
     compare_with_rewards(model, dataset)
     model.set_scales(torch.cat([obs, action], -1), raw_targets)
     inputs, targets = model.inputs(obs, action), model.targets(obs, next_obs, reward)
@@ -200,90 +195,6 @@ def provenance(dataset: OfflineDataset) -> dict[str, Any]:
     """What ``fit_info`` says of the data."""
     names = ("content_hash", "env_id", "reward_offset")
     return {"dataset": dataset.name} | {name: getattr(dataset, name) for name in names}
-
-
-def _warn_of_scales(
-    name: str, obs: Tensor, action: Tensor, changes: Tensor, reward: Tensor | None
-) -> None:
-    """Warn of units, or of single rows, with which a fit will not get far.
-
-    :param name: of the data, whose columns are raw.
-    :param changes: of the states, ``(N, S)``.
-    :param reward: ``(N,)``; None where no model learns it.
-    """
-    columns = {"observations": obs, "actions": action}
-    if reward is not None:
-        columns["rewards"] = reward.unsqueeze(1)
-    _warn_of_tiny_units(name, columns)
-    _warn_of_outliers(name, columns | {"next_observations - observations": changes})
-    _warn_of_wrapping(name, obs, changes)
-
-
-def _warn_of_tiny_units(name: str, columns: Mapping[str, Tensor]) -> None:
-    """Warn of what counts as constant by its spread, though that is more than rounding.
-
-    :param name: of the data.
-    :param columns: by name, raw, ``(N, D)``.
-    """
-    for key, rows in columns.items():
-        spread = rows.std(dim=0, correction=0)
-        rounding = torch.finfo(torch.float32).eps * rows.abs().amax(dim=0)
-        tiny = (spread < SMALLEST_STD) & (spread > 4 * rounding)
-        for i in tiny.nonzero().flatten().tolist():
-            warnings.warn(
-                f"{name}: '{key}' dimension {i} varies by {float(spread[i]):.2g} only and counts "
-                "as constant: if it means anything, give it in a smaller unit",
-                stacklevel=4,
-            )
-
-
-def _warn_of_outliers(name: str, columns: Mapping[str, Tensor]) -> None:
-    """Warn of single rows that make the scale of a dimension, in which the others are alike.
-
-    :param name: of the data.
-    :param columns: by name, raw, ``(N, D)``.
-    """
-    dimensions = ((k, i, rows[:, i]) for k, rows in columns.items() for i in range(rows.shape[1]))
-    for key, i, values in dimensions:
-        if len(values) < ROWS_OF_A_SCALE:
-            return
-        values = values.double()
-        squares = values.sub_(values.mean()).square_()
-        greatest, row = squares.max(dim=0)
-        if greatest > OUTLIER_SHARE * squares.sum() and squares.mean() > SMALLEST_STD**2:
-            warnings.warn(
-                f"{name}: row {int(row)} alone makes the scale of '{key}' dimension {i}, "
-                f"{float(greatest.sqrt()):.3g} from the mean: the model will hardly tell the other "
-                "rows apart; if it is an error, leave it out",
-                stacklevel=4,
-            )
-
-
-def _warn_of_wrapping(name: str, obs: Tensor, changes: Tensor) -> None:
-    """Warn of dimensions that now and then jump from one end of their range to the other.
-
-    :param name: of the data.
-    :param obs: raw, ``(N, S)``.
-    :param changes: of the states, ``(N, S)``.
-    """
-    near, far = WRAPPING
-    span = obs.amax(dim=0) - obs.amin(dim=0)
-    sizes = changes.abs()
-    n_far = (sizes > far * span).sum(dim=0)
-    n_between = (sizes > near * span).sum(dim=0) - n_far
-    for i in (
-        ((span > SMALLEST_STD) & (n_far >= 3) & (10 * n_between <= n_far))
-        .nonzero()
-        .flatten()
-        .tolist()
-    ):
-        if len(obs[:10_000, i].unique()) > VALUES_OF_A_SWITCH:
-            warnings.warn(
-                f"{name}: 'observations' dimension {i} changes by its whole range ({span[i]:.3g}) "
-                f"in {int(n_far[i]):,} rows, and hardly ever by half of it: if it is an angle that "
-                "wraps, give its sine and cosine instead",
-                stacklevel=4,
-            )
 
 
 def _descend(
@@ -401,6 +312,6 @@ def warn_as_fitted(model: WorldModel, dataset: OfflineDataset) -> None:
     """
     compare_with_flags(model.termination, dataset, model.device)
     obs, action, reward, next_obs = data_tensors(dataset, model.device)
-    _warn_of_scales(dataset.name, obs, action, next_obs - obs, reward)
+    warn_of_columns(dataset.name, obs, action, next_obs - obs, reward)
     errors, targets = sorted(model.fit_info["holdout_mse"]), model.targets(obs, next_obs, reward)
     _warn_of_poor_error(errors[model.n_members - 1], _error_of_mean(targets, model.holdout_rows))

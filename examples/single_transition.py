@@ -189,7 +189,7 @@ def main():
     parser.add_argument("--seeds", default="0:20", help="A:B for A to B - 1 (default 0:20)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--out", type=Path, default=Path("single-transition"), help="folder")
-    parser.add_argument("--beta", type=float, default=0.2, help="COMBO's (default 0.2)")
+    parser.add_argument("--beta", type=float, default=1.0, help="COMBO's (default 1)")
     parser.add_argument(
         "--choose-beta", type=int, metavar="SEEDS", default=0,
         help=f"take the best of {', '.join(map(str, BETAS))} over this many seeds instead",

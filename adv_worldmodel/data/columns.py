@@ -272,7 +272,7 @@ def _successors(
             "where the task ended. Add next_observations.",
             stacklevel=2,
         )
-    successors, flags = observations[kept + 1], terminations[kept]
-    validation.warn_of_shuffled(observations[kept], successors, where)
+    validation.warn_of_shuffled(observations, kept, where)
+    flags = terminations[kept]
     # The row before a dropped one now ends its episode; it did not terminate.
-    return kept, successors, flags, last[kept + 1] & ~flags
+    return kept, observations[kept + 1], flags, last[kept + 1] & ~flags

@@ -122,23 +122,21 @@ def warn_of_rounding(
         )
 
 
-def warn_of_shuffled(
-    observations: NDArray[np.float32], next_observations: NDArray[np.float32], where: str
-) -> None:
+def warn_of_shuffled(observations: NDArray[np.float32], rows: NDArray[np.intp], where: str) -> None:
     """Warns where a row is no nearer to the next one than to any other, in no dimension.
 
     The mean square of what independent draws differ by is twice their variance. Says nothing of
     fewer than 100 rows; of more than 100,000 as many are looked at.
 
     :param observations: (N, S).
-    :param next_observations: (N, S), of the rows that follow in the file.
+    :param rows: those that have a successor, which is the next one.
     :param where: how messages call the data.
     """
-    if len(observations) < 100:
+    if len(rows) < 100:
         return
-    rows = np.linspace(0, len(observations) - 1, min(len(observations), 100_000)).astype(np.intp)
-    states = observations[rows].astype(np.float64)
-    steps = np.square(next_observations[rows] - states).mean(axis=0)
+    looked_at = rows[np.linspace(0, len(rows) - 1, min(len(rows), 100_000)).astype(np.intp)]
+    states = observations[looked_at].astype(np.float64)
+    steps = np.square(observations[looked_at + 1] - states).mean(axis=0)
     variance = states.var(axis=0)
     moving = variance > np.square(1e-6 * states.mean(axis=0))
     if moving.any() and (steps[moving] > 0.9 * 2.0 * variance[moving]).all():

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.commands.terminal import positive, print_result, seed
+from agents.commands.terminal import no_input, positive, print_result, seed
 from agents.training.atomic_files import written_where_named
 from agents.training.run_folder import check_file, check_parents
 
@@ -147,7 +147,8 @@ def _make(arguments: argparse.Namespace) -> int:
         for word, policy in policies.items():
             check_spaces(policy, env, env_id, owner=f"policy {word}")
 
-    agents = {word: train_sac(env_id, n, seed=arguments.seed) for word, n in steps.items()}
+    with no_input(env_id):
+        agents = {word: train_sac(env_id, n, seed=arguments.seed) for word, n in steps.items()}
     for file in filter(None, (arguments.save_policy, arguments.npz)):
         file.parent.mkdir(parents=True, exist_ok=True)
     if arguments.save_policy is not None:
@@ -157,14 +158,15 @@ def _make(arguments: argparse.Namespace) -> int:
     if arguments.replay:
         dataset = replayed(agents[words[0]], env_id)
     else:
-        dataset = collect(
-            env_id,
-            [policies.get(word) for word in arguments.policy],
-            arguments.rows,
-            seed=arguments.seed,
-            deterministic=arguments.deterministic,
-            noise=arguments.noise,
-        )
+        with no_input(env_id):
+            dataset = collect(
+                env_id,
+                [policies.get(word) for word in arguments.policy],
+                arguments.rows,
+                seed=arguments.seed,
+                deterministic=arguments.deterministic,
+                noise=arguments.noise,
+            )
     if arguments.npz is None:
         # Minari looks the id up among those registered; by now its module is imported.
         registered = dataset.with_env_id(env_id.rpartition(":")[2])

@@ -27,6 +27,19 @@ def user_input() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+@contextmanager
+def no_input(what: str) -> Iterator[None]:
+    """The reverse, within `user_input`: a ValueError from here keeps its traceback.
+
+    :param what: fails, for the message.
+    :raises RuntimeError: in place of a ValueError or an OSError.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise RuntimeError(f"{what} failed") from error
+
+
 def print_result(text: str) -> None:
     """Print what a command was called for; exit code 1 where that cannot be written.
 

@@ -16,6 +16,7 @@ from gymnasium.spaces import Box
 from stable_baselines3 import SAC
 
 from adv_worldmodel.data import load_dataset
+from agents.cli import main
 from agents.commands import collection
 from agents.commands.collection import collect, load_policy, replayed, train_sac
 from agents.commands.data import add_data_parser
@@ -183,6 +184,26 @@ def test_make_steps_an_environment_of_the_users_own(
     )
     assert run("make", "pendulums_of_a_user:OfAUser", "--policy", "random", "--rows", "3") == 0
     assert load_dataset("ofauser/random-v0").env_id == "OfAUser-v3"
+
+
+@pytest.mark.parametrize("policy", ["random", "sac:110"])
+def test_a_bug_of_the_users_environment_keeps_its_traceback(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_pendulums.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import PendulumEnv\n"
+        "class Broken(PendulumEnv):\n"
+        "    def step(self, action):\n"
+        "        raise ValueError('a bug')\n"
+        "gymnasium.register('Broken-v0', Broken)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("data", "make", "broken_pendulums:Broken-v0", "--policy", policy, "--rows", "3")
+    with pytest.raises(RuntimeError, match="broken_pendulums:Broken-v0 failed") as caught:
+        main(words)
+    assert str(caught.value.__cause__) == "a bug"
 
 
 def test_make_trains_keeps_and_loads_policies(

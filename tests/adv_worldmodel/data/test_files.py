@@ -12,34 +12,7 @@ import pytest
 from gymnasium.spaces import Box
 
 from adv_worldmodel.data import load_dataset
-
-# Three episodes on a line: 0 1 2 (terminal at its last row), 10 11 12 (time-out) and 20 21 (the
-# file ends); the true successors are one further.
-OBSERVATIONS = np.array([[0.0], [1], [2], [10], [11], [12], [20], [21]], np.float32)
-COLUMNS: dict[str, Any] = {
-    "observations": OBSERVATIONS,
-    "actions": np.linspace(-0.9, 0.9, 8, dtype=np.float32)[:, None],
-    "rewards": np.arange(8, dtype=np.float32),
-    "next_observations": OBSERVATIONS + 1,
-    "terminals": np.array([0, 0, 1, 0, 0, 0, 0, 0], bool),
-    "timeouts": np.array([0, 0, 0, 0, 0, 1, 0, 0], bool),
-}
-
-
-def write(path: Path, env_id: str | None = None, **changes: Any) -> Path:
-    """COLUMNS with `changes` (None: left out) as HDF5 or .npz."""
-    columns = {key: array for key, array in (COLUMNS | changes).items() if array is not None}
-    if path.suffix == ".npz":
-        if env_id:
-            columns["env_id"] = np.array(env_id)
-        np.savez(path, **columns)
-        return path
-    with h5py.File(path, "w") as file:
-        for key, array in columns.items():
-            file[key] = array
-        if env_id:
-            file.attrs["env_id"] = env_id
-    return path
+from tests.adv_worldmodel.data.three_episodes import COLUMNS, OBSERVATIONS, write
 
 
 @pytest.mark.parametrize("name", ["set.hdf5", "set.h5", "set.npz"])
@@ -99,18 +72,6 @@ def test_time_outs_that_miss_the_gaps_do_not_run_episodes_together(
     np.testing.assert_array_equal(np.flatnonzero(dataset.truncations), [5, 7])
 
 
-def test_no_successor_is_taken_from_the_next_episode(tmp_path: Path) -> None:
-    """D4RL issue 145: without next_observations the last row of each episode has none."""
-    with pytest.warns(UserWarning, match=r"a terminal row is not known: all \(1\)"):
-        dataset = load_dataset(write(tmp_path / "set.hdf5", next_observations=None))
-    np.testing.assert_array_equal(dataset.observations[:, 0], [0, 1, 10, 11, 20])
-    np.testing.assert_array_equal(dataset.next_observations[:, 0], [1, 2, 11, 12, 21])
-    np.testing.assert_array_equal(dataset.rewards, [0, 1, 3, 4, 6])
-    # what is now an episode's last row did not terminate: its value goes on
-    assert not dataset.terminations.any()
-    np.testing.assert_array_equal(dataset.truncations, [False, True, False, True, True])
-
-
 @pytest.mark.parametrize("following", [COLUMNS["next_observations"], None])
 def test_a_large_offset_in_a_file_is_warned_of(tmp_path: Path, following: Any) -> None:
     def far(states: Any) -> Any:
@@ -123,71 +84,6 @@ def test_a_large_offset_in_a_file_is_warned_of(tmp_path: Path, following: Any) -
     assert len(caught) == 1
 
 
-def test_terminal_rows_without_successors_are_counted(tmp_path: Path) -> None:
-    none = {"next_observations": None, "terminals": np.zeros(8, bool)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_dataset(write(tmp_path / "set.npz", **none))
-    two = {**none, "terminals": np.array([0, 0, 1, 0, 0, 0, 0, 1], bool)}
-    with pytest.warns(UserWarning, match=r"set.npz: .* all \(2\) .* Add next_obs") as caught:
-        dataset = load_dataset(write(tmp_path / "set.npz", **two))
-    assert len(caught) == 1
-    assert "no termination is left" in str(caught[0].message)
-    assert not dataset.terminations.any()
-
-
-def test_early_ends_without_successors_are_no_cuts(tmp_path: Path) -> None:
-    """Where terminal rows are dropped, episodes that ended early count as whole, not the last.
-
-    Pendulum-v1 ends after 200 steps, which else tells what the recording cut.
-    """
-    ends = np.cumsum([200, 50, 200, 120]) - 1
-    columns: dict[str, Any] = {
-        "observations": np.cumsum(np.ones((570, 3), np.float32), axis=0),
-        "actions": np.zeros((570, 1), np.float32),
-        "rewards": np.ones(570, np.float32),
-        "terminals": np.arange(570) == ends[1],
-        "timeouts": np.isin(np.arange(570), ends[[0, 2]]),
-        "env_id": np.array("Pendulum-v1"),
-    }
-    np.savez(tmp_path / "set.npz", **columns)
-    with pytest.warns(UserWarning, match="a terminal row is not known"):
-        dataset = load_dataset(tmp_path / "set.npz")
-    assert dataset.terminations_lost
-    assert dataset.episode_lengths().tolist() == [199, 49, 199, 119]
-    assert dataset.whole_episodes().tolist() == [True, True, True, False]
-    assert dataset.behaviour_return == (199 + 49 + 199) / 3
-    np.savez(tmp_path / "set.npz", **{**columns, "terminals": np.zeros(570, bool)})
-    uncut = load_dataset(tmp_path / "set.npz")
-    assert not uncut.terminations_lost
-    assert uncut.episode_lengths().tolist() == [199, 249, 119]
-    assert uncut.whole_episodes().tolist() == [True, True, False]
-
-
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_shuffled_rows_without_successors_are_warned_of(tmp_path: Path, shuffled: bool) -> None:
-    """A random walk beside a column of noise and a constant one."""
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(500, 2))
-    states = np.column_stack([noise[:, 0].cumsum(), noise[:, 1], np.full(500, 0.1)])
-    order = rng.permutation(500) if shuffled else np.arange(500)
-    columns = {
-        "observations": states[order].astype(np.float32),
-        "actions": np.zeros((500, 1), np.float32),
-        "rewards": np.zeros(500, np.float32),
-        "terminals": np.zeros(500, bool),
-        "timeouts": np.zeros(500, bool),
-        "action_low": -np.ones(1),
-        "action_high": np.ones(1),
-    }
-    np.savez(tmp_path / "walk.npz", **columns)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        load_dataset(tmp_path / "walk.npz")
-    assert len(caught) == shuffled
-    assert all("no nearer to the next one than to any other" in str(w.message) for w in caught)
-
-
 @pytest.mark.parametrize(
     ("given", "column"), [("next_observation", "next_observations"), ("truncated", "truncations")]
 )
@@ -198,35 +94,6 @@ def test_a_column_under_nearly_its_name_is_warned_of(
     columns = {**left_out, given: np.zeros(8, bool), "infos": np.zeros(8, bool)}
     path = write(tmp_path / "set.npz", **columns)
     with pytest.warns(UserWarning, match=f"'{given}' is not read, and there is no '{column}'"):
-        load_dataset(path)
-
-
-def test_without_both_only_terminals_and_the_end_are_known(tmp_path: Path) -> None:
-    path = write(tmp_path / "set.npz", next_observations=None, timeouts=None)
-    with pytest.warns(UserWarning, match="no known time limit"):
-        dataset = load_dataset(path)
-    np.testing.assert_array_equal(dataset.observations[:, 0], [0, 1, 10, 11, 12, 20])
-
-
-def test_without_both_the_environment_s_time_limit_ends_episodes(tmp_path: Path) -> None:
-    """Pendulum: 200 steps. A terminal at row 249, so that the next limit is at row 449."""
-    columns = {
-        "observations": np.zeros((460, 3), np.float32),
-        "actions": np.zeros((460, 1), np.float32),
-        "rewards": np.arange(460, dtype=np.float32),
-        "terminals": np.arange(460) == 249,
-    }
-    np.savez(tmp_path / "set.npz", **columns, env_id=np.array("Pendulum-v1"))
-    dataset = load_dataset(tmp_path / "set.npz")
-    # the last row of each episode has no successor in the file
-    dropped = sorted(set(range(460)) - set(dataset.rewards.astype(int).tolist()))
-    assert dropped == [199, 249, 449, 459]
-    assert dataset.episode_lengths().tolist() == [199, 49, 199, 9]
-
-
-def test_rows_that_all_end_their_episode_have_no_successor(tmp_path: Path) -> None:
-    path = write(tmp_path / "set.npz", next_observations=None, timeouts=np.ones(8, bool))
-    with pytest.raises(ValueError, match="Add next_observations"):
         load_dataset(path)
 
 

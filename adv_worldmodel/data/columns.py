@@ -154,11 +154,19 @@ def from_columns(
         ends = np.zeros_like(terminations) if goal_terminals else terminations
         truncations = _time_limits(ends, env_id, where)
     kept: slice | NDArray[np.intp] = slice(None)
-    lost = successors is None and not goal_terminals and bool(terminations.any())
+    lost = 0
     if successors is None:
+        lost = 0 if goal_terminals else int(terminations.sum())
         kept, successors, terminations, truncations = _successors(
             observations, terminations, truncations, goal_terminals, where
         )
+        if lost:
+            warnings.warn(
+                f"{where}: no next_observations, so that what follows a terminal row is not known: "
+                f"all ({lost:,}) are dropped, no termination is left, and values go on where the "
+                "task ended. Add next_observations.",
+                stacklevel=2,
+            )
         states = arrays["observations"]
         validation.warn_of_rounding(states, states[1:], where, kept)
     else:
@@ -177,7 +185,7 @@ def from_columns(
         env_id=env_id,
         goal_terminals=goal_terminals,
         action_bounds_guessed=guessed,
-        terminations_lost=lost,
+        terminations_lost=lost > 0,
     )
 
 
@@ -264,13 +272,6 @@ def _successors(
         raise ValueError(
             f"{where}: no 'next_observations', and every row ends its episode, so that no row's "
             "successor is known. Add next_observations to the file."
-        )
-    if not goal_terminals and terminations.any():
-        warnings.warn(
-            f"{where}: no next_observations, so that what follows a terminal row is not known: all "
-            f"({int(terminations.sum()):,}) are dropped, no termination is left, and values go on "
-            "where the task ended. Add next_observations.",
-            stacklevel=2,
         )
     validation.warn_of_shuffled(observations, kept, where)
     flags = terminations[kept]

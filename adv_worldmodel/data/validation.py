@@ -80,6 +80,11 @@ def float_vector(values: ArrayLike, key: str, where: str) -> NDArray[np.float32]
     return _finite_float32(_vector(values, key, where), key, where)
 
 
+def spread_rows(size: int, most: int) -> NDArray[np.intp]:
+    """Rows of `size` that are spread over all, `most` at most, ascending."""
+    return np.linspace(0, size - 1, min(size, most)).astype(np.intp)
+
+
 def warn_of_rounding(
     observations: NDArray[Any],
     next_observations: NDArray[Any],
@@ -100,7 +105,7 @@ def warn_of_rounding(
     if all(np.can_cast(array.dtype, np.float32) for array in (observations, next_observations)):
         return
     size = len(observations if rows is None else rows)
-    spread = np.linspace(0, size - 1, min(size, 100_000)).astype(np.intp)
+    spread = spread_rows(size, 100_000)
     looked_at = spread if rows is None else rows[spread]
     states = observations[looked_at].astype(np.float64)
     successors = next_observations[looked_at].astype(np.float64)
@@ -134,7 +139,7 @@ def warn_of_shuffled(observations: NDArray[np.float32], rows: NDArray[np.intp], 
     """
     if len(rows) < 100:
         return
-    looked_at = rows[np.linspace(0, len(rows) - 1, min(len(rows), 100_000)).astype(np.intp)]
+    looked_at = rows[spread_rows(len(rows), 100_000)]
     states = observations[looked_at].astype(np.float64)
     steps = np.square(observations[looked_at + 1] - states).mean(axis=0)
     variance = states.var(axis=0)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from adv_worldmodel.data import OfflineDataset
+from adv_worldmodel.data.validation import spread_rows
 from adv_worldmodel.dynamics.world_model import WorldModel
 
 #: How many rows of the data are looked at.
@@ -45,8 +46,7 @@ def compare_with_rewards(
                 stacklevel=3,
             )
         return
-    size = len(dataset)
-    rows = np.linspace(0, size - 1, min(size, CHECKED_ROWS)).astype(np.intp)
+    rows = spread_rows(len(dataset), CHECKED_ROWS)
     obs, action, next_obs, reward = (
         torch.as_tensor(column[rows], device=model.device)
         for column in (

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adv_worldmodel.data.validation import spread_rows
 from adv_worldmodel.dynamics.known_tasks import (
     TASKS,
     read_environment,
@@ -243,7 +244,7 @@ def compare_with_flags(
     if dataset.goal_terminals:
         return
     size = len(dataset)
-    spread = np.linspace(0, size - 1, min(size, CHECKED_ROWS)).astype(np.intp)
+    spread = spread_rows(size, CHECKED_ROWS)
     rows = np.union1d(spread, np.flatnonzero(dataset.terminations))
     columns = (dataset.observations, dataset.actions, dataset.next_observations)
     parts = []

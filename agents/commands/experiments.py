@@ -36,6 +36,15 @@ def add_experiment_parsers(
     results.add_argument(
         "--plot", metavar="FILE.png", help="draw learning curves, with bands over the seeds"
     )
+    results.add_argument(
+        "--by-seed", action="store_true", help="print the returns of each seed in a second table"
+    )
+    results.add_argument(
+        "--against",
+        metavar="CONFIGURATION",
+        help="in that table, compare with the configuration that is called so in the first one: "
+        "mean difference over shared seeds, and p of a paired t-test",
+    )
     results.set_defaults(func=_results)
 
     select = subparsers.add_parser(
@@ -129,6 +138,10 @@ def _results(args: argparse.Namespace) -> int:
     left_out = len(runs) - sum(len(group.runs) for group in groups)
     missing = find_missing(args.runs)
     table = markdown(rows, groups, left_out=left_out, planned=missing, damaged=damaged)
+    if args.by_seed or args.against is not None:
+        from agents.studies.by_seed import by_seed
+
+        table += "\n" + by_seed(groups, args.against)
     if args.plot is not None:  # first, since it reads more files of the runs
         from agents.studies.curves import plot_groups
 

@@ -157,14 +157,15 @@ def from_columns(
     lost = 0
     if successors is None:
         lost = 0 if goal_terminals else int(terminations.sum())
+        gone = float(rewards[terminations].sum(dtype=np.float64))
         kept, successors, terminations, truncations = _successors(
             observations, terminations, truncations, goal_terminals, where
         )
         if lost:
             warnings.warn(
                 f"{where}: no next_observations, so that what follows a terminal row is not known: "
-                f"all ({lost:,}) are dropped, no termination is left, and values go on where the "
-                "task ended. Add next_observations.",
+                f"all ({lost:,}, with rewards that sum to {gone:.4g}) are dropped, no termination "
+                "is left, and values go on where the task ended. Add next_observations.",
                 stacklevel=2,
             )
         states = arrays["observations"]

@@ -89,6 +89,14 @@ def d4rl_path(name: str) -> Path:
     return d4rl_folder() / URLS[name].rsplit("/", 1)[1]
 
 
+def has_goal_terminals(file_name: str) -> bool:
+    """Whether D4RL's file of that name flags rows at the goal of trajectories that go on.
+
+    AntMaze's flags were set afterwards, wherever a walking ant is at the goal.
+    """
+    return any(url.rsplit("/", 1)[1] == file_name for url in _antmaze().values())
+
+
 def present_sets() -> list[str]:
     """Names of the D4RL sets whose file lies in `d4rl_folder()`."""
     return [name for name in URLS if d4rl_path(name).is_file()]
@@ -112,6 +120,5 @@ def load_d4rl(name: str, *, env_id: str | None = None) -> OfflineDataset:
         path,
         name=f"d4rl:{name}",
         env_id=env_id or evaluation_env(name)[0],
-        # AntMaze's flags were set afterwards, wherever a walking ant is at the goal.
-        goal_terminals=name.startswith("antmaze-"),
+        goal_terminals=has_goal_terminals(path.name),
     )

@@ -43,6 +43,28 @@ def without_module(env_id: str, where: str) -> str | None:
     return None
 
 
+def with_flat_spaces(env_id: str | None, where: str) -> str | None:
+    """The id that a file states; None, with a warning, if its spaces are not those of flat rows.
+
+    A wrapper flattened the data then, of which the id does not tell.
+
+    :param where: the file, for the warning.
+    """
+    if env_id is None or not buildable(env_id):
+        return env_id
+    try:
+        environment_spaces(env_id)
+    except ValueError as error:
+        warnings.warn(
+            f"{where} names the environment {env_id}, of other spaces than flat vectors "
+            f"({first_line(error)}): it is taken for no known environment. Register one that gives "
+            "these rows, and name it (env_id=, --env; data.env_id= in a configuration).",
+            stacklevel=3,
+        )
+        return None
+    return env_id
+
+
 def environment_spaces(env_id: str) -> tuple[Box, Box]:
     """Flat float32 observation and action space of the environment `env_id`.
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from adv_worldmodel.data.columns import from_columns, wanted_keys
 from adv_worldmodel.data.dataset import OfflineDataset
-from adv_worldmodel.data.environments import without_module
+from adv_worldmodel.data.environments import with_flat_spaces, without_module
 from adv_worldmodel.data.links import stored_elsewhere
 from adv_worldmodel.data.validation import freeze
 from adv_worldmodel.errors import first_line
@@ -29,7 +29,8 @@ def load_file(
 ) -> OfflineDataset:
     """The data set in an HDF5 or `.npz` file with D4RL's or Minari's keys (see `from_columns`).
 
-    :param path: the file. Its attribute (HDF5) or string (`.npz`) `env_id` names its environment.
+    :param path: the file. A string `env_id` in it, with HDF5 also an attribute, names its
+        environment.
     :param name: name of the data set; None: the path.
     :param env_id: overrides the environment that the file names.
     :param goal_terminals: see `from_columns`.
@@ -49,7 +50,7 @@ def load_file(
     for array in arrays.values():
         freeze(array)  # else the data set would copy them
     if env_id is None and stated is not None:
-        env_id = without_module(stated, where)
+        env_id = with_flat_spaces(without_module(stated, where), where)
     return from_columns(
         arrays, where, name=name or where, env_id=env_id, goal_terminals=goal_terminals
     )
@@ -70,6 +71,8 @@ def _reading(path: Path) -> Iterator[None]:
     """Any failure to read `path` as a ValueError; damaged files raise all kinds."""
     try:
         yield
+    except (PermissionError, MemoryError):
+        raise
     except Exception as error:
         reason = first_line(error)
         if reason.startswith("Object arrays"):
@@ -95,9 +98,7 @@ def _read_hdf5(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
         names = [key for key in file if isinstance(key, str)]  # bytes where a file is damaged
         present = [key for key in names if isinstance(file[key], h5py.Dataset)]
         of_minari = not present and any(key.startswith("episode_") for key in names)
-        stated = file.attrs.get("env_id")
-        if isinstance(stated, bytes):
-            stated = stated.decode()
+        stated = file.attrs.get("env_id", file["env_id"][()] if "env_id" in present else None)
     if of_minari:
         raise ValueError(
             f"{path}: holds one group per episode, Minari's own storage. Load it by its "
@@ -106,17 +107,17 @@ def _read_hdf5(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
     keys = chain.from_iterable(wanted_keys(present, str(path)).values())
     with _reading(path), h5py.File(path, "r") as file:
         arrays = {key: np.asarray(file[key][()]) for key in keys}
-    return arrays, stated if isinstance(stated, str) and stated else None
+    return arrays, None if stated is None else _env_id_of(np.asarray(stated), path)
 
 
-def _env_id_of(stated: NDArray[Any], path: Path) -> str:
-    """Text or bytes, alone or as the one entry of an array."""
+def _env_id_of(stated: NDArray[Any], path: Path) -> str | None:
+    """Text or bytes, alone or as the one entry of an array; None where it is empty."""
     value = stated.item() if stated.size == 1 else None
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if not isinstance(value, str):
         raise ValueError(f"{path}: 'env_id' is {stated!r:.80}; expected one environment id.")
-    return value
+    return value or None
 
 
 def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:

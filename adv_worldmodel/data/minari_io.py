@@ -26,6 +26,7 @@ from adv_worldmodel.data.dataset import OfflineDataset, infer_truncations
 from adv_worldmodel.data.environments import buildable, check_fit, without_module
 from adv_worldmodel.data.links import stored_elsewhere
 from adv_worldmodel.errors import first_line
+from adv_worldmodel.paths import expanded
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -40,7 +41,7 @@ _HARMLESS = ("ClipAction", "RecordEpisodeStatistics", "RecordVideo")
 def minari_folder() -> Path:
     """Where Minari keeps its data sets: `$MINARI_DATASETS_PATH`, else `~/.minari/datasets`."""
     stated = os.environ.get("MINARI_DATASETS_PATH")
-    return Path(stated) if stated else Path.home() / ".minari" / "datasets"
+    return Path(stated) if stated else expanded("~/.minari/datasets")
 
 
 def local_ids() -> list[str]:
@@ -266,7 +267,7 @@ def _is_registered(spec: EnvSpec, where: str) -> bool:
     differing = [
         f"{key}={value!r}"
         for key, value in given.items()
-        if key not in usual or usual[key] != value
+        if key not in usual or _listed(usual[key]) != _listed(value)
     ]
     differing += [
         wrapper.name for wrapper in spec.additional_wrappers if wrapper.name not in _HARMLESS
@@ -286,6 +287,15 @@ def _is_registered(spec: EnvSpec, where: str) -> bool:
             stacklevel=3,
         )
     return not differing
+
+
+def _listed(value: Any) -> Any:
+    """`value` as JSON gives it back: with lists for tuples, at any depth."""
+    if isinstance(value, tuple | list):
+        return [_listed(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return value
 
 
 def _defaults(spec: EnvSpec) -> dict[str, Any]:

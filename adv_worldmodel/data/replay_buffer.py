@@ -35,9 +35,9 @@ def from_replay_buffer(
 
     A done row counts as truncated if the buffer recorded it as a time-out, else as terminated. With
     `optimize_memory_usage` the successor of a done row is overwritten by the next episode's first
-    observation: such rows are dropped and the row before them ends the episode as truncated, so
-    that no termination is left, of which a warning tells. A row that the newest one overwrites in a
-    full buffer is dropped too.
+    observation: such rows are dropped, of which a warning tells, and the row before them ends the
+    episode as truncated; only an environment's newest row may still be a termination. A row that
+    the newest one overwrites in a full buffer is dropped too.
 
     :param buffer: with flat Box observations and actions; n_envs >= 1.
     :param actions: SB3's off-policy algorithms store actions scaled to [-1, 1] ("scaled"), who
@@ -99,11 +99,13 @@ def from_replay_buffer(
         if not kept.any():
             raise ValueError(f"{name}: every row ends its episode, so no successor is known.")
         lost = int((terminations & ~kept).sum())
-        if lost and not terminations[kept].any():
+        if lost:
+            left = int(terminations[kept].sum())
             warnings.warn(
                 f"{name}: recorded with optimize_memory_usage=True, which keeps no last state of "
-                f"an episode: {lost} rows that terminated are left out, no termination is left, "
-                "and values go on where the task ended. Record with optimize_memory_usage=False.",
+                f"an episode: {lost} rows that terminated are left out, {left or 'no'} termination "
+                f"{'is' if left < 2 else 's are'} left, and values go on where the task ended. "
+                "Record with optimize_memory_usage=False.",
                 stacklevel=2,
             )
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from adv_worldmodel.building import check_id
 from adv_worldmodel.data import builtin, minari_io
-from adv_worldmodel.data.d4rl import URLS, load_d4rl
+from adv_worldmodel.data.d4rl import URLS, has_goal_terminals, load_d4rl
 from adv_worldmodel.data.dataset import OfflineDataset
 from adv_worldmodel.data.environments import check_fit
 from adv_worldmodel.data.files import SUFFIXES, load_file
@@ -57,7 +57,7 @@ def _load(source: object, env_id: str | None) -> OfflineDataset:
     if any(cls.__name__ == "MinariDataset" for cls in type(source).__mro__):
         return minari_io.from_minari(cast("MinariDataset", source), env_id=env_id)
     if isinstance(source, Path):
-        return load_file(expanded(source), env_id=env_id)
+        return _load_file(expanded(source), str(source), env_id)
     if not isinstance(source, str):
         raise ValueError(
             f"A {type(source).__name__} is no data set; expected an OfflineDataset, a "
@@ -73,7 +73,7 @@ def _load(source: object, env_id: str | None) -> OfflineDataset:
         return minari_io.load_minari(name, env_id=env_id)
     path = expanded(source)
     if path.suffix in SUFFIXES or path.is_file():
-        return load_file(path, name=source, env_id=env_id)
+        return _load_file(path, source, env_id)
     if source in URLS and source not in minari_io.local_ids():
         # Minari would look for it on the network, where its ids are others.
         raise FileNotFoundError(
@@ -87,3 +87,9 @@ def _load(source: object, env_id: str | None) -> OfflineDataset:
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         built_in = f" Built in: {', '.join(builtin.NAMES)}."
         raise FileNotFoundError(f"{error}{hint}{built_in}") from None
+
+
+def _load_file(path: Path, name: str, env_id: str | None) -> OfflineDataset:
+    """A file, by D4RL's own reading of its flags where it is called as one of D4RL's."""
+    goal_terminals = has_goal_terminals(path.name)
+    return load_file(path, name=name, env_id=env_id, goal_terminals=goal_terminals)

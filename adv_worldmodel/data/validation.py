@@ -9,6 +9,8 @@ import numpy as np
 from gymnasium.spaces import Box, Space
 from numpy.typing import ArrayLike, NDArray
 
+from adv_worldmodel.errors import first_line
+
 ACTION_TOLERANCE = 1e-5
 """Share of an action dimension's range by which float error may leave the bounds; clipped."""
 
@@ -27,9 +29,10 @@ def numeric(values: ArrayLike, key: str, where: str) -> NDArray[Any]:
         )
     try:
         array = np.asarray(values)
-    except ValueError as error:  # ragged nested lists
+    except (ValueError, TypeError, RuntimeError) as error:
+        # ragged nested lists; tensors with gradients, or of a type that NumPy lacks
         raise ValueError(
-            f"{where}: '{key}' is not a rectangular array of numbers ({error})."
+            f"{where}: '{key}' is not a rectangular array of numbers ({first_line(error)})."
         ) from None
     if array.dtype.kind not in "fiub":
         raise ValueError(

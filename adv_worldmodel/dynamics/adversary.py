@@ -226,6 +226,7 @@ class Adversary:
             of the first four. With weight ``"auto"`` also lambda as it is in the end, ``weight``,
             and ``excess_nll``, what the constraint bounds by xi.
         """
+        check_whole(at_least=0, n_updates=n_updates)
         networks = tuple(networks)
         if self._outside != self._taken_as_it_is(networks):
             self._step = None

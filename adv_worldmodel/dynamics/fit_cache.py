@@ -10,10 +10,11 @@ import shutil
 import uuid
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from adv_worldmodel.data import OfflineDataset
+from adv_worldmodel.data import load_dataset
 from adv_worldmodel.device import resolve_device
 from adv_worldmodel.dynamics.fitting import (
     FitSettings,
@@ -30,11 +31,11 @@ def default_cache_dir() -> Path:
     """``$ADV_WORLDMODEL_CACHE``, else ``adv-worldmodel`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     if own := os.environ.get("ADV_WORLDMODEL_CACHE"):
         return expanded(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adv-worldmodel"
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "adv-worldmodel"
 
 
 def cached_world_model(
-    dataset: OfflineDataset,
+    dataset: Any,
     settings: FitSettings = FitSettings(),
     *,
     termination: str | TerminationFunction | None = None,
@@ -51,14 +52,15 @@ def cached_world_model(
     :param cache_dir: by default that of :func:`default_cache_dir`. The others, and what is raised:
         see :func:`fit_world_model`.
     """
-    if reward_function is not None or callable(termination):
+    dataset = load_dataset(dataset)
+    rule = make_termination(termination, dataset.env_id)
+    if reward_function is not None or rule.spec["kind"] == "function":
         return fit_world_model(
             dataset, settings, termination=termination, reward_function=reward_function,
             device=device, progress=progress,
         )  # fmt: skip
     from adv_worldmodel import __version__  # the package is whole only now
 
-    rule = make_termination(termination, dataset.env_id)
     key = {
         "content_hash": dataset.content_hash,
         "settings": asdict(settings),

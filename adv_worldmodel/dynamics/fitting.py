@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adv_worldmodel.checks import check_finite, check_shares, check_whole
-from adv_worldmodel.data import OfflineDataset
+from adv_worldmodel.data import OfflineDataset, load_dataset
 from adv_worldmodel.data.environments import buildable, check_fit
 from adv_worldmodel.device import resolve_device
 from adv_worldmodel.dynamics.ensemble import Ensemble
@@ -112,7 +112,7 @@ class FitDivergedError(FloatingPointError):
 
 
 def fit_world_model(
-    dataset: OfflineDataset,
+    dataset: Any,
     settings: FitSettings = FitSettings(),
     *,
     termination: str | TerminationFunction | None = None,
@@ -125,6 +125,7 @@ def fit_world_model(
     Warns where the data's terminations are not what the rule says (:func:`compare_with_flags`), and
     where known rewards are not the data's (:func:`compare_with_rewards`).
 
+    :param dataset: an :class:`OfflineDataset`, or an id or a path (:func:`load_dataset`).
     :param settings: of the fit.
     :param termination: see :func:`make_termination`; ``None`` reads it from the environment.
     :param reward_function: known reward on raw ``(s, a, s')`` instead of a learned one.
@@ -134,6 +135,9 @@ def fit_world_model(
     :raises ValueError: fewer than two transitions, or no known termination.
     :raises FitDivergedError: a :class:`FloatingPointError`.
     """
+    if not isinstance(settings, FitSettings):
+        raise TypeError(f"settings are {type(settings).__name__}: expected FitSettings(...)")
+    dataset = load_dataset(dataset)
     if len(dataset) < 2:
         raise ValueError("one transition cannot be fitted and held out: at least 2 are needed")
     rule = make_termination(termination, dataset.env_id)

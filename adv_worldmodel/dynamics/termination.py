@@ -200,18 +200,22 @@ def _automatic(env_id: str | None) -> dict[str, Any]:
     raise ValueError(f"No termination rule for environment {env_id!r}: {reason}. {_REMEDY}")
 
 
-def make_termination(source: str | TerminationFunction | None, env_id: str | None) -> Termination:
+def make_termination(
+    source: str | TerminationFunction | Termination | None, env_id: str | None
+) -> Termination:
     """The termination rule of a world model.
 
     :param source: None or `"auto"`: read from the real environment `env_id` where Gymnasium can
         build it, else from a table by exact name. `"never"`. A task's name (`"hopper"`,
         `"Walker2d-v5"`): the table's rule with the task's default bounds. A function
-        `f(obs, action, next_obs) -> bool (B,)` on raw tensors.
+        `f(obs, action, next_obs) -> bool (B,)` on raw tensors. What this made before.
     :param env_id: Gymnasium id of the real environment, or None if unknown.
     :raises ValueError: no rule is known; the message says what to pass instead.
     """
     if source is None or source == "auto":
         return termination_from_spec(_automatic(env_id))
+    if isinstance(source, Termination):
+        return source
     if callable(source):
         name = getattr(source, "__qualname__", type(source).__name__)
         return Termination({"kind": "function", "origin": name}, source)

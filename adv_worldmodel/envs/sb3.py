@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from adv_worldmodel.checks import check_whole
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.dynamics import WorldModel
 from adv_worldmodel.envs.vector import AdvWorldModelVectorEnv
@@ -92,13 +91,12 @@ class AdvWorldModelVecEnv(VecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
         """Set an attribute of the world for all rows at once; they cannot differ.
 
-        :raises ValueError: for some of the rows, or what other attributes were made of.
+        :raises ValueError: for some of the rows, the data, or a value that is none of the
+            attribute's.
         """
         self._refuse_some(attr_name, indices)
         if attr_name == "dataset":
             raise ValueError("the data cannot be changed: make a new environment")
-        if attr_name == "horizon":
-            check_whole(at_least=1, horizon=value)
         setattr(self if attr_name in vars(self) else self.world, attr_name, value)
 
     def env_method(

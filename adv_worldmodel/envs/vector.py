@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,9 +108,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         limits = [limit for limit in (horizon, max_episode_steps) if limit is not None] or [HORIZON]
         for limit in limits:
             check_whole(at_least=1, num_envs=num_envs, horizon=limit)
-        horizon = min(limits)
-        if member_per not in MEMBER_PER:
-            raise ValueError(f"member_per = {member_per!r} is neither 'step' nor 'rollout'")
+        self.horizon, self.member_per = min(limits), member_per
         if render_mode is not None:
             raise TypeError(  # as of an unknown argument: SB3's make_vec_env then leaves it out
                 f"render_mode = {render_mode!r}: a world model draws no pictures; render the "
@@ -140,7 +139,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
             if "termination" in needed:  # it may be another one than that of the fit
                 compare_with_flags(world_model.termination, self.dataset, world_model.device)
         self._take(world_model)
-        self.num_envs, self.horizon, self.member_per = num_envs, horizon, member_per
+        self.num_envs = num_envs
         # of its own: a space has a random stream, which other environments would share
         self.single_observation_space = self._reached()
         actions = self.dataset.action_space
@@ -161,6 +160,27 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
         return Box(low, high, dtype=np.float32)
 
     @property
+    def horizon(self) -> int:
+        """k, steps after which an episode is truncated."""
+        return self._horizon
+
+    @horizon.setter
+    def horizon(self, steps: int) -> None:
+        check_whole(at_least=1, horizon=steps)
+        self._horizon = steps
+
+    @property
+    def member_per(self) -> str:
+        """For how long a row keeps its network: a ``"step"`` or a ``"rollout"``."""
+        return self._member_per
+
+    @member_per.setter
+    def member_per(self, duration: str) -> None:
+        if duration not in MEMBER_PER:
+            raise ValueError(f"member_per = {duration!r} is neither 'step' nor 'rollout'")
+        self._member_per = duration
+
+    @property
     def world_model(self) -> WorldModel:
         """What steps the rows."""
         return self._world_model
@@ -179,6 +199,7 @@ class AdvWorldModelVectorEnv(VectorEnv[Array, Array, Array]):
     def _check(self, model: WorldModel, *, again: bool = False) -> None:
         """Whether a model is one of these data; see :func:`compare_with_rewards`."""
         check_dimensions(self.dataset, model)
+        _warn_of_another_task(self.dataset, model)
         _check_actions(self.dataset, model.action_space)
         compare_with_rewards(model, self.dataset, again=again)
 
@@ -299,14 +320,29 @@ def _check_unused(model: WorldModel, fit: FitSettings | None, functions: Mapping
 
     :param functions: termination and reward_function, as given.
     """
-    own = {"termination": model.termination.rule, "reward_function": model.reward_function}
-    unused = [name for name, f in functions.items() if f not in (None, "auto", own[name])]
+    own = {
+        "termination": (model.termination, model.termination.rule),
+        "reward_function": (model.reward_function,),
+    }
+    unused = [name for name, f in functions.items() if f not in (None, "auto", *own[name])]
     if fit is not None:
         unused.append("fit")
     if unused:
         raise ValueError(
             f"{unused[0]} would change nothing: the world model that is given has its own; set it "
             "where the model is fitted"
+        )
+
+
+def _warn_of_another_task(dataset: OfflineDataset, model: WorldModel) -> None:
+    """Warns of data from another environment than those of the fit; versions and modules aside."""
+    fitted, own = model.fit_info.get("env_id"), dataset.env_id
+    tasks = {re.sub(r"^.*:|-v\d+$", "", str(env_id)) for env_id in (fitted, own)}
+    if fitted and own and len(tasks) == 2:
+        warnings.warn(
+            f"the world model was fitted to data of {fitted}, {dataset.name} is of {own}: give the "
+            "model of this data set",
+            stacklevel=4,
         )
 
 

@@ -76,6 +76,17 @@ def test_antmaze_keeps_its_rows_at_the_goal(folder: Path) -> None:
     np.testing.assert_array_equal(dataset.next_observations[:-1], dataset.observations[1:])
 
 
+def test_antmaze_is_known_by_the_name_of_its_file(folder: Path) -> None:
+    path = d4rl_path("antmaze-umaze-v0")
+    write(path, 29, 8, [0, 0, 1, 1, 0])
+    by_name, by_path = load_dataset("d4rl:antmaze-umaze-v0"), load_dataset(path)
+    assert by_path.goal_terminals
+    assert by_path.content_hash == by_name.content_hash
+    path.rename(folder / "mine.hdf5")
+    with pytest.warns(UserWarning, match=r"all \(2, with rewards that sum to 2\) are dropped"):
+        assert not load_dataset(folder / "mine.hdf5").rewards.any()
+
+
 def test_a_missing_file_says_what_goes_where(folder: Path) -> None:
     with pytest.raises(FileNotFoundError) as error:
         load_dataset("d4rl:hopper-medium-v2")

@@ -186,6 +186,11 @@ def test_reward_offset_moves_rewards_but_not_returns() -> None:
         ({"actions": [["a"], ["b"], ["c"]]}, "'actions' has dtype <U1; expected numbers"),
         ({"rewards": [[1.0], [2.0, 3.0], [4.0]]}, "'rewards' is not a rectangular array"),
         (
+            {"rewards": torch.zeros(3, requires_grad=True)},
+            "'rewards' is not a rectangular array of numbers .*requires grad",
+        ),
+        ({"rewards": torch.zeros(3, dtype=torch.bfloat16)}, "'rewards' is not .*BFloat16"),
+        (
             {"actions": [[0.0], [2.5], [0.0]], "action_space": Box(-2, 2, (1,))},
             r"'actions' row 1 dimension 0 is 2.5, outside the bounds \[-2, 2\]",
         ),

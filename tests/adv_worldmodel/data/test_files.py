@@ -6,10 +6,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
-from gymnasium.spaces import Box
+from gymnasium.envs.classic_control import PendulumEnv
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box, Dict
 
 from adv_worldmodel.data import load_dataset
 from tests.adv_worldmodel.data.three_episodes import COLUMNS, OBSERVATIONS, write
@@ -110,6 +113,57 @@ def test_the_environment_that_a_file_names_gives_the_bounds(tmp_path: Path) -> N
     assert dataset.action_space.high == 1.0
     with pytest.raises(ValueError, match="'observations' has 1 dimensions per row, but Pendulum"):
         load_dataset(write(tmp_path / "wrong.npz", env_id="Pendulum-v1"))
+
+
+@pytest.mark.parametrize("stated", [b"Pendulum-v1", "Pendulum-v1", np.array([b"Pendulum-v1"])])
+@pytest.mark.parametrize("as_attribute", [True, False])
+def test_an_hdf5_file_may_name_its_environment_in_any_form(
+    tmp_path: Path, stated: Any, as_attribute: bool
+) -> None:
+    zeros = np.zeros((8, 3), np.float32)
+    path = write(tmp_path / "set.hdf5", observations=zeros, next_observations=zeros)
+    with h5py.File(path, "a") as file:
+        (file.attrs if as_attribute else file)["env_id"] = stated
+    assert load_dataset(path).env_id == "Pendulum-v1"
+    with h5py.File(path, "a") as file:
+        if "env_id" in file:
+            del file["env_id"]
+        file.attrs["env_id"] = 3
+    with pytest.raises(ValueError, match=r"set.hdf5: 'env_id' is array.* expected one environment"):
+        load_dataset(path)
+
+
+class Composite(PendulumEnv):  # type: ignore[misc]
+    """Observations are a dictionary, which a wrapper of whoever recorded may have flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = Dict({"angle": self.observation_space})
+
+
+@pytest.mark.parametrize("name", ["set.hdf5", "set.npz"])
+def test_flat_rows_of_a_composite_environment_have_no_known_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    spec = EnvSpec("Composite-v0", entry_point=Composite)
+    monkeypatch.setitem(gym.registry, "Composite-v0", spec)
+    path = write(tmp_path / name, "Composite-v0")
+    with pytest.warns(UserWarning, match=f"{name} names the environment Composite-v0, of other"):
+        assert load_dataset(path).env_id is None
+    with pytest.raises(ValueError, match="Composite-v0: the observation space is Dict"):
+        load_dataset(path, env_id="Composite-v0")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = write(tmp_path / "set.npz")
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(PermissionError):
+        load_dataset(path)
 
 
 @pytest.mark.parametrize("stated", [b"Pendulum-v1", ["Pendulum-v1"], np.array([[b"Pendulum-v1"]])])

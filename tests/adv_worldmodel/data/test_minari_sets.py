@@ -14,6 +14,7 @@ import minari  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control import PendulumEnv
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Discrete, Space
 from minari.data_collector import EpisodeBuffer  # type: ignore[import-untyped]
 from minari.dataset.minari_storage import MinariStorage  # type: ignore[import-untyped]
@@ -318,3 +319,24 @@ def test_an_environment_of_other_settings_is_not_taken_for_the_registered_one(
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # who names it, means it
         assert load_dataset(dataset, env_id="Pendulum-v1").env_id == "Pendulum-v1"
+
+
+class Registered(PendulumEnv):  # type: ignore[misc]
+    """Takes settings that JSON has no tuples for."""
+
+    def __init__(self, bounds: Any = None, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+
+
+def test_tuples_among_an_environment_s_settings_are_its_own(
+    pendulum: OfflineDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kwargs = {"bounds": ((0.8, 1.0), {"a": (1, 2)})}
+    spec = EnvSpec("Registered-v0", f"{__name__}:Registered", kwargs=kwargs)
+    monkeypatch.setitem(gym.registry, "Registered-v0", spec)
+    to_minari(replace(pendulum, env_id="Registered-v0"), "mine/registered-v0")
+    assert load_dataset("mine/registered-v0").env_id == "Registered-v0"
+    changed = replace(spec, kwargs={"bounds": ((0.8, 2.0), {"a": (1, 2)})})
+    monkeypatch.setitem(gym.registry, "Registered-v0", changed)
+    with pytest.warns(UserWarning, match=r"recorded in Registered-v0 with bounds="):
+        assert load_dataset("mine/registered-v0").env_id is None

@@ -366,3 +366,10 @@ def test_wrong_arguments_are_explained(pendulum: OfflineDataset) -> None:
         Adversary(fitted(), pendulum)
     with pytest.raises(ValueError, match="xi = 'a' must be a finite number"):
         AdversarySettings(xi="a")  # type: ignore[arg-type]
+
+
+def test_a_number_of_updates_is_a_count(line: OfflineDataset, line_model: Any) -> None:
+    adversary = Adversary(line_model(), line, AdversarySettings(batch_size=4), seed=0)
+    for wrong, message in ((-2, "n_updates = -2 must be at least 0"), (2.0, "a whole number")):
+        with pytest.raises(ValueError, match=message):
+            adversary.run(wrong, Uniform(), Worth())  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import adv_worldmodel
-from adv_worldmodel import OfflineDataset
+from adv_worldmodel import OfflineDataset, load_dataset, make_termination
 from adv_worldmodel.dynamics import fit_cache, fitting
 from adv_worldmodel.dynamics.fit_cache import cached_world_model, default_cache_dir
 from adv_worldmodel.dynamics.fitting import FitSettings, fit_world_model
@@ -55,6 +55,35 @@ def test_second_fit_comes_from_the_cache(
     assert second.fit_info["dataset"] == "renamed"
     assert first.fit_info == second.fit_info | of_second
     assert second.split(pendulum)[1].tolist() == first.holdout_rows.tolist()
+
+
+def test_a_rule_that_was_made_is_cached_like_its_name(
+    tmp_path: Path, fits: list[int], pendulum: OfflineDataset
+) -> None:
+    cached(pendulum, tmp_path)
+    rule = make_termination("never", None)
+    model = cached_world_model(pendulum, SMALL, termination=rule, device="cpu", cache_dir=tmp_path)
+    assert len(fits) == 1
+    model.save(tmp_path / "saved")
+    assert WorldModel.load(tmp_path / "saved").termination.spec == rule.spec
+
+
+def test_data_may_be_named(tmp_path: Path, fits: list[int]) -> None:
+    first, second = (
+        cached_world_model(data, SMALL, device="cpu", cache_dir=tmp_path)
+        for data in ("pendulum-random", load_dataset("pendulum-random"))
+    )
+    assert len(fits) == 1
+    assert equal(first, second)
+    with pytest.raises(TypeError, match=r"settings are dict: expected FitSettings\(...\)"):
+        fit_world_model("pendulum-random", {"max_steps": 3})  # type: ignore[arg-type]
+
+
+def test_without_a_home_there_is_a_folder_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "ADV_WORLDMODEL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where no user has one
+    assert default_cache_dir() == Path("~/.cache/adv-worldmodel")
 
 
 def test_flags_that_the_rule_contradicts_are_warned_of_with_and_without_a_fit(

@@ -52,6 +52,8 @@ def test_it_is_a_vec_env_that_shows_its_world(
         env.env_method("reset_all", indices=[0])
     with pytest.raises(ValueError, match="horizon = 0 must be at least 1"):
         env.set_attr("horizon", 0)
+    with pytest.raises(ValueError, match="member_per = 'Step' is neither"):
+        env.set_attr("member_per", "Step")
     with pytest.raises(ValueError, match="the data cannot be changed"):
         env.set_attr("dataset", pendulum)
     with pytest.raises(RuntimeError, match="before step_async"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from adv_worldmodel import (
     OfflineDataset,
     WorldModel,
     fit_world_model,
+    make_termination,
 )
 from tests.adv_worldmodel.envs.small_envs import envs_on, rollout
 
@@ -49,6 +51,30 @@ def test_a_dictionary_is_no_fit_settings(pendulum: OfflineDataset) -> None:
 def test_another_data_set_s_model_is_refused(pendulum: OfflineDataset, line_model: Build) -> None:
     with pytest.raises(ValueError, match=r"observations of length 1, pendulum-1000 has length 3"):
         envs_on(pendulum, line_model())
+
+
+def test_a_model_of_another_task_is_warned_of(
+    pendulum: OfflineDataset, pendulum_model: WorldModel
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for env_id in ("Pendulum-v1", "Pendulum-v0", "some.module:Pendulum-v2", None):
+            pendulum_model.fit_info["env_id"] = env_id
+            envs = envs_on(pendulum, pendulum_model)
+    pendulum_model.fit_info["env_id"] = "Swing-v1"
+    with pytest.warns(UserWarning, match="fitted to data of Swing-v1, pendulum-1000 is of Pendul"):
+        envs_on(pendulum, pendulum_model)
+    with pytest.warns(UserWarning, match="fitted to data of Swing-v1"):
+        envs.world_model = pendulum_model
+
+
+def test_the_rule_of_a_model_may_be_named_beside_it(
+    pendulum: OfflineDataset, ending_model: WorldModel
+) -> None:
+    for own in (ending_model.termination, ending_model.termination.rule):
+        assert envs_on(pendulum, ending_model, termination=own).world_model is ending_model
+    with pytest.raises(ValueError, match="termination would change nothing"):
+        envs_on(pendulum, ending_model, termination=make_termination("never", None))
 
 
 def test_the_model_may_be_the_folder_of_a_saved_one(

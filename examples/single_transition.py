@@ -38,7 +38,7 @@ MILESTONES = (5, 50)  # iterations; training ends at the last
 # P gives no sizes: small ones, at ten to thirty times the paper's learning rates for a tenth (the
 # adversary: half) of its updates. Few elites, since each gets its share of the adversary's push.
 # The policy has to be near a = 0.7 by the time that the adversary bends the model down beyond it,
-# and to stay inside a range of the data, 0.15 wide: SAC's target entropy of -1 would not let it.
+# and to stay where the outcome is good, 0.15 wide: SAC's target entropy of -1 would not let it.
 N_ROWS, N_ROLLOUTS = 1000, 200
 FIT = {
     "n_networks": 3,

@@ -14,7 +14,13 @@ from agents.rollouts import ROLLOUT_POLICIES
 if TYPE_CHECKING:
     from agents.rambo import RAMBO
 
-__all__ = ["check_devices", "check_settings", "put_into_effect", "take_settings"]
+__all__ = [
+    "begin_alpha_anew_where_lost",
+    "check_devices",
+    "check_settings",
+    "put_into_effect",
+    "take_settings",
+]
 
 
 def check_devices(agent: torch.device, world: torch.device) -> None:
@@ -66,6 +72,7 @@ def check_settings(agent: RAMBO) -> None:
             f"cloning_weight = {agent.cloning_weight} needs rows of data: "
             f"real_ratio = {agent.real_ratio}"
         )
+    agent.check_own_settings()
 
 
 def _check_entropy_coefficient(value: str | float) -> None:
@@ -87,9 +94,25 @@ def take_settings(agent: RAMBO) -> None:
     """Go on with the settings as they are now; attributes may have been set since."""
     check_settings(agent)
     put_into_effect(agent)
+    if agent.target_entropy == "auto":
+        agent.target_entropy = -float(agent.action_space.shape[0])  # type: ignore[index]
     if agent.log_ent_coef is None and agent.ent_coef != agent._made_with_ent_coef:
         agent.ent_coef_tensor.fill_(float(agent.ent_coef))
         agent._made_with_ent_coef = agent.ent_coef
+
+
+def begin_alpha_anew_where_lost(agent: RAMBO) -> None:
+    """A learned entropy coefficient that is no number starts again.
+
+    It is no part of what ``set_parameters`` puts back after a divergence.
+    """
+    if agent.log_ent_coef is None or agent.first_log_alpha is None:
+        return
+    if not bool(agent.log_ent_coef.isfinite().all()):
+        with torch.no_grad():
+            agent.log_ent_coef.copy_(agent.first_log_alpha)
+        if agent.ent_coef_optimizer is not None:
+            agent.ent_coef_optimizer.state.clear()
 
 
 def put_into_effect(agent: RAMBO) -> None:
@@ -100,7 +123,8 @@ def put_into_effect(agent: RAMBO) -> None:
         "entropy_learning_rate": agent.ent_coef_optimizer,
     }
     for name in (*optimizers, "real_ratio"):
-        value = getattr(agent, name)
+        value = float(getattr(agent, name))  # what is of NumPy neither SB3 nor torch would load
+        setattr(agent, name, value)
         if agent._in_effect.get(name) == value:  # a callback may have set an optimiser's own
             continue
         agent._in_effect[name] = value

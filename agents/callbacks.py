@@ -82,6 +82,8 @@ class RamboCallback(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         check_whole(at_least=0, adversary_updates=adversary_updates)
+        if seed is not None:
+            check_whole(at_least=0, seed=seed)
         self.settings = AdversarySettings(
             weight=adversary_weight,
             score=score,

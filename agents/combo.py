@@ -38,20 +38,24 @@ class COMBO(RAMBO):
     noises_per_update: ClassVar[int] = 2 + 2 * N_ACTIONS
 
     def __init__(self, *args: Any, beta: float = 0.5, **kwargs: Any) -> None:
-        check_finite(beta=beta)
         self.beta = beta
         super().__init__(*args, **kwargs)
+
+    def check_own_settings(self) -> None:
+        """Refuse a ``beta`` that is none, and batches without data or without model rows."""
+        check_finite(beta=self.beta)
+        n_real = round(self.real_ratio * self.batch_size)
+        if not 0 < n_real < self.batch_size:  # the regulariser compares the batch's two parts
+            raise ValueError(
+                f"real_ratio = {self.real_ratio} puts {n_real} rows of data into batches of "
+                f"{self.batch_size}: COMBO needs data and model rows, choose one in between"
+            )
 
     def settings_of_updates(self) -> tuple[Any, ...]:
         """RAMBO's, and the regulariser's weight."""
         return (*super().settings_of_updates(), self.beta)
 
     def _make_update(self, parts: SACParts, batch_size: int) -> Update:
-        if not 0 < parts.n_real < batch_size:  # the regulariser compares the batch's two parts
-            raise ValueError(
-                f"real_ratio = {self.real_ratio} puts {parts.n_real} rows of data into batches of "
-                f"{batch_size}: COMBO needs data and model rows, choose one in between"
-            )
         return partial(combo_update, parts, beta=self.beta)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adv_worldmodel import OfflineDataset, WorldModel
+from adv_worldmodel.checks import check_whole
 from adv_worldmodel.data.environments import time_limit
 from adv_worldmodel.seeding import make_generator
 from agents.rambo import RAMBO
@@ -160,9 +161,11 @@ def check_in_model(
     :param seed: of starts, members, actions and noise.
     :param clone: the policy that was cloned from the data, to see whether the model returns what
         the data do.
-    :raises ValueError: the model's observations or actions are not the agent's or the data's; the
-        agent is from ``load_weights``, which knows neither gamma nor alpha, and they are not given.
+    :raises ValueError: no episode; the model's observations or actions are not the agent's or the
+        data's; the agent is from ``load_weights``, which knows neither gamma nor alpha, and they
+        are not given.
     """
+    check_whole(at_least=1, episodes=episodes)
     if agent.weights_only and (gamma is None or alpha is None):
         raise ValueError(
             f"gamma = {gamma}, alpha = {alpha}, and an agent from load_weights knows neither: give "

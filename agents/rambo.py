@@ -30,7 +30,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from adv_worldmodel.checks import check_finite, check_whole
 from adv_worldmodel.envs.sb3 import AdvWorldModelVecEnv
 from adv_worldmodel.seeding import make_generator
-from agents.agent_settings import check_devices, check_settings, put_into_effect, take_settings
+from agents.agent_settings import (
+    begin_alpha_anew_where_lost,
+    check_devices,
+    check_settings,
+    put_into_effect,
+    take_settings,
+)
 from agents.agent_step import AgentStep, Update
 from agents.buffers import Batch, MixedReplayBuffer
 from agents.cloning import clone_behaviour
@@ -434,6 +440,9 @@ class RAMBO(SAC):
         """
         return load_weights(cls, folder, device)
 
+    def check_own_settings(self) -> None:
+        """Raise ValueError for a wrong setting that an algorithm has beside RAMBO's."""
+
     def settings_of_updates(self) -> tuple[Any, ...]:
         """The settings that an update takes as they are when it is made."""
         names = (
@@ -458,6 +467,7 @@ class RAMBO(SAC):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._refuse_weights_only()
         self.not_finite = None  # weights may have been put back
+        begin_alpha_anew_where_lost(self)
         self._in_effect = {}  # learning rates in a zip are the ones it was saved with
         take_settings(self)
         self._step = self._acting = None  # networks may have been loaded since: begin anew

@@ -259,7 +259,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             raise ValueError("--dataset names the data of --in-model: give both")
     from adv_worldmodel.data.scores import normalised_score
     from agents.training.evaluation import evaluate, first_start
-    from agents.training.real_env import check_spaces, full_id, make_real_env
+    from agents.training.real_env import check_spaces, full_id, make_real_env, warn_of_endless
     from agents.training.rendering import render
     from agents.training.run_folder import RunFolder, check_file
 
@@ -274,6 +274,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         env = make_real_env(env_id)
         check_spaces(policy, env, env_id)
         env.close()
+        warn_of_endless(env_id)
         if args.render is not None:
             try:
                 # the first of the episodes

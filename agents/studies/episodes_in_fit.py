@@ -18,6 +18,8 @@ class EpisodesInFit:
     """What the policies return there, by run folder."""
 
     returns: dict[Path, float] = field(default_factory=dict)  #: mean over the episodes
+    #: of that mean; None of one episode
+    standard_errors: dict[Path, float | None] = field(default_factory=dict)
     #: why a run has no return, or one that is not to be believed
     doubts: dict[Path, str] = field(default_factory=dict)
 
@@ -57,10 +59,13 @@ def run_episodes(
         found.returns[place] = float(check.returns.mean())
         if (doubt := check.doubt(in_fit=True)) is not None:
             found.doubts[place] = f"has a fit that is not to be believed ({doubt})"
-        standard = float(check.returns.std()) / len(check.returns) ** 0.5
+        n = len(check.returns)
+        standard = float(check.returns.std(ddof=1)) / n**0.5 if n > 1 else None
+        found.standard_errors[place] = standard
+        shown = "unknown" if standard is None else f"{standard:.1f}"
         said(
             run,
-            f"{found.returns[place]:.1f} (standard error {standard:.1f}) in its fit, "
+            f"{found.returns[place]:.1f} (standard error {shown}) in its fit, "
             f"{check.lengths.mean():.1f} steps",
         )
     return found

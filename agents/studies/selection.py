@@ -5,6 +5,7 @@ By RAMBO-OFF's heuristic (P B.5), or by whole episodes of the policies in their 
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = ["Candidate", "Selection", "report", "select"]
 VALUE_SETTINGS = (
     "agent.gamma", "agent.entropy_in_target", "agent.ent_coef", "agent.target_entropy",
     "agent.cloning_weight", "agent.n_critics", "data.reward_offset",
+    "agent.real_ratio", "rollout.policy",  # which states and actions mean Q is over
     "iterations",  # values rise as they are learnt
 )  # fmt: skip
 
@@ -38,6 +40,7 @@ class Candidate:
     q_var: float | None  #: variance of mean Q over the last 100 iterations
     heuristic: float | None  #: Q_avg + Q_var
     in_fit: float | None  #: return of whole episodes in the runs' fits, where that is what counts
+    in_fit_error: float | None  #: standard error of that by its episodes; None where unknown
     mean_return: float | None
     mean_score: float | None
 
@@ -62,6 +65,7 @@ class Selection:
     best: Candidate | None  #: the largest return; None where none is known
     doubts: tuple[str, ...]  #: why the choice cannot be trusted; empty if it can
     by_episodes: bool = False  #: in the fits, not by the heuristic
+    as_good: tuple[Candidate, ...] = ()  #: in the fits, within two standard errors of the choice
 
     @property
     def regret(self) -> float | None:
@@ -122,7 +126,18 @@ def _select(
         ]
     doubts += [f"{run.folder}: planned, without a result" for run in missing]
     doubts += [f"{run.folder}: cannot be read, and may be one of these" for run in damaged]
-    return Selection(dataset, candidates, choice, best, tuple(doubts), in_fit is not None)
+    as_good = tuple(c for c in candidates if choice is not None and _as_good(c, choice))
+    return Selection(dataset, candidates, choice, best, tuple(doubts), in_fit is not None, as_good)
+
+
+def _as_good(candidate: Candidate, choice: Candidate) -> bool:
+    """Whether its episodes in the fits do not tell it from the choice."""
+    if candidate is choice or candidate.in_fit is None or choice.in_fit is None:
+        return False
+    errors = [c.in_fit_error for c in (candidate, choice)]
+    known_errors = [error for error in errors if error is not None]
+    less = choice.in_fit - candidate.in_fit
+    return len(known_errors) < 2 or less < 2.0 * math.hypot(*known_errors)
 
 
 def _least(rated: Sequence[tuple[float | None, Candidate]]) -> Candidate | None:
@@ -141,9 +156,17 @@ def _candidate(group: Group, in_fit: EpisodesInFit | None) -> Candidate:
         q_var=_mean(known(runs, "q_var")),
         heuristic=_mean(judged) if in_fit is None else None,
         in_fit=None if in_fit is None else _mean(judged),
+        in_fit_error=None if in_fit is None else _error(runs, in_fit),
         mean_return=_mean(known(returning, "return_mean")),
         mean_score=_mean(known(returning, "score")),
     )
+
+
+def _error(runs: Sequence[Run], in_fit: EpisodesInFit) -> float | None:
+    """Standard error of the mean over the runs' own means; None where one has none."""
+    errors = [in_fit.standard_errors.get(run.folder.path) for run in runs]
+    found = [error for error in errors if error is not None]
+    return math.hypot(*found) / len(found) if found and len(found) == len(errors) else None
 
 
 def _judged_by(run: Run, in_fit: EpisodesInFit | None) -> float | None:
@@ -230,6 +253,10 @@ def report(selection: Selection) -> str:
         lines.append(f"choice    none: no run that counts finished with {of}")
     else:
         lines.append(f"choice    {selection.choice.label}")
+        lines += [
+            f"as good   {c.label}: the episodes do not tell it from the choice"
+            for c in selection.as_good
+        ]
         lines += [f"cost      {_cost(selection)}"] if selection.best is not None else []
     if selection.doubts:
         lines.append("The choice cannot be trusted:" if selection.choice else "Because:")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -47,6 +48,8 @@ from agents.training.run_folder import (
 
 __all__ = ["PRESETS", "SweepPlan", "parse_seeds", "plan_sweep", "run_sweep", "split_values"]
 
+#: Bytes of the name of a variant's folder; file systems take 255.
+LONGEST_NAME = 200
 #: Settings that go together. ``paper``: the three that the paper tries everywhere (P B.5, table 5);
 #: the others change one thing each in the configuration as it is.
 PRESETS: dict[str, list[tuple[str, ...]]] = {
@@ -120,12 +123,13 @@ def plan_sweep(
         runs of other data in it, or another sweep at work in it. Data sets are read by the runs:
         one that is missing fails its own runs only.
     """
-    overrides = list(overrides)
+    overrides, grid = list(overrides), list(grid)
     named = [key for word in overrides if (key := split_override(word)[0]) in ("seed", "seeds")]
     if seeds is not None and named:
         raise ValueError(f"{named[0]}= and --seeds both say which seeds: give one of them")
-    base = load_config(config, overrides)
-    variants, left_out = _variants(config, overrides, list(grid), PRESETS[preset] if preset else [])
+    variants, left_out = _variants(config, overrides, grid, PRESETS[preset] if preset else [])
+    of_grid = [_axis(word)[0][0] for word in grid if split_override(word)[0] == "dataset"]
+    base = load_config(config, [*overrides, *of_grid])  # in which the data do not matter
     folder = Path(base.out or f"runs/sweep-{base.name}")
     given = list(range(base.seed, base.seed + (base.seeds or 1)))
     numbers = given if seeds is None else parse_seeds(seeds)
@@ -142,7 +146,20 @@ def plan_sweep(
         for seed in numbers
         for name in (f"{of_seeds}/seed-{seed}",)
     }
-    lock, data = _lock(folder), _Contents()
+    lock = _lock(folder)
+    try:
+        finished, begun = _found(folder, configs)
+    except BaseException:
+        lock.close()  # a traceback that is kept would keep the lock
+        raise
+    return SweepPlan(folder, configs, finished, begun, left_out, at_once, lock)
+
+
+def _found(
+    folder: Path, configs: Mapping[str, TrainConfig]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Which runs are finished and which go on; ValueError for what no run may replace."""
+    data = _Contents()
     read_planned(folder)  # what is wrong with it is said before anything starts
     finished = frozenset(name for name, config in configs.items() if _is_finished(config, data))
     for name in configs.keys() - finished:
@@ -152,7 +169,7 @@ def plan_sweep(
     )
     for name in configs.keys() - finished - begun:
         check_only_a_run(folder_of(configs[name]))
-    return SweepPlan(folder, configs, finished, begun, left_out, at_once, lock)
+    return finished, begun
 
 
 def _variants(
@@ -299,7 +316,11 @@ def _folder_name(config: TrainConfig, keys: Sequence[str]) -> str:
         f"{key}={'x'.join(map(str, v)) if isinstance(v, tuple) else setting_text(v)}"
         for key, v in values.items()
     ]
-    return re.sub(r"[^\w.=,+-]+", "-", ",".join(parts)) or config.name
+    name = re.sub(r"[^\w.=,+-]+", "-", ",".join(parts)) or config.name
+    if len(encoded := name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:12]
+    return f"{encoded[: LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
 
 
 def _lock(folder: Path) -> IO[str]:

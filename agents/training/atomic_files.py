@@ -35,7 +35,7 @@ def written_aside(target: Path, suffix: str = "") -> Iterator[Path]:
     try:
         yield aside
         if target.is_dir():  # a folder that is not empty cannot be replaced
-            shutil.rmtree(target)
+            remove(target)
         aside.replace(target)
     finally:
         remove(aside)

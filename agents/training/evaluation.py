@@ -247,6 +247,8 @@ class EvaluationCallback(BaseCallback):
     def _evaluate(self, iteration: int) -> None:
         if iteration <= self._last:  # nothing trained since the last one
             return
+        if getattr(self.model, "not_finite", None) is not None:  # `learn` says so and stops
+            return
         self._last = iteration
         evaluation = self.evaluator.evaluate(self.model, iteration=iteration)
         row: EvaluationRow = {

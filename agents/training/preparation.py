@@ -20,7 +20,7 @@ from adv_worldmodel.device import resolve_device
 from adv_worldmodel.dynamics import FitSettings, WorldModel, make_termination
 from adv_worldmodel.dynamics.termination import TerminationFunction
 from agents.training.config_files import absolute_source
-from agents.training.real_env import check_spaces, full_id, make_real_env, resolve_env
+from agents.training.real_env import check_spaces, full_id, make_real_env, warn_of_endless
 from agents.training.run_folder import check_new_folder
 
 if TYPE_CHECKING:
@@ -123,12 +123,8 @@ def _warn(config: TrainConfig, dataset: OfflineDataset, env_id: str | None) -> N
             f"{'the clone' if config.cloning.epochs else 'as it was drawn'}",
             stacklevel=3,
         )
-    if env_id is not None and resolve_env(env_id).max_episode_steps is None:
-        warnings.warn(
-            f"{env_id} has no time limit (max_episode_steps): an evaluation waits for ever where "
-            "an episode does not end by itself",
-            stacklevel=3,
-        )
+    if env_id is not None:
+        warn_of_endless(env_id)
     if not dataset.in_order:
         warnings.warn(
             f"{config.dataset}: rows do not follow one another, as in a log that was shuffled: "

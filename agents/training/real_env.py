@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -54,6 +55,16 @@ def resolve_env(env_id: str) -> EnvSpec:
         f"Environment {env_id!r} is not registered in Gymnasium; {hint}. An environment of a "
         "package of its own is named as module:ID."
     )
+
+
+def warn_of_endless(env_id: str) -> None:
+    """Warns of an environment whose episodes nothing cuts."""
+    if resolve_env(env_id).max_episode_steps is None:
+        warnings.warn(
+            f"{env_id} has no time limit (max_episode_steps): an evaluation waits for ever where "
+            "an episode does not end by itself",
+            stacklevel=3,
+        )
 
 
 def full_id(env_id: str) -> str:

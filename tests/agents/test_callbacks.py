@@ -266,3 +266,9 @@ def test_a_discount_that_changes_in_mid_training_is_the_adversary_s_too(build: M
     assert callback.adversary is not None
     assert callback.adversary.explicit is not None
     assert (callback.adversary.gamma, callback.adversary.explicit.gamma) == (0.5, 0.5)
+
+
+def test_a_seed_that_is_none_is_refused_at_once() -> None:
+    for seed in (-1, 1.5):
+        with pytest.raises(ValueError, match="seed = "):
+            RamboCallback(seed=seed)  # type: ignore[arg-type]

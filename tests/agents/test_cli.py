@@ -15,9 +15,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control import PendulumEnv
+from gymnasium.envs.registration import EnvSpec
 
 import adv_worldmodel
 from agents.cli import main
@@ -109,6 +112,22 @@ def test_evaluate_says_what_became_of_the_run(
     copy.result.write_text(json.dumps(copy.read_result() | result))
     assert main(["evaluate", str(copy.path), "--episodes", "1"]) == 0
     assert line in capsys.readouterr().out.splitlines()
+
+
+class EndsItself(PendulumEnv):  # type: ignore[misc]
+    """After one step."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, _, truncated, info = super().step(action)
+        return observation, reward, True, truncated, info
+
+
+def test_evaluate_warns_of_an_environment_without_a_time_limit(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(gym.registry, "Endless-v0", EnvSpec("Endless-v0", EndsItself))
+    with pytest.warns(UserWarning, match="Endless-v0 has no time limit"):
+        assert main(["evaluate", str(run_folder), "--env", "Endless-v0", "--episodes", "1"]) == 0
 
 
 def test_evaluate_takes_the_episodes_of_its_seed(

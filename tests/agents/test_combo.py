@@ -192,13 +192,20 @@ def test_a_loaded_agent_keeps_beta_and_goes_on(make_agent: MakeAgent, tmp_path: 
 def test_an_invalid_beta_is_refused(make_agent: MakeAgent, beta: float) -> None:
     with pytest.raises(ValueError, match="beta = "):
         make_agent(COMBO, beta=beta)
+    model = make_agent(COMBO)
+    model.beta = beta
+    with pytest.raises(ValueError, match="beta = "):
+        run(model, 1)
 
 
 @pytest.mark.parametrize("real_ratio", [0.0, 1.0])
 def test_batches_of_one_kind_are_refused(make_agent: MakeAgent, real_ratio: float) -> None:
-    model = make_agent(COMBO, real_ratio=real_ratio)
     with pytest.raises(ValueError, match="COMBO needs data and model rows"):
-        model.learn(model.timesteps_per_iteration)
+        make_agent(COMBO, real_ratio=real_ratio)
+    model = make_agent(COMBO)
+    model.real_ratio = real_ratio
+    with pytest.raises(ValueError, match="COMBO needs data and model rows"):
+        run(model, 1)
 
 
 def test_tensorboard_knows_the_algorithm_by_its_name(make_agent: MakeAgent, tmp_path: Path) -> None:

@@ -315,6 +315,14 @@ def test_weights_alone_know_neither_discount_nor_entropy(
     check_in_model(loaded, model, walk, episodes=2, gamma=0.9, alpha=0.1)
 
 
+def test_no_episode_is_no_check(
+    walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
+) -> None:
+    model = two_a_step("never")
+    with pytest.raises(ValueError, match="episodes = 0 must be at least 1"):
+        check_in_model(agent_in(walk, model), model, walk, episodes=0)
+
+
 def test_another_task_s_model_is_refused(
     walk: OfflineDataset, pendulum_model: WorldModel, two_a_step: Callable[[Any], WorldModel]
 ) -> None:

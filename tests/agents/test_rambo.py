@@ -22,6 +22,7 @@ from torch import Tensor
 from adv_worldmodel import OfflineDataset, WorldModel, make_sb3_env
 from agents import RAMBO, RamboCallback
 from agents.policies import RAMBOPolicy
+from agents.training.evaluation import EvaluationCallback, Evaluator
 from tests.agents.small_agents import HORIZON, N_ENVS, UPDATES, MakeAgent, run
 
 
@@ -295,6 +296,15 @@ def test_an_adversary_does_not_follow_an_agent_that_is_lost(make_agent: MakeAgen
             3 * model.timesteps_per_iteration, callback=RamboCallback(0.1, 2, batch_size=16)
         )
     assert all(bool(torch.isfinite(p).all()) for p in world.parameters())
+
+
+def test_an_agent_that_is_lost_is_not_evaluated(make_agent: MakeAgent) -> None:
+    model = make_agent(learning_rate=1e30)
+    with Evaluator("Pendulum-v1", episodes=1) as evaluator:
+        callback = EvaluationCallback(evaluator, every=1)
+        with pytest.raises(FloatingPointError):
+            model.learn(3 * model.timesteps_per_iteration, callback=callback)
+    assert all(np.isfinite(row["return_mean"]) for row in callback.history)
 
 
 def test_another_horizon_in_mid_training_is_refused(make_agent: MakeAgent) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,37 @@ def test_wrong_settings_are_refused_by_every_door(
 def test_numbers_of_numpy_are_settings_too(make_agent: MakeAgent) -> None:
     agent = make_agent(learning_rate=np.float32(1e-3), horizon=np.int64(2), n_envs=np.int64(4))
     assert run(agent, 1).num_timesteps == 8
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "actor_learning_rate", "entropy_learning_rate"])
+@pytest.mark.parametrize("later", [False, True])
+def test_an_agent_with_numbers_of_numpy_can_be_loaded(
+    make_agent: MakeAgent, tmp_path: Path, name: str, later: bool
+) -> None:
+    agent = make_agent(**({} if later else {name: np.float64(1e-3)}))
+    if later:
+        setattr(agent, name, np.float32(1e-3))
+    run(agent, 1).save(tmp_path / "agent.zip")
+    loaded = RAMBO.load(tmp_path / "agent.zip", device="cpu")
+    assert torch.equal(parameters(loaded), parameters(agent))
+
+
+def test_a_target_entropy_of_auto_may_be_set_later(make_agent: MakeAgent) -> None:
+    agent = make_agent(target_entropy=-3.0)
+    agent.target_entropy = "auto"
+    assert run(agent, 1).target_entropy == -1.0  # minus the length of an action
+
+
+def test_parameters_put_back_after_a_divergence_go_on(make_agent: MakeAgent) -> None:
+    agent = run(make_agent(), 1)
+    good = copy.deepcopy(agent.get_parameters())
+    agent.learning_rate = 1e30
+    with pytest.raises(FloatingPointError):
+        run(agent, 3)
+    agent.learning_rate = 1e-3
+    agent.set_parameters(good)
+    run(agent, 2)
+    assert bool(torch.isfinite(parameters(agent)).all())
 
 
 def test_a_check_leaves_the_policy_as_it_is(

@@ -39,6 +39,7 @@ def test_why_a_return_is_not_to_be_believed(
     monkeypatch.setattr("agents.studies.episodes_in_fit.check_run", changed)
     judged = run_episodes(group_runs(find_runs([tmp_path])), episodes=1)
     assert judged.returns == {tmp_path / "run": checks[0].returns[0]}
+    assert judged.standard_errors == {tmp_path / "run": None}  # of one episode
     if doubt is None:
         assert judged.doubts == {}
     else:

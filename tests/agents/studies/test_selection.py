@@ -159,7 +159,8 @@ def in_fit(folder: Path, doubts: dict[str, str] | None = None, **returns: float)
     """The choice by these returns of runs in their fits, by the names of their folders."""
     judged = EpisodesInFit(
         {folder / name: value for name, value in returns.items()},
-        {folder / name: doubt for name, doubt in (doubts or {}).items()},
+        standard_errors=dict.fromkeys((folder / name for name in returns), 1.0),
+        doubts={folder / name: doubt for name, doubt in (doubts or {}).items()},
     )
     (found,) = select(group_runs(find_runs([folder])), in_fit=judged)
     return found
@@ -179,6 +180,16 @@ def test_the_largest_return_in_the_fit_is_chosen_whatever_q_is(tmp_path: Path) -
     text = report(chosen)
     assert "Q_avg" not in text
     assert "| agent.gamma=0.95 | 1     | 390.0      | 600.0       |" in text
+
+
+def test_what_the_episodes_do_not_tell_from_the_choice_is_named(tmp_path: Path) -> None:
+    """Means of two runs each: a standard error of sqrt(1 + 1) / 2, of a difference 1."""
+    for name, horizon, seed in (("a0", 2, 0), ("a1", 2, 1), ("b0", 5, 0), ("b1", 5, 1)):
+        make_run(tmp_path / name, f"rollout.horizon={horizon}", f"seed={seed}", return_mean=1.0)
+    chosen = in_fit(tmp_path, a0=10.0, a1=20.0, b0=10.0, b1=16.1)
+    assert [c.label for c in chosen.as_good] == ["rollout.horizon=5"]
+    assert "as good   rollout.horizon=5: the episodes do not tell it" in report(chosen)
+    assert in_fit(tmp_path, a0=10.0, a1=20.0, b0=10.0, b1=15.9).as_good == ()
 
 
 def test_runs_are_judged_in_the_fit_by_the_mean_over_their_seeds(tmp_path: Path) -> None:

@@ -224,6 +224,38 @@ def test_files_that_are_no_run_are_left_alone(tmp_path: Path) -> None:
         plan(tmp_path)
 
 
+def test_a_refused_plan_leaves_no_lock(tmp_path: Path) -> None:
+    mine = tmp_path / "pendulum-random" / "seed-0" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(ValueError, match="holds files, but no run") as kept:
+        plan(tmp_path)
+    mine.unlink()
+    assert plan(tmp_path).finished == frozenset()
+    assert kept.value.__traceback__ is not None  # with its frames, as an interactive session has
+
+
+def test_the_grid_may_name_the_data(tmp_path: Path) -> None:
+    logs = [tmp_path / name for name in ("one.npz", "two.npz")]
+    grid = [f"dataset={','.join(map(str, logs))}"]
+    found = plan_sweep("fast", [f"out={tmp_path / 'out'}"], grid=grid)
+    found.lock.close()
+    assert [config.dataset for config in found.configs.values()] == list(map(str, logs))
+
+
+def test_many_settings_make_names_that_file_systems_take(tmp_path: Path) -> None:
+    grid = [
+        f"{key}={value}"
+        for key, value in flat_settings(load_config("pendulum-random")).items()
+        if key.startswith(("agent.", "adversary.")) and isinstance(value, float)
+    ]
+    found = plan(tmp_path, grid=[*grid, "iterations=7,8"])
+    names = [Path(name).parent.name for name in found.configs]
+    assert len(set(names)) == 2
+    assert all(len(name) <= 200 for name in names)
+    assert [name.startswith("iterations=") for name in names] == [True, True]
+
+
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
     first = plan_sweep("pendulum-random", [f"out={tmp_path}"])
     with pytest.raises(ValueError, match="another sweep is at work"):

@@ -64,6 +64,19 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert [path.name for path in target.iterdir()] == ["new"]
 
 
+def test_a_link_to_a_folder_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    elsewhere, target = tmp_path / "elsewhere", tmp_path / "model"
+    elsewhere.mkdir()
+    (elsewhere / "old").touch()
+    target.symlink_to(elsewhere)
+    with written_aside(target) as aside:
+        aside.mkdir()
+        (aside / "new").touch()
+    assert not target.is_symlink()
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in elsewhere.iterdir()] == ["old"]
+
+
 def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     for target in (tmp_path / ("x" * 251 + ".csv"), tmp_path / ("ü" * 125 + ".csv")):
         with written_aside(target) as aside:

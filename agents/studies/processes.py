@@ -1,4 +1,8 @@
-"""Runs at the same time, each in a process of its own that writes an ordinary run folder."""
+"""Runs at the same time, each in a process of its own that writes an ordinary run folder.
+
+`concurrent.futures` has no such pool: when one of its processes is killed (for its memory, say), it
+fails all runs that are left, and it cannot ask a run to write its checkpoint and end.
+"""
 
 from __future__ import annotations
 

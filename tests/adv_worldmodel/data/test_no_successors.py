@@ -15,9 +15,7 @@ from tests.adv_worldmodel.data.three_episodes import write
 
 def test_no_successor_is_taken_from_the_next_episode(tmp_path: Path) -> None:
     """D4RL issue 145: without next_observations the last row of each episode has none."""
-    with pytest.warns(
-        UserWarning, match=r"a terminal row is not known: all \(1, with rewards that sum to 2\)"
-    ):
+    with pytest.warns(UserWarning, match=r"not known: all \(1, with rewards that sum to 2\)"):
         dataset = load_dataset(write(tmp_path / "set.hdf5", next_observations=None))
     np.testing.assert_array_equal(dataset.observations[:, 0], [0, 1, 10, 11, 20])
     np.testing.assert_array_equal(dataset.next_observations[:, 0], [1, 2, 11, 12, 21])
@@ -33,9 +31,7 @@ def test_terminal_rows_without_successors_are_counted(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         load_dataset(write(tmp_path / "set.npz", **none))
     two = {**none, "terminals": np.array([0, 0, 1, 0, 0, 0, 0, 1], bool)}
-    with pytest.warns(
-        UserWarning, match=r"set.npz: .* all \(2, with rewards that sum to 9\) .* Add next_obs"
-    ) as caught:
+    with pytest.warns(UserWarning, match=r"all \(2, with rewards that sum to 9\) .* Add") as caught:
         dataset = load_dataset(write(tmp_path / "set.npz", **two))
     assert len(caught) == 1
     assert "no termination is left" in str(caught[0].message)

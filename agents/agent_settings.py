@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from adv_worldmodel.checks import check_finite, check_shares, check_whole
+from agents.buffers import rows_of_data
 from agents.rollouts import ROLLOUT_POLICIES
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def check_settings(agent: RAMBO) -> None:
     target = agent.target_entropy
     if target != "auto" and not (isinstance(target, Real) and math.isfinite(target)):
         raise ValueError(f"target_entropy = {target!r} must be 'auto' or a finite number")
-    if agent.cloning_weight > 0.0 and round(agent.real_ratio * agent.batch_size) < 1:
+    if agent.cloning_weight > 0.0 and rows_of_data(agent.real_ratio, agent.batch_size) < 1:
         raise ValueError(
             f"cloning_weight = {agent.cloning_weight} needs rows of data: "
             f"real_ratio = {agent.real_ratio}"

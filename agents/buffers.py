@@ -32,6 +32,11 @@ class Batch(NamedTuple):
     continues: Tensor  #: (B,), 0 where the transition terminated, else 1
 
 
+def rows_of_data(real_ratio: float, batch_size: int) -> int:
+    """How many rows of a batch are data, the others being the model's."""
+    return round(real_ratio * batch_size)
+
+
 class MixedReplayBuffer(ReplayBuffer):
     """Recent model transitions beside a fixed data set, both on the device.
 
@@ -162,7 +167,7 @@ class MixedReplayBuffer(ReplayBuffer):
 
     def n_real(self, batch_size: int) -> int:
         """Real rows in a batch."""
-        return round(self.real_ratio * batch_size)
+        return rows_of_data(self.real_ratio, batch_size)
 
     def draw(self, n_batches: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Row numbers of ``n_batches`` mixed batches, all drawn at once.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adv_worldmodel.checks import check_finite
 from agents.agent_step import Update
-from agents.buffers import Batch
+from agents.buffers import Batch, rows_of_data
 from agents.rambo import RAMBO
 from agents.updates import METRICS, SACParts, sac_update, sample_action
 
@@ -44,7 +44,7 @@ class COMBO(RAMBO):
     def check_own_settings(self) -> None:
         """Refuse a ``beta`` that is none, and batches without data or without model rows."""
         check_finite(beta=self.beta)
-        n_real = round(self.real_ratio * self.batch_size)
+        n_real = rows_of_data(self.real_ratio, self.batch_size)
         if not 0 < n_real < self.batch_size:  # the regulariser compares the batch's two parts
             raise ValueError(
                 f"real_ratio = {self.real_ratio} puts {n_real} rows of data into batches of "

@@ -94,7 +94,7 @@ def has_goal_terminals(file_name: str) -> bool:
 
     AntMaze's flags were set afterwards, wherever a walking ant is at the goal.
     """
-    return any(url.rsplit("/", 1)[1] == file_name for url in _antmaze().values())
+    return any(name.startswith("antmaze-") and d4rl_path(name).name == file_name for name in URLS)
 
 
 def present_sets() -> list[str]:

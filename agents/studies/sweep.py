@@ -106,13 +106,12 @@ def plan_sweep(
         runs of other data in it, or another sweep at work in it. Data sets are read by the runs:
         one that is missing fails its own runs only.
     """
-    overrides, grid = list(overrides), list(grid)
+    overrides = list(overrides)
     named = [key for word in overrides if (key := split_override(word)[0]) in ("seed", "seeds")]
     if seeds is not None and named:
         raise ValueError(f"{named[0]}= and --seeds both say which seeds: give one of them")
-    variants, left_out = _variants(config, overrides, grid, PRESETS[preset] if preset else [])
-    of_grid = [_axis(word)[0][0] for word in grid if split_override(word)[0] == "dataset"]
-    base = load_config(config, [*overrides, *of_grid])  # in which the data do not matter
+    variants, left_out = _variants(config, overrides, list(grid), PRESETS[preset] if preset else [])
+    base = load_config(config, overrides, dataset="in the grid")  # each variant names its own
     folder = Path(base.out or f"runs/sweep-{base.name}")
     given = list(range(base.seed, base.seed + (base.seeds or 1)))
     numbers = given if seeds is None else parse_seeds(seeds)

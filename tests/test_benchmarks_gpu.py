@@ -124,8 +124,8 @@ def test_an_error_of_the_device_is_a_check_that_failed(
 
     monkeypatch.setattr(Trial, "build", broken)
     monkeypatch.setattr(gpu_checks, "fit_world_model", broken)
-    monkeypatch.setattr(gpu_checks, "step_in_pieces", broken)
-    monkeypatch.setattr(gpu_checks, "can_be_cut", broken)
+    monkeypatch.setattr(gpu_checks, "step_directly", broken)
+    monkeypatch.setattr(gpu_checks, "is_plain_adam", broken)
     checks = list(run_checks(SMALL, dataset, "cpu"))
     assert not any(check.passed for check in checks)
     assert all("out of memory" in check.detail for check in checks)

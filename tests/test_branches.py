@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adv_worldmodel import OfflineDataset, WorldModel
-from adv_worldmodel.adam import can_be_cut, step_in_pieces
+from adv_worldmodel.adam import step_directly
 from adv_worldmodel.dynamics.adversary import Draws
 from adv_worldmodel.graphs import Branches
 from agents.values import policy_and_value
@@ -246,71 +246,13 @@ def test_branches_of_the_adversary_s_update_do_not_race(
     assert races.pieces >= 2 * (3 if score == "pathwise" else 10)
 
 
-def optimizers() -> list[tuple[list[torch.nn.Parameter], torch.optim.Adam]]:
-    """Two alike, of two groups."""
-    found = []
-    for _ in range(2):
-        generator = torch.Generator().manual_seed(0)
-        shapes = ((70, 50), (2, 64, 64), (3,), ())
-        parameters = [
-            torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes
-        ]
-        groups: list[dict[str, Any]] = [
-            {"params": parameters[:1], "weight_decay": 0.1, "betas": (0.8, 0.99)},
-            {"params": parameters[1:], "lr": 0.1, "eps": 1e-3},
-        ]
-        found.append((parameters, torch.optim.Adam(groups, lr=0.01, fused=True)))
-    return found
-
-
-def test_adam_in_pieces_is_torch_s_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adv_worldmodel.adam.PIECE", 1000)  # no divisor of the sizes
-    (ours, in_pieces), (theirs, whole) = optimizers()
-    assert not can_be_cut(in_pieces)
-    for i in range(10):
-        for mine, its in zip(ours, theirs, strict=True):
-            mine.grad = torch.randn(mine.shape)
-            its.grad = mine.grad.clone()
-        whole.step()
-        if i == 0:
-            in_pieces.step()  # makes the states
-            continue
-        assert can_be_cut(in_pieces)
-        with watched() as races:
-            step_in_pieces(in_pieces)
-        assert races.found == []
-    for mine, its in zip(ours, theirs, strict=True):
-        assert torch.equal(mine, its)
-    state, other = in_pieces.state_dict()["state"], whole.state_dict()["state"]
-    for i, values in other.items():
-        assert all(torch.equal(value, state[i][name]) for name, value in values.items())
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        (torch.optim.Adam, {"fused": True, "amsgrad": True}),
-        (torch.optim.Adam, {"fused": True, "maximize": True}),
-        (torch.optim.Adam, {"foreach": True}),
-        (torch.optim.AdamW, {"fused": True}),
-        (torch.optim.SGD, {}),
-    ],
-)
-def test_other_optimisers_are_not_cut(
-    kind: type[torch.optim.Optimizer], options: dict[str, Any]
-) -> None:
-    parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = kind([parameter], lr=0.1, **options)
-    for _ in range(2):
-        parameter.grad = torch.ones(3)
-        optimizer.step()
-    assert not can_be_cut(optimizer)
-
-
-def test_parameters_without_a_gradient_are_left_to_torch() -> None:
-    (parameters, optimizer), _ = optimizers()
+def test_groups_of_adam_s_step_do_not_race() -> None:
+    parameters = [torch.nn.Parameter(torch.ones(70, 50)), torch.nn.Parameter(torch.ones(3))]
+    optimizer = torch.optim.Adam([{"params": [p]} for p in parameters], fused=True)
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    parameters[0].grad = None
-    assert not can_be_cut(optimizer)
+    optimizer.step()  # makes the states
+    with watched() as races:
+        step_directly(optimizer, cut=True)
+    assert races.found == []
+    assert races.pieces == 2

@@ -76,7 +76,7 @@ class RamboCallback(BaseCallback):
         batch_size: int = 256,
         continue_fit: bool = False,
         xi: float = 0.1,
-        max_weight: float = 1.0,
+        max_weight: float = 0.1,
         seed: int | None = None,
         verbose: int = 0,
     ) -> None:

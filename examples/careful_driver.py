@@ -94,7 +94,7 @@ VARIANTS = [
     ("lambda 0.3", [], "adversary.weight=0.3"),
     ("lambda 1", [], "adversary.weight=1"),
     ("lambda by the constraint, xi = 0.1", [], "adversary.weight=auto"),
-    ("the same, at most 0.1", ["adversary.weight=auto"], "adversary.max_weight=0.1"),
+    ("the same, at most 1", ["adversary.weight=auto"], "adversary.max_weight=1"),
     ("lambda 0.1, score of the member", ["adversary.weight=0.1"], "adversary.score=member"),
     ("lambda 0.1, pathwise", ["adversary.weight=0.1"], "adversary.score=pathwise"),
     ("lambda 0.1, no cloning", ["adversary.weight=0.1"], "cloning.epochs=0"),

@@ -51,7 +51,7 @@ class AdversarySettings:
     baseline: bool = True
     normalise: bool = True
     xi: float = 0.1
-    max_weight: float = 1.0
+    max_weight: float = 0.1
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:

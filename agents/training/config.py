@@ -240,7 +240,7 @@ class AdversaryConfig(Section):
     xi: Annotated[
         float, Setting("nats per transition that the data may lose (weight auto)", above=0)
     ] = 0.1
-    max_weight: Annotated[float, Setting("what weight auto may rise to", above=0)] = 1.0
+    max_weight: Annotated[float, Setting("what weight auto may rise to", above=0)] = 0.1
     updates: Annotated[int, Setting("model updates per iteration (P Table 4)", at_least=0)] = 1000
     score: Annotated[
         Literal["mixture", "member", "pathwise"],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from adv_worldmodel.graphs import Branches
+from adv_worldmodel.graphs import Branches, hooks_of
 
 #: Numbers that one block of a GPU updates. Torch's own kernel gives it 65,536, and so updates a
 #: layer of 256 x 256 on one of a hundred multiprocessors.
@@ -40,6 +40,7 @@ def is_plain_adam(optimizer: torch.optim.Optimizer) -> bool:
         and not _is_watched(optimizer)
         and all(
             group["fused"]
+            and len({(p.device, p.dtype) for p in group["params"]}) == 1  # what a kernel takes
             and not any(group.get(option) for option in options)
             and all(_is_ready(p, optimizer.state.get(p, {})) for p in group["params"])
             for group in optimizer.param_groups
@@ -49,12 +50,7 @@ def is_plain_adam(optimizer: torch.optim.Optimizer) -> bool:
 
 def _is_watched(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its step is more than the class's: there are hooks, or a scheduler's wrapper."""
-    hooks = (
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-        _global_optimizer_pre_hooks,
-        _global_optimizer_post_hooks,
-    )
+    hooks = hooks_of(optimizer), _global_optimizer_pre_hooks, _global_optimizer_post_hooks
     return any(hooks) or "step" in vars(optimizer)
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 
 def check_whole(*, at_least: int | None = None, **counts: Any) -> None:
-    """Counts are whole numbers, NumPy's as well."""
+    """Counts are whole numbers, NumPy's as well, and no truth values."""
     for name, value in counts.items():
         try:
+            if isinstance(value, bool):
+                raise TypeError
             operator.index(value)
         except TypeError:
             raise ValueError(f"{name} = {value!r}: expected a whole number") from None

@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from numbers import Real
 from typing import Any
 
 import torch
@@ -241,10 +242,10 @@ class Branches:
 
 
 def taken_from_outside(
-    tensors: Iterable[Tensor], *optimizers: torch.optim.Optimizer | None
+    parts: Iterable[Tensor | nn.Module], *optimizers: torch.optim.Optimizer | None
 ) -> tuple[Any, ...]:
-    """What a capture takes as it is: where tensors lie, whether they learn and who looks at their
-    gradients, and the optimisers' states and numbers.
+    """What a capture takes as it is: where tensors lie, whether they learn, the hooks of tensors,
+    layers and optimisers, and the optimisers' states and numbers.
 
     A step is to be captured anew where this has changed: SB3's TRPO, for one, gives its parameters
     new memory at each update, and a callback may set another learning rate. An optimiser makes its
@@ -252,7 +253,9 @@ def taken_from_outside(
     """
     there = [optimizer for optimizer in optimizers if optimizer is not None]
     groups = [group for optimizer in there for group in optimizer.param_groups]
-    numbers = [v for group in groups for v in group.values() if isinstance(v, int | float | tuple)]
+    settings = [value for group in groups for value in group.values()]
+    numbers = [value for value in settings if isinstance(value, Real | tuple)]  # NumPy's as well
+    tensors = [(t.data_ptr(), t._version) for t in settings if isinstance(t, Tensor)]
     states = [
         value.data_ptr()
         for optimizer in there
@@ -260,11 +263,20 @@ def taken_from_outside(
         for value in state.values()
         if isinstance(value, Tensor)
     ]
-    return (*((t.data_ptr(), t.requires_grad, hooks_of(t)) for t in tensors), *numbers, *states)
+    hooks = [hooks_of(optimizer) for optimizer in there]
+    return (*map(_as_it_is, parts), *numbers, *tensors, *states, *hooks)
 
 
-def hooks_of(part: Tensor | nn.Module) -> tuple[int, ...]:
-    """The numbers of the hooks that PyTorch calls at a tensor's gradient, or at a layer's calls."""
+def _as_it_is(part: Tensor | nn.Module) -> tuple[Any, ...]:
+    if isinstance(part, Tensor):
+        return part.data_ptr(), part.requires_grad, hooks_of(part)
+    return hooks_of(part)
+
+
+def hooks_of(part: Tensor | nn.Module | torch.optim.Optimizer) -> tuple[int, ...]:
+    """The numbers of the hooks that PyTorch calls at a tensor's gradient, at a layer's calls, or at
+    an optimiser's steps. A replay calls none.
+    """
     names: tuple[str, ...] = (
         "_forward_pre_hooks",
         "_forward_hooks",
@@ -273,6 +285,8 @@ def hooks_of(part: Tensor | nn.Module) -> tuple[int, ...]:
     )
     if isinstance(part, Tensor):
         names = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    elif isinstance(part, torch.optim.Optimizer):
+        names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
     return tuple(number for name in names for number in getattr(part, name) or ())
 
 

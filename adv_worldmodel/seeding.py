@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 import torch
 
+from adv_worldmodel.checks import check_whole
+
 
 def make_generator(
     seed: int | None, stream: str, device: str | torch.device = "cpu"
@@ -17,8 +19,8 @@ def make_generator(
     the agent's), so the name of the stream is mixed into the seed. ``None`` asks the operating
     system for entropy.
     """
-    if seed is not None and seed < 0:
-        raise ValueError(f"seed = {seed} must be at least 0")
+    if seed is not None:
+        check_whole(at_least=0, seed=seed)
     generator = torch.Generator(device=device)
     entropy = (
         np.random.SeedSequence()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adv_worldmodel.dynamics.adversary import DRAWN_TOGETHER
 from adv_worldmodel.dynamics.ensemble import MemberDraw, n_slots
@@ -65,29 +65,30 @@ class AgentStep:
     def _taken_as_it_is(self) -> tuple[Any, ...]:
         """See :func:`taken_from_outside`."""
         model = self.model
-        tensors = [*model.policy.parameters(), *model.policy.buffers()]
-        if model.log_ent_coef is None:
-            tensors.append(model.ent_coef_tensor)
+        policy, log_alpha = model.policy, model.log_ent_coef
+        parts: list[Tensor | nn.Module] = [*policy.parameters(), *policy.buffers()]
+        parts += policy.modules()
+        parts.append(model.ent_coef_tensor if log_alpha is None else log_alpha)
         # loaded weights bring their statistics, of which the update has made factors
-        fixed = [m for m in model.policy.modules() if type(m) is Standardise]
+        fixed = [m for m in policy.modules() if type(m) is Standardise]
         versions = tuple(buffer._version for module in fixed for buffer in module.buffers())
-        hooks = tuple(hooks_of(module) for module in model.policy.modules())
-        outside = taken_from_outside(tensors, *_optimizers(model))
+        outside = taken_from_outside(parts, *_optimizers(model))
         n_real = self.buffer.n_real(self.batch_size)
         world = self.world_model.taken_as_it_is() if model.fresh_outcomes else ()
-        return *outside, *world, hooks, versions, n_real, model.settings_of_updates()
+        return *outside, *world, versions, n_real, model.settings_of_updates()
 
     def _with_graphs(self) -> bool:
         """Whether the updates may be captured, on a GPU; says why they may not."""
-        model = self.model
-        counting = [o for o in _optimizers(model) if o is not None and not can_be_captured(o)]
-        if model.graphs and counting and model.device.type == "cuda":
-            warnings.warn(
-                f"running without CUDA graphs, which is slower: {type(counting[0]).__name__} has "
-                "no option 'capturable'",
-                stacklevel=2,
-            )
-        return model.graphs and not counting
+        model, policy, why = self.model, self.model.policy, ""
+        optimizers = [optimizer for optimizer in _optimizers(model) if optimizer is not None]
+        if counting := [o for o in optimizers if not can_be_captured(o)]:
+            why = f"{type(counting[0]).__name__} has no option 'capturable'"
+        networks = any(map(hooks_of, policy.modules())) or any(map(hooks_of, policy.parameters()))
+        if networks or any(map(hooks_of, optimizers)):
+            why = "there are hooks, which a replay would not call"
+        if model.graphs and why and model.device.type == "cuda":
+            warnings.warn(f"running without CUDA graphs, which is slower: {why}", stacklevel=2)
+        return model.graphs and not why
 
     def parts(self) -> SACParts:
         """The networks, optimisers and settings of an update."""

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import (
     VecEnvWrapper,
     VecMonitor,
 )
+from torch import Tensor, nn
 
 from adv_worldmodel.checks import check_whole
 from adv_worldmodel.data import OfflineDataset
@@ -146,7 +147,8 @@ class RamboCallback(BaseCallback):
         self.adversary.discount_by(float(self.model.gamma))  # type: ignore[attr-defined]
         self.model.policy.set_training_mode(False)
         policy = self.model.policy
-        networks = (*policy.parameters(), *policy.buffers())
+        networks: list[Tensor | nn.Module] = [*policy.parameters(), *policy.buffers()]
+        networks += policy.modules()
         found = self.adversary.run(self.adversary_updates, *self._foes, networks)
         for name, mean in found.items():
             self.logger.record(f"adversary/{name}", mean)

@@ -275,6 +275,13 @@ class RAMBO(SAC):
         super().set_env(_as_model_env(env), force_reset)
         self._attach_data()
 
+    def save(self, path: str | Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> None:
+        """SB3's, with the policy's greedy step as it is by now."""
+        step = self.policy.greedy_step
+        if step != self.policy_kwargs.get("greedy_step", 0.0):
+            self.policy_kwargs = {**self.policy_kwargs, "greedy_step": step}
+        super().save(path, *args, **kwargs)
+
     def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
         """Write the synthetic rows, on the host, so that any machine can load them.
 

@@ -68,6 +68,7 @@ def roll_out(
 
     :param policy: the agent's, on tensors.
     :param callback: called once per batched step; its ``on_rollout_start`` has been called.
+    :raises ValueError: a callback has stepped or reset the environment itself.
     """
     world, buffer = env.world, agent.replay_buffer
     start = time.perf_counter()
@@ -75,6 +76,11 @@ def roll_out(
     total_reward = torch.zeros((), device=agent.device)
     ended = torch.zeros((), device=agent.device)
     for step in range(1, n_steps + 1):
+        if world.obs is not obs:
+            raise ValueError(
+                "a callback has stepped or reset the training environment in the middle of a "
+                "rollout: evaluate in one of its own, another make_sb3_env(...), say"
+            )
         actions = _act(agent, policy, obs)
         transition = world.advance(actions)
         rewards, dones = transition.reward, transition.done

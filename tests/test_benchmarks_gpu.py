@@ -258,7 +258,9 @@ def test_nothing_is_begun_after_the_budget(
 
 def test_a_process_that_fails_is_no_measurement() -> None:
     with pytest.raises(RuntimeError, match="1 of 1 processes failed: "):
-        gpu_speed.measure_processes(SMALL, "no-such-device", processes=1, iterations=1)
+        gpu_speed.measure_processes(
+            *(SMALL, "no-such-device"), processes=1, iterations=1, limit=60.0
+        )
 
 
 def test_a_process_that_dies_is_not_waited_for() -> None:
@@ -266,7 +268,7 @@ def test_a_process_that_dies_is_not_waited_for() -> None:
     process = spawn.Process(target=os._exit, args=(3,))
     process.start()
     with pytest.raises(RuntimeError, match="died, exit code 3"):
-        gpu_speed._answers_of([process], spawn.Queue())
+        gpu_speed._answers_of([process], spawn.Queue(), 60.0)
 
 
 def test_a_stage_that_fails_takes_no_other_with_it(

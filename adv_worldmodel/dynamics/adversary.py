@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adv_worldmodel.adam import step_of
 from adv_worldmodel.checks import check_shares, check_whole
@@ -132,6 +132,7 @@ class Adversary:
         self._against: tuple[Policy, ValueFunction] | None = None
         self._step: GraphedStep | None = None
         self._outside: tuple[Any, ...] = ()
+        self._hooked = False
 
     def _take_learners(self) -> None:
         """The ensemble's parameters, of which a user may freeze some, or give others."""
@@ -213,12 +214,13 @@ class Adversary:
         n_updates: int,
         policy: Policy,
         value: ValueFunction,
-        networks: Iterable[Tensor] = (),
+        networks: Iterable[Tensor | nn.Module] = (),
     ) -> dict[str, float]:
         """Make ``n_updates`` updates against the agent's present policy and value.
 
-        :param networks: the parameters and buffers that policy and value read: where an algorithm
-            has given them new memory, a GPU's graph is captured anew.
+        :param networks: the parameters and buffers that policy and value read, and their layers:
+            where an algorithm has given the ones new memory, a GPU's graph is captured anew, and
+            none is while there are hooks, which a replay would not call.
         :return: means over the updates of ``objective`` (the normalised L_adv), ``advantage_mean``
             and ``advantage_std`` (before normalisation, in units of reward), ``supervised_loss``;
             after them ``holdout_nll``, the mixture's on held-out data (nats per transition).
@@ -231,6 +233,7 @@ class Adversary:
         if self._outside != self._taken_as_it_is(networks):
             self._step = None
             self._take_learners()
+            self._hooked = any(map(hooks_of, (*networks, *self.parameters)))
         sums = torch.zeros(4, device=self.model.device, dtype=torch.float32)
         left = n_updates = n_updates if self.active and self.parameters else 0
         while left > 0:
@@ -248,15 +251,17 @@ class Adversary:
         unknown = names[:4] if n_updates == 0 else names[:3] if self.settings.weight == 0 else ()
         return {n: mean for n, mean in zip(names, means, strict=True) if n not in unknown}
 
-    def _taken_as_it_is(self, networks: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        return *self.model.taken_as_it_is(), *taken_from_outside(networks, self.optimizer)
+    def _taken_as_it_is(self, networks: tuple[Tensor | nn.Module, ...]) -> tuple[Any, ...]:
+        outside = taken_from_outside(networks, self.optimizer)
+        return self.settings, *self.model.taken_as_it_is(), *outside
 
     def update(self, draws: Draws, policy: Policy, value: ValueFunction) -> Tensor:
         """One update with the random numbers of one update; returns four metrics as a tensor."""
         if self._step is None or self._against != (policy, value):
             self._against = (policy, value)
             function = self._fit_step if self.settings.weight == 0 else self._adversarial_step
-            self._step = GraphedStep(function, self.model.device, enabled=self.graphs)
+            enabled = self.graphs and not self._hooked
+            self._step = GraphedStep(function, self.model.device, enabled=enabled)
         self.n_updates += 1
         return self._step(*draws)[0]
 

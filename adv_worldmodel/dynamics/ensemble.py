@@ -47,14 +47,14 @@ class Ensemble(nn.Module):
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in itertools.pairwise(sizes):
-            weight = torch.zeros(n_members, fan_in, fan_out, dtype=torch.float32)
+            weight = torch.zeros(n_members, fan_in, fan_out, dtype=torch.float32, device="cpu")
             if generator is not None:
                 std = 1.0 / (2.0 * math.sqrt(fan_in))
                 nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
             self.weights.append(nn.Parameter(weight))
-            bias = torch.zeros(n_members, 1, fan_out, dtype=torch.float32)
+            bias = torch.zeros(n_members, 1, fan_out, dtype=torch.float32, device="cpu")
             self.biases.append(nn.Parameter(bias))
-        ones = torch.ones(output_dim, dtype=torch.float32)
+        ones = torch.ones(output_dim, dtype=torch.float32, device="cpu")
         self.max_logvar = nn.Parameter(INITIAL_MAX_LOGVAR * ones)
         self.min_logvar = nn.Parameter(INITIAL_MIN_LOGVAR * ones)
         # follows from the model's scales, so no file holds it

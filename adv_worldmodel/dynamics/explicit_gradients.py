@@ -27,6 +27,13 @@ from adv_worldmodel.products import add_product, begin_biases
 from adv_worldmodel.protocols import ValueFunction
 
 
+def swish_is_one_kernel(x: Tensor) -> bool:
+    """Whether the swish and its derivative are torch's own: not on a CPU, where the sigmoid is kept
+    between the two, since its exponential takes longer than all else of them.
+    """
+    return x.device.type != "cpu"
+
+
 class ExplicitEnsemble:
     """:class:`Ensemble` on batches of one size, forward and back.
 
@@ -42,14 +49,17 @@ class ExplicitEnsemble:
         ]
         #: mean and log-variance ``(E, R, 2 D)``
         self.output = output
+        in_one = swish_is_one_kernel(output)
+        others = ([torch.empty_like(h) for h in linear] for _ in range(2))
         #: before the swish, ``(E, R, width)`` each
         self.linear = linear
-        #: after it
-        self.hidden = [torch.empty_like(h) for h in linear]
+        #: the swish's sigmoid, where it is kept
+        self.gates = [] if in_one else next(others)
+        #: after it; where the sigmoid is kept, in the place of ``linear``
+        self.hidden = next(others) if in_one else linear
         #: the gradients of ``linear``; a GPU reads ``hidden`` while they are written
-        self.deltas = self.hidden
-        if ensemble.max_logvar.device.type != "cpu":
-            self.deltas = [torch.empty_like(h) for h in linear]
+        self.deltas = next(others) if in_one else linear
+        self.one = output.new_ones(())
         self.x = self.output  # of the last call of `forward`
 
     def prepare(self) -> Branches:
@@ -63,9 +73,12 @@ class ExplicitEnsemble:
         """Mean and log-variance ``(E, R, D)`` of ``(E, R, in)``; the next call overwrites them."""
         h = self.x = x
         prepared.join()
-        layers = zip(self.linear, self.biases, self.weights, self.hidden, strict=False)
-        for linear, bias, weight, hidden in layers:
-            h = torch.ops.aten.silu.out(add_product(linear, bias, h, weight), out=hidden)
+        for i, linear in enumerate(self.linear):
+            add_product(linear, self.biases[i], h, self.weights[i])
+            if self.gates:
+                h = linear.mul_(torch.sigmoid(linear, out=self.gates[i]))
+            else:
+                h = torch.ops.aten.silu.out(linear, out=self.hidden[i])
         output = add_product(self.output, self.biases[-1], h, self.weights[-1])
         mean, logvar = output.chunk(2, dim=-1)
         high, low = self.ensemble.max_logvar, self.ensemble.min_logvar
@@ -107,7 +120,12 @@ class ExplicitEnsemble:
                 torch.bmm(below.transpose(1, 2), delta, out=self.grads[weight])
             with branches.beside():
                 torch.sum(delta, 1, keepdim=True, out=self.grads[bias])
-            if i > 0:
+            if i == 0:
+                break
+            if self.gates:  # (x g)' = g + x g (1 - g), of the sigmoid g
+                slope = torch.lerp(self.gates[i - 1], self.one, below, out=self.gates[i - 1])
+                delta = torch.bmm(delta, weight.transpose(1, 2), out=self.deltas[i - 1]).mul_(slope)
+            else:
                 delta = torch.bmm(delta, weight.transpose(1, 2), out=self.deltas[i - 1])
                 torch.ops.aten.silu_backward.grad_input(delta, self.linear[i - 1], grad_input=delta)
         branches.join()

@@ -170,7 +170,7 @@ def fit_world_model(
     inputs, targets = model.inputs(obs, action), model.targets(obs, next_obs, reward)
 
     n_holdout = min(settings.holdout, max(1, len(dataset) // 10))
-    rows = torch.randperm(len(dataset), generator=generator).to(device)
+    rows = torch.randperm(len(dataset), generator=generator, device="cpu").to(device)
     holdout, train = rows[:n_holdout], rows[n_holdout:]
     best, best_mse, steps, epochs = _descend(
         model, inputs, targets, train, holdout, settings, generator, progress
@@ -221,7 +221,8 @@ def _descend(
         return (likelihood_step(ensemble, optimizer, *batch, settings.beta),)
 
     graphed = GraphedStep(step, inputs.device)
-    bootstrap = torch.randint(n, (settings.n_networks, n), generator=generator).to(inputs.device)
+    shape = (settings.n_networks, n)
+    bootstrap = torch.randint(n, shape, generator=generator, device="cpu").to(inputs.device)
     best_mse = torch.full((settings.n_networks,), torch.inf, device=inputs.device)
     reference = best_mse.clone()
     best = {name: value.clone() for name, value in ensemble.state_dict().items()}
@@ -231,7 +232,7 @@ def _descend(
         total=settings.max_steps, desc="fit", unit="step", disable=None if progress else True
     )
     while stale < settings.patience and (settings.max_steps is None or steps < settings.max_steps):
-        keys = torch.rand((settings.n_networks, n), generator=generator)
+        keys = torch.rand(shape, generator=generator, device="cpu")
         shuffled = train[bootstrap.gather(1, keys.to(inputs.device).argsort(dim=1))]
         for batch in shuffled.split(settings.batch_size, dim=1):
             if steps == settings.max_steps:

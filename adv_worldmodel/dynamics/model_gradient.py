@@ -69,7 +69,7 @@ class AdversarySettings:
         if self.normalise and self.batch_size < 2:  # one row's advantage would always be 0
             raise ValueError(
                 "batch_size = 1: expected at least 2 rows, over which the advantage is normalised; "
-                "give more, or normalise=False"
+                "give more, or AdversarySettings(normalise=False)"
             )
 
 

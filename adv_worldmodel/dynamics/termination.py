@@ -177,7 +177,7 @@ def termination_from_spec(
     try:
         # Wide enough for every rule's components: shows damage now, not in the first rollout.
         highest = max((b["stop"] or b["start"] + 1 for b in clean.get("bounds", ())), default=0)
-        probe = torch.zeros(1, 5 + highest if obs_dim is None else obs_dim)
+        probe = torch.zeros(1, 5 + highest if obs_dim is None else obs_dim, device="cpu")
         termination(probe, probe, probe)
     except (KeyError, TypeError, IndexError, OverflowError, RuntimeError) as error:
         raise ValueError(f"Damaged termination spec {reprlib.repr(clean)}: {error!r}.") from error

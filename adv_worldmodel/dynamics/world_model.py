@@ -102,14 +102,16 @@ class WorldModel(nn.Module):
             )
         #: What the fit did: steps, seconds, holdout errors, hash of the data.
         self.fit_info: dict[str, Any] = {}
+        device = ensemble.max_logvar.device
+        floats: dict[str, Any] = {"dtype": torch.float32, "device": device}
         for name, width in (("input", ensemble.input_dim), ("target", ensemble.output_dim)):
-            self.register_buffer(f"{name}_mean", torch.zeros(width, dtype=torch.float32))
-            self.register_buffer(f"{name}_std", torch.ones(width, dtype=torch.float32))
+            self.register_buffer(f"{name}_mean", torch.zeros(width, **floats))
+            self.register_buffer(f"{name}_std", torch.ones(width, **floats))
         # copies: a fit widens the bounds, and a file overwrites them
         for name, space in (("obs", observation_space), ("action", action_space)):
-            self.register_buffer(f"{name}_low", torch.tensor(space.low, dtype=torch.float32))
-            self.register_buffer(f"{name}_high", torch.tensor(space.high, dtype=torch.float32))
-        self.register_buffer("holdout_rows", torch.zeros(0, dtype=torch.int64))
+            self.register_buffer(f"{name}_low", torch.tensor(space.low, **floats))
+            self.register_buffer(f"{name}_high", torch.tensor(space.high, **floats))
+        self.register_buffer("holdout_rows", torch.zeros(0, dtype=torch.int64, device=device))
         self.bounded = bool(
             np.isfinite(observation_space.low).any() or np.isfinite(observation_space.high).any()
         )

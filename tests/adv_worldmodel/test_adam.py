@@ -87,6 +87,20 @@ def test_parameters_without_a_gradient_are_left_to_torch() -> None:
     assert not is_plain_adam(optimizer)
 
 
+def test_groups_that_the_kernel_does_not_take_are_left_to_torch() -> None:
+    mixed = [torch.nn.Parameter(torch.ones(3, dtype=t)) for t in (torch.float32, torch.float64)]
+    for parameters in (mixed, []):
+        other = torch.nn.Parameter(torch.ones(2))
+        groups: list[dict[str, Any]] = [{"params": [other]}, {"params": parameters}]
+        optimizer = torch.optim.Adam(groups, fused=True)
+        for _ in range(2):
+            for parameter in (other, *parameters):
+                parameter.grad = torch.ones_like(parameter)
+            step_of(optimizer)
+        assert not is_plain_adam(optimizer)
+        assert float(optimizer.state[other]["step"]) == 2.0
+
+
 def test_what_happens_around_a_step_still_happens() -> None:
     _, optimizer = stepped_once()
     seen: list[str] = []

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sb3_contrib import TRPO
@@ -31,7 +32,13 @@ from adv_worldmodel import (
     make_sb3_env,
 )
 from adv_worldmodel.dynamics.model_gradient import SCORES
-from adv_worldmodel.graphs import WAIT, WARM_UP_CALLS, GraphedStep, can_be_captured
+from adv_worldmodel.graphs import (
+    WAIT,
+    WARM_UP_CALLS,
+    GraphedStep,
+    can_be_captured,
+    hooks_of,
+)
 from agents import COMBO, RAMBO, RamboCallback
 from agents.agent_step import AgentStep
 from agents.explicit_networks import ExplicitCritics
@@ -240,6 +247,23 @@ def load_moments(agent: RAMBO) -> None:
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
 
+def move_alpha(agent: RAMBO) -> None:
+    assert agent.log_ent_coef is not None
+    agent.log_ent_coef.data = agent.log_ent_coef.data.clone()
+
+
+def set_learning_rate(agent: RAMBO) -> None:
+    """As one annealed in NumPy's numbers."""
+    for group in agent.critic.optimizer.param_groups:
+        group["lr"] = np.float32(group["lr"])
+    agent.train(1, 256)
+    step = agent._step
+    for group in agent.critic.optimizer.param_groups:
+        group["lr"] *= np.float32(0.5)
+    agent.train(1, 256)
+    assert agent._step is not step
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -248,10 +272,24 @@ def load_moments(agent: RAMBO) -> None:
         lambda agent: agent.actor.latent_pi[0].requires_grad_(False),
         lambda agent: agent.actor.mu.weight.register_hook(lambda grad: grad),
         lambda agent: agent.actor.mu.register_full_backward_hook(lambda *_: None),
+        lambda agent: agent.critic.optimizer.register_step_post_hook(lambda *_: None),
+        move_alpha,
+        set_learning_rate,
         lambda agent: setattr(agent.replay_buffer, "real_ratio", 0.25),
         lambda agent: setattr(agent, "real_ratio", 0.25),
     ],
-    ids=["moments", "no-moments", "frozen", "hook", "layer's hook", "share", "setting"],
+    ids=[
+        "moments",
+        "no-moments",
+        "frozen",
+        "hook",
+        "layer's hook",
+        "optimiser's hook",
+        "alpha",
+        "learning rate",
+        "share",
+        "setting",
+    ],
 )
 def test_what_an_update_takes_as_it_is_makes_another_step(
     agent: RAMBO, change: Callable[[RAMBO], object]
@@ -368,6 +406,40 @@ def test_optimisers_that_count_on_the_host_are_not_captured(make_agent: MakeAgen
     assert not can_be_captured(Counting(weights))
     assert AgentStep(make_agent(), 16)._with_graphs()
     assert not AgentStep(make_agent(networks={"optimizer_class": Counting}), 16)._with_graphs()
+
+
+@pytest.mark.parametrize(
+    "watch",
+    [
+        lambda agent: agent.actor.optimizer.register_step_pre_hook(lambda *_: None),
+        lambda agent: agent.actor.latent_pi[1].register_forward_hook(lambda *_: None),
+        lambda agent: agent.critic.weights[0].register_hook(lambda grad: None),
+    ],
+    ids=["optimiser", "layer", "parameter"],
+)
+def test_hooks_are_no_part_of_a_capture(
+    agent: RAMBO, watch: Callable[[RAMBO], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replay calls none, so there is none while there are hooks."""
+    world = agent.env.world_model  # type: ignore[union-attr]
+    networks = [*agent.policy.modules(), *agent.policy.parameters()]
+    adversary = Adversary(world, agent.env.dataset, AdversarySettings(batch_size=16), seed=0)  # type: ignore[union-attr]
+    wanted: list[bool] = []
+
+    def made(step: GraphedStep, *_: object, enabled: bool) -> None:
+        wanted.append(enabled)
+        step.function, step.enabled = _[0], False  # type: ignore[assignment]
+
+    monkeypatch.setattr(GraphedStep, "__init__", made)
+    AgentStep(agent, 16)
+    adversary.run(1, *policy_and_value(agent), networks)
+    assert wanted == [True, True]
+    watch(agent)
+    AgentStep(agent, 16)
+    assert wanted[2:] == [False]
+    adversary.run(1, *policy_and_value(agent), networks)
+    of_networks = any(map(hooks_of, networks))
+    assert wanted[3:] == [not of_networks]
 
 
 def test_off_the_gpu_the_function_is_called_plainly() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.sac.policies import SACPolicy
@@ -223,6 +224,24 @@ def test_rollouts_start_in_the_data_and_go_on_in_the_model(
 
 
 # --- seeds --------------------------------------------------------------------------------------
+
+
+def test_a_rollout_that_a_callback_has_disturbed_is_refused(make_agent: MakeAgent) -> None:
+    """Its rows would go on from states that others have left."""
+
+    class Evaluation(BaseCallback):
+        def __init__(self, at: int) -> None:
+            super().__init__()
+            self.at = at
+
+        def _on_step(self) -> bool:
+            if self.n_calls == self.at:
+                evaluate_policy(self.model, self.training_env, n_eval_episodes=2, warn=False)
+            return True
+
+    with pytest.raises(ValueError, match="evaluate in one of its own"):
+        run(make_agent(), 1, callback=Evaluation(at=1))
+    run(make_agent(), 2, callback=Evaluation(at=HORIZON))  # the next rollout begins anew
 
 
 def test_equal_seeds_give_equal_parameters(make_agent: MakeAgent) -> None:

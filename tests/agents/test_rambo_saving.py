@@ -35,6 +35,15 @@ def test_a_loaded_policy_predicts_the_same(
     assert np.abs(expected).max() <= 2.0
 
 
+def test_a_greedy_step_set_later_is_saved(make_agent: MakeAgent, tmp_path: Path) -> None:
+    model = make_agent()
+    model.save(tmp_path / "without")
+    assert "greedy_step" not in model.policy_kwargs
+    model.policy.greedy_step = 0.2
+    model.save(tmp_path / "policy")
+    assert RAMBO.load(tmp_path / "policy", device="cpu").policy.greedy_step == 0.2
+
+
 def test_a_loaded_agent_goes_on_training(
     make_agent: MakeAgent, pendulum: OfflineDataset, pendulum_model: WorldModel, tmp_path: Path
 ) -> None:

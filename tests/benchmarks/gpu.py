@@ -36,6 +36,8 @@ STAGES = ("checks", "parts", "iterations", "processes")
 #: Only where it is asked for: not every machine has what it needs.
 MORE_STAGES = ("mps",)
 Result = dict[str, Any]
+#: Seconds after the budget in which processes that have begun may end.
+GRACE = 70.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -196,7 +198,10 @@ class Bench:
         o = self.options
         with around():
             return gpu_speed.measure_processes(
-                c, self.device, processes=o.processes, iterations=o.process_iterations
+                *(c, self.device),
+                processes=o.processes,
+                iterations=o.process_iterations,
+                limit=o.budget + GRACE - self.elapsed(),
             )
 
     def check(self, c: Configuration) -> None:

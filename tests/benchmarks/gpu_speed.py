@@ -28,8 +28,8 @@ from tests.benchmarks.timing import Part, pieces_in
 WARM_UP = 2
 #: Steps of an episode in which the agent does not fall.
 EPISODE = 1000
-#: Seconds that processes wait for each other, and that this one waits for an answer.
-PATIENCE, LIMIT = 120.0, 200.0
+#: Seconds that processes wait for each other.
+PATIENCE = 120.0
 
 
 def synchronise(device: str) -> None:
@@ -193,13 +193,13 @@ def _process(configuration: str, device: str, n: int, barrier: Any, answers: Any
         answers.put(f"{type(error).__name__}: {error}")
 
 
-def _answers_of(started: Sequence[BaseProcess], answers: Any) -> list[Any]:
-    """One answer of each process.
+def _answers_of(started: Sequence[BaseProcess], answers: Any, limit: float) -> list[Any]:
+    """One answer of each process, within that many seconds.
 
     :raises RuntimeError: one of them died, or they did not answer in time.
     """
     found: list[Any] = []
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + limit
     while len(found) < len(started):
         try:
             found.append(answers.get(timeout=0.5))
@@ -207,14 +207,16 @@ def _answers_of(started: Sequence[BaseProcess], answers: Any) -> list[Any]:
             if died := [process.exitcode for process in started if process.exitcode]:
                 raise RuntimeError(f"a process died, exit code {died[0]}") from None
             if time.monotonic() > deadline:
-                raise RuntimeError(f"no answer within {LIMIT:.0f} s") from None
+                raise RuntimeError(f"no answer within {limit:.0f} s") from None
     return found
 
 
 def measure_processes(
-    c: Configuration, device: str, *, processes: int, iterations: int
+    c: Configuration, device: str, *, processes: int, iterations: int, limit: float
 ) -> dict[str, Any]:
     """Seconds of an iteration while that many processes share the device, as ``seeds=N`` does.
+
+    :param limit: seconds that they may take.
 
     :raises RuntimeError: one of them failed.
     """
@@ -225,7 +227,7 @@ def measure_processes(
     for process in started:
         process.start()
     try:
-        found = _answers_of(started, answers)
+        found = _answers_of(started, answers, limit)
     finally:
         for process in started:
             process.join(timeout=5.0)

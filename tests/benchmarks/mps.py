@@ -26,7 +26,7 @@ def mps() -> Iterator[None]:
     command = shutil.which(CONTROL)
     if command is None:
         raise RuntimeError(f"no {CONTROL} here")
-    with TemporaryDirectory(prefix="mps-") as folder:
+    with TemporaryDirectory(prefix="mps-", ignore_cleanup_errors=True) as folder:
         places = {
             name: str(Path(folder, name))
             for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")

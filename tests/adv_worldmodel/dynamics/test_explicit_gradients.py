@@ -25,9 +25,11 @@ S, A, BATCH, UPDATES = 2, 1, 19, 100  # 19 rows leave two of 3 x 7 places empty
 
 
 @pytest.fixture(params=[False, True], ids=["cpu", "gpu"], autouse=True)
-def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products added to their biases in both ways, a GPU's on the CPU too."""
+def device_s_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does in another way, on the CPU too: biases of products, and the swish."""
     monkeypatch.setattr("adv_worldmodel.products.comes_early", lambda output: request.param)
+    of_swish = "adv_worldmodel.dynamics.explicit_gradients.swish_is_one_kernel"
+    monkeypatch.setattr(of_swish, lambda x: request.param)
 
 
 class Slope:
@@ -71,7 +73,7 @@ def assert_same(ours: list[Tensor], theirs: list[Tensor], **tolerance: float) ->
 
 
 @pytest.mark.parametrize("hidden", [(), (7,), (8, 5, 6)])
-@pytest.mark.parametrize("spread", [1.0, 30.0])  # far beyond the limits of the log-variance
+@pytest.mark.parametrize("spread", [1.0, 30.0])  # the swish's ends, log-variances beyond limits
 @pytest.mark.parametrize("held", [None, torch.tensor([False, True, False])])
 def test_ensemble_forward_and_back(
     hidden: tuple[int, ...], spread: float, held: Tensor | None
@@ -79,7 +81,8 @@ def test_ensemble_forward_and_back(
     ensemble = make_model(hidden).double().ensemble
     ensemble.held = held
     with torch.no_grad():
-        ensemble.biases[-1].copy_(spread * normal(*ensemble.biases[-1].shape))
+        for bias in ensemble.biases:
+            bias.copy_(spread * normal(*bias.shape))
     x = normal(3, 11, S + A, seed=2)
     weights = normal(3, 11, S + 1, seed=3), normal(3, 11, S + 1, seed=4)
     mean, logvar = ensemble(x)

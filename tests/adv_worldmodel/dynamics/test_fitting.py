@@ -209,6 +209,13 @@ def test_global_random_state_is_neither_read_nor_written() -> None:
     assert equal(fit(data), first)
 
 
+def test_torch_s_default_device_is_not_asked() -> None:
+    expected = fit(linear_system(100))
+    with torch.device("meta"):  # where there are no numbers at all
+        found = fit(linear_system(100))
+    assert equal(found, expected)
+
+
 def test_max_steps_ends_the_fit() -> None:
     assert fit(linear_system(), replace(SMALL, max_steps=13)).fit_info["steps"] == 13
 

@@ -5,7 +5,7 @@ From the inside out; each room may import from those before it (P is the paper, 
 
 * the algorithm, in this folder: `rambo`, `combo`, `agent_settings`, `agent_step`, `updates`,
   `explicit_updates`, `explicit_networks`, `policies`, `actions`, `rollouts`, `buffers`, `cloning`,
-  `values`, `callbacks`, `weights`, `model_check`;
+  `values`, `callbacks`, `weights`, `model_check`, `printed`;
 * `training`: one run, from its settings to what its folder holds;
 * `studies`: many runs, trained, gathered, compared and chosen from;
 * `commands` and `cli`: the command line.

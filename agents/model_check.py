@@ -19,7 +19,9 @@ from torch import Tensor
 from adv_worldmodel import OfflineDataset, WorldModel
 from adv_worldmodel.checks import check_whole
 from adv_worldmodel.data.environments import time_limit
+from adv_worldmodel.dynamics.world_model import SMALLEST_STD
 from adv_worldmodel.seeding import make_generator
+from agents.printed import number
 from agents.rambo import RAMBO
 from agents.updates import sample_action
 from agents.values import SquashedPolicy
@@ -88,8 +90,8 @@ class ModelCheck:
             )
         if in_fit and self.misjudges_clone and self.clone_returns is not None:
             return (
-                f"the clone returns {self.clone_returns.mean():.1f} there, and the data "
-                f"{self.behaviour[0]:.1f}"
+                f"the clone returns {number(self.clone_returns.mean())} there, and the data "
+                f"{number(self.behaviour[0])}"
             )
         return None
 
@@ -124,7 +126,7 @@ class ModelCheck:
         be. Then the model has been left by what it knows, and its returns say nothing.
         """
         least, largest = self.rewards
-        slack = ROUNDING * max(abs(least), abs(largest), largest - least)
+        slack = ROUNDING * max(abs(least), abs(largest), largest - least) + SMALLEST_STD
         lowest = least - max(slack, largest - least)
         return not lowest <= self.reward_per_step <= largest + slack
 

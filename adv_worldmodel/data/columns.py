@@ -49,7 +49,7 @@ def wanted_keys(present: list[str], where: str) -> dict[str, list[str]]:
         if keys:
             found[column] = keys
         elif column not in OPTIONAL:
-            close = get_close_matches(names[0], present, n=1)
+            close = get_close_matches(names[0], _others(present), n=1)
             hint = f" Rename '{close[0]}'?" if close else ""
             listed = ", ".join(sorted(present)) if present else "none"
             raise ValueError(
@@ -63,11 +63,15 @@ def wanted_keys(present: list[str], where: str) -> dict[str, list[str]]:
     return found
 
 
+def _others(present: list[str]) -> set[str]:
+    """Those that are no column under its own name."""
+    return set(present) - {name for names in ALIASES.values() for name in names}
+
+
 def _warn_of_misspelt(column: str, present: list[str], where: str) -> None:
     """Warns of a key that is not read, but nearly what the missing `column` may be called."""
-    others = set(present) - {name for names in ALIASES.values() for name in names}
     for name in (*ALIASES[column], *ELSEWHERE.get(column, ())):
-        close = get_close_matches(name, others, n=1, cutoff=0.85)
+        close = get_close_matches(name, _others(present), n=1, cutoff=0.85)
         if close:
             warnings.warn(
                 f"{where}: '{close[0]}' is not read, and there is no '{column}'. Rename it if it "

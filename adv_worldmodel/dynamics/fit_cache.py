@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import uuid
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from adv_worldmodel.dynamics.fitting import (
 )
 from adv_worldmodel.dynamics.termination import TerminationFunction, make_termination
 from adv_worldmodel.dynamics.world_model import FORMAT_VERSION, RewardFunction, WorldModel
+from adv_worldmodel.errors import one_line
 from adv_worldmodel.paths import expanded
 
 
@@ -83,7 +84,7 @@ def cached_world_model(
     )
     # Written aside and renamed: another process never sees half a model. A read-only or full
     # cache costs the next run a fit, not this one its result.
-    with contextlib.suppress(OSError):
+    try:
         cache.mkdir(parents=True, exist_ok=True)
         aside = cache / f"new-{uuid.uuid4().hex}"  # a tempfile could be read by its maker alone
         try:
@@ -95,6 +96,8 @@ def cached_world_model(
                 aside.replace(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        warnings.warn(f"the fit is not kept for later runs: {one_line(error)}", stacklevel=2)
     return model
 
 

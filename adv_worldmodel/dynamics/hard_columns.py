@@ -29,27 +29,32 @@ def warn_of_columns(
     columns = {"observations": obs, "actions": action}
     if reward is not None:
         columns["rewards"] = reward.unsqueeze(1)
-    _warn_of_tiny_units(name, columns)
-    _warn_of_outliers(name, columns | {"next_observations - observations": changes})
+    for key, rows in columns.items():
+        _warn_of_tiny_units(name, key, rows, rows)
+    by_step = "next_observations - observations"
+    still = obs.std(dim=0, correction=0) < SMALLEST_STD  # whose changes are tiny as well
+    _warn_of_tiny_units(name, by_step, changes.masked_fill(still, 0.0), obs)
+    _warn_of_outliers(name, columns | {by_step: changes})
     _warn_of_wrapping(name, obs, changes)
 
 
-def _warn_of_tiny_units(name: str, columns: Mapping[str, Tensor]) -> None:
+def _warn_of_tiny_units(name: str, key: str, rows: Tensor, rounded: Tensor) -> None:
     """Warn of what counts as constant by its spread, though that is more than rounding.
 
     :param name: of the data.
-    :param columns: by name, raw, ``(N, D)``.
+    :param key: of the column.
+    :param rows: raw, ``(N, D)``.
+    :param rounded: what they were rounded as, ``(N, D)``: themselves, or what they are of.
     """
-    for key, rows in columns.items():
-        spread = rows.std(dim=0, correction=0)
-        rounding = torch.finfo(torch.float32).eps * rows.abs().amax(dim=0)
-        tiny = (spread < SMALLEST_STD) & (spread > 4 * rounding)
-        for i in tiny.nonzero().flatten().tolist():
-            warnings.warn(
-                f"{name}: '{key}' dimension {i} varies by {float(spread[i]):.2g} only and counts "
-                "as constant: if it means anything, give it in a smaller unit",
-                stacklevel=4,
-            )
+    spread = rows.std(dim=0, correction=0)
+    rounding = torch.finfo(torch.float32).eps * rounded.abs().amax(dim=0)
+    tiny = (spread < SMALLEST_STD) & (spread > 4 * rounding)
+    for i in tiny.nonzero().flatten().tolist():
+        warnings.warn(
+            f"{name}: '{key}' dimension {i} varies by {float(spread[i]):.2g} only and counts "
+            "as constant: if it means anything, give it in a smaller unit",
+            stacklevel=4,
+        )
 
 
 def _warn_of_outliers(name: str, columns: Mapping[str, Tensor]) -> None:

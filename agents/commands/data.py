@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.commands.terminal import no_input, positive, print_result, seed
+from agents.printed import number
 from agents.training.atomic_files import written_where_named
 from agents.training.run_folder import check_file, check_parents
 
@@ -183,7 +184,7 @@ def _make(arguments: argparse.Namespace) -> int:
     print_result(
         f"{env_id}: {len(dataset):,} transitions in {len(shown):,} episodes "
         f"({int(dataset.terminations.sum()):,} terminated{cut}), "
-        f"return {returns.mean():.1f} +- {returns.std():.1f}"
+        f"return {number(returns.mean())} +- {number(returns.std())}"
     )
     print_result(str(target))
     return 0

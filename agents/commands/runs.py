@@ -16,6 +16,7 @@ from agents.commands.terminal import (
     seed,
     user_input,
 )
+from agents.printed import number
 from agents.training.run_folder import FolderInUseError
 from agents.training.signals import terminated_as_interrupted
 
@@ -223,25 +224,28 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
     lines = [
         *_unfinished(folder),
         f"world model  {model_of(folder, args.in_model)}",
-        f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes",
+        f"return       {number(mean)} +- {number(std)} over {args.episodes} episodes",
         f"length       {found.lengths.mean():.1f} of at most {found.max_steps}",
-        f"sampled      {found.sampled_returns.mean():.1f} with drawn actions, which training has",
-        f"discounted   {found.discounted.mean():.1f} of these; the critics promise "
-        f"{found.values.mean():.1f} at the same starts",
+        f"sampled      {number(found.sampled_returns.mean())} with drawn actions, which training "
+        "has",
+        f"discounted   {number(found.discounted.mean())} of these, as the critics count (with "
+        f"entropy and reward offset); they promise {number(found.values.mean())} at the same "
+        "starts",
     ]
     after = found.beyond_cut.mean()
     if abs(after) > WORTH_SAYING * abs(found.discounted.mean()):
         lines.append(
-            f"             of which {after:.1f} is what the critics say of the time after "
+            f"             of which {number(after)} is what the critics say of the time after "
             f"step {found.max_steps}"
         )
     if found.clone_returns is not None:
         of_data = found.behaviour[0]
         data = "rows are not in order"
         if not math.isnan(of_data):
-            data = f"episodes returned {of_data:.1f} in as many steps"
+            data = f"episodes returned {number(of_data)} in as many steps"
         lines.append(
-            f"clone        {found.clone_returns.mean():.1f} with drawn actions; the data's {data}"
+            f"clone        {number(found.clone_returns.mean())} with drawn actions; the data's "
+            f"{data}"
         )
     if (doubt := found.doubt(in_fit=args.in_model == "fit")) is not None:
         lines.append(f"doubt        {doubt}: do not believe this model")
@@ -286,7 +290,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     lines = [
         *_unfinished(folder),
         f"environment  {env_id}",
-        f"return       {mean:.1f} +- {std:.1f} over {args.episodes} episodes",
+        f"return       {number(mean)} +- {number(std)} over {args.episodes} episodes",
         f"length       {evaluation.length_mean:.1f}",
     ]
     score = normalised_score(env_id, mean)

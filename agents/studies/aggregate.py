@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.printed import number
 from agents.studies.intervals import Summary, summarise
 from agents.studies.planned_runs import PlannedRun
 from agents.studies.provenance import made_from
@@ -136,13 +137,6 @@ def _cells(summary: Summary | None) -> list[str]:
 
 def _brackets(interval: tuple[float, float] | None) -> str:
     return f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
-
-
-def number(value: float | None) -> str:
-    """A number for reading: one decimal from 10 on, more for smaller ones; "-" for None."""
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if abs(value) >= 10 or value == 0 else f"{value:.3g}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from scipy import stats
 
-from agents.studies.aggregate import markdown_table, number
+from agents.printed import number
+from agents.studies.aggregate import markdown_table
 from agents.studies.run_groups import Group, known
 
 __all__ = ["by_seed", "paired_p"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adv_worldmodel.errors import one_line
+from agents.printed import number
 from agents.studies.run_groups import Group, Run
 from agents.training.run_check import check_run
 
@@ -62,10 +63,10 @@ def run_episodes(
         n = len(check.returns)
         standard = float(check.returns.std(ddof=1)) / n**0.5 if n > 1 else None
         found.standard_errors[place] = standard
-        shown = "unknown" if standard is None else f"{standard:.1f}"
+        shown = "unknown" if standard is None else number(standard)
         said(
             run,
-            f"{found.returns[place]:.1f} (standard error {shown}) in its fit, "
+            f"{number(found.returns[place])} (standard error {shown}) in its fit, "
             f"{check.lengths.mean():.1f} steps",
         )
     return found

@@ -10,7 +10,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from agents.studies.aggregate import markdown_table, number
+from agents.printed import number
+from agents.studies.aggregate import markdown_table
 from agents.studies.episodes_in_fit import EpisodesInFit
 from agents.studies.planned_runs import PlannedRun
 from agents.studies.run_groups import DamagedRun, Group, Run, known, usual_settings

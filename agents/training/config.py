@@ -127,7 +127,8 @@ class RolloutConfig(Section):
     starts: Annotated[int, Setting("data-set states to roll out from", at_least=1)] = 50_000
     horizon: Annotated[int, Setting("k, steps of a rollout (P Table 5)", at_least=1)] = 5
     policy: Annotated[
-        Literal["current", "random"], Setting("who acts: the agent, or uniform (P Table 5)")
+        Literal["current", "random"],
+        Setting("current: the agent acts; random: uniform (P Table 5)"),
     ] = "current"
     retain_iterations: Annotated[int, Setting("iterations the buffer holds", at_least=1)] = 5
     member_per: Annotated[

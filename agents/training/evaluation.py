@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from adv_worldmodel.checks import check_whole
 from adv_worldmodel.data.scores import normalised_score
+from agents.printed import number
 from agents.training.real_env import check_spaces, make_real_env
 
 __all__ = [
@@ -263,7 +264,7 @@ class EvaluationCallback(BaseCallback):
         self._log(row)
         self._to_tensorboard(row)
         if self.verbose:
-            print(f"iteration {iteration}: return {evaluation.return_mean:.1f}")
+            print(f"iteration {iteration}: return {number(evaluation.return_mean)}")
 
     def _log(self, row: EvaluationRow) -> None:
         """To SB3's logger, whose next dump comes with the next iteration's metrics."""

@@ -21,6 +21,7 @@ from adv_worldmodel import (
     fit_world_model,
 )
 from agents.policies import RAMBOPolicy
+from agents.printed import number
 from agents.rambo import RAMBO
 from agents.training.assembly import build_adversary, build_agent
 from agents.training.atomic_files import write_json, write_text, written_aside
@@ -211,7 +212,7 @@ class _Experiment:
                 return
             with self.clock.phase("evaluation"):
                 self.cloning_return = self.evaluator.evaluate(agent, iteration=0).return_mean
-        self.say(f"clone        return {self.cloning_return:.1f}")
+        self.say(f"clone        return {number(self.cloning_return)}")
 
     def learn(self) -> None:
         """Train in the world model while the adversary changes it (P algorithm 1)."""
@@ -289,9 +290,9 @@ class _Experiment:
         """What stands beside the progress bar."""
         parts = []
         if self.evaluation is not None and self.evaluation.history:
-            parts.append(f"return {self.evaluation.history[-1]['return_mean']:.1f}")
+            parts.append(f"return {number(self.evaluation.history[-1]['return_mean'])}")
         if q_means := self.history.series("train/q_mean"):
-            parts.append(f"Q {q_means[-1]:.1f}")
+            parts.append(f"Q {number(q_means[-1])}")
         return ", ".join(parts)
 
     def conclude(self, status: str, error: str | None = None) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from adv_worldmodel import __version__
 from adv_worldmodel.data.scores import normalised_score
+from agents.printed import number
 from agents.training.evaluation import EvaluationRow
 
 PACKAGES = ("torch", "stable-baselines3", "gymnasium", "mujoco", "minari", "numpy")
@@ -78,7 +79,7 @@ def returns_table(result: Mapping[str, Any]) -> list[str]:
         if value is None:
             continue
         score = normalised_score(result["env_id"], value) if scored else None
-        lines.append(f"{name:12} {value:10.1f}" + (f" {score.value:8.1f}" if score else ""))
+        lines.append(f"{name:12} {number(value):>10}" + (f" {score.value:8.1f}" if score else ""))
     if scored:
         lines.append(f"score: {result['score_reference']}")
     return lines
@@ -108,5 +109,5 @@ def seeds_table(results: Mapping[int, Mapping[str, Any]], errors: Mapping[int, s
 
 
 def _cells(mean_return: float | None, score: float | None) -> str:
-    shown = ("-" if value is None else f"{value:.1f}" for value in (mean_return, score))
-    return "{:>10} {:>8}".format(*shown)
+    shown = "-" if score is None else f"{score:.1f}"
+    return f"{number(mean_return):>10} {shown:>8}"

@@ -302,6 +302,12 @@ def check_unlocked(path: Path) -> None:
 def check_new_folder(out: str | None, *, overwrite: bool = False) -> None:
     """Raise ValueError unless `new_run_folder` can make its folder; writes nothing."""
     path = Path("runs" if out is None else out)
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"out={out!r} is no UTF-8, in which TensorBoard writes names: {error.reason}"
+        ) from error
     if overwrite and holds_run(path):
         check_unlocked(path)
         return

@@ -182,6 +182,8 @@ def test_rewards_that_no_data_have_are_told(
         assert replace(found, rewards=rewards).beyond_data
     for rewards in ((-20.0, -9.1), (-8.5, -7.9), (-8.92, -8.92)):
         assert not replace(found, rewards=rewards).beyond_data
+    nearly = np.full_like(found.returns, 1e-8)  # what a fit makes of rewards that are all 0
+    assert not replace(found, rewards=(0.0, 0.0), returns=nearly).beyond_data
 
 
 def test_the_clone_s_return_stands_beside_that_of_the_data(

@@ -218,6 +218,8 @@ def test_env_id_and_reward_offset_of_the_caller(tmp_path: Path) -> None:
         ({"actions": None}, "key 'actions' is missing; found: next_observations, observations"),
         ({"terminals": None}, "key 'terminals' or 'terminations' is missing"),
         ({"rewards": None, "reward": np.zeros(8)}, "Rename 'reward'"),
+        # not next_observations
+        ({"observations": None, "states": np.zeros((8, 1))}, r"observations, .*states.* Expected"),
         ({"rewards": np.zeros(7)}, "'rewards' has 7 rows but 'observations' has 8"),
         ({"timeouts": np.zeros(9)}, "'timeouts' has 9 rows"),
         ({"timeouts": np.full(8, 3)}, "'timeouts' row 0 is 3"),

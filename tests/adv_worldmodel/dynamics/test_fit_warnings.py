@@ -53,6 +53,27 @@ def test_a_row_that_makes_the_scale_alone_is_named(column: str, place: str) -> N
         fit(replace(data, action_space=space, **{column: heavy}))
 
 
+def test_changes_too_small_to_be_learnt_are_told() -> None:
+    """A column that varies by more than rounding, over the episodes alone."""
+    data = linear_system()
+    slow = np.linspace(-3e-6, 3e-6, len(data), dtype=np.float32)
+    change = 1e-8 * data.actions[:, 0]
+    for offset, told in ((0.0, True), (1.0, False)):  # beside 1 such changes are rounding
+        column = slow + np.float32(offset)
+        extended = replace(
+            data,
+            observations=np.column_stack([data.observations, column]),
+            next_observations=np.column_stack([data.next_observations, column + change]),
+            observation_space=Box(-np.inf, np.inf, (2,), np.float32),
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(extended)
+        words = [str(w.message) for w in caught if "counts as constant" in str(w.message)]
+        assert len(words) == told
+        assert all("'next_observations - observations' dimension 1" in word for word in words)
+
+
 def test_rewards_that_no_network_predicts_are_not_judged() -> None:
     data = linear_system()
     spiked = data.rewards.copy()

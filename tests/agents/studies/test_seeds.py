@@ -100,7 +100,7 @@ def test_the_table_averages_over_the_seeds_that_finished() -> None:
         ["2", "-999.0", "-", "diverged:", "mean", "Q"],
         ["3", "-", "-", "not", "started"],
         ["mean", "15.0", "1.0"],
-        ["std", "7.1", "-"],  # sqrt(50)
+        ["std", "7.07", "-"],  # sqrt(50)
     ]
 
 

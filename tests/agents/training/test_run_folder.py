@@ -254,6 +254,12 @@ def test_a_folder_on_a_drive_that_is_not_there_is_refused(monkeypatch: pytest.Mo
         check_new_folder("/runs/new")
 
 
+def test_a_name_that_tensorboard_cannot_write_is_refused(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8, as the command line hands them on."""
+    with pytest.raises(ValueError, match="is no UTF-8"):
+        check_new_folder(str(tmp_path / "lat\udcfc"))
+
+
 class Flock:
     """In place of `fcntl`: locking fails with this error."""
 

@@ -86,7 +86,7 @@ bench: $(STAMP)
 bench-gpu: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.gpu $(BENCH_ARGS)
 
-# What the README shows and two cores can make within the hour: build/figures/*/table.md, docs/images.
+# What the README shows and two cores can make in an hour or so: build/figures/*/table.md, docs/images.
 JOBS ?= 2
 FIGURES := build/figures
 .PHONY: figures

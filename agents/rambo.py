@@ -325,6 +325,7 @@ class RAMBO(SAC):
         :param progress: show a bar.
         :return: mean negative log-likelihood of the data's actions in the last epoch (nats per
             transition).
+        :raises FitDivergedError: a FloatingPointError, the loss is not finite.
         :raises ValueError: there are no data: the agent was loaded without an environment; or
             ``epochs`` or ``batch_size`` is no count.
         """

@@ -233,7 +233,8 @@ class Adversary:
         if self._outside != self._taken_as_it_is(networks):
             self._step = None
             self._take_learners()
-            self._hooked = any(map(hooks_of, (*networks, *self.parameters)))
+            self._hooked = any(hooks_of(part) for part in (*networks, *self.parameters))
+            self._hooked |= bool(hooks_of(self.optimizer))
         sums = torch.zeros(4, device=self.model.device, dtype=torch.float32)
         left = n_updates = n_updates if self.active and self.parameters else 0
         while left > 0:

@@ -228,9 +228,8 @@ def _evaluate_in_model(args: argparse.Namespace) -> int:
         f"length       {found.lengths.mean():.1f} of at most {found.max_steps}",
         f"sampled      {number(found.sampled_returns.mean())} with drawn actions, which training "
         "has",
-        f"discounted   {number(found.discounted.mean())} of these, as the critics count (with "
-        f"entropy and reward offset); they promise {number(found.values.mean())} at the same "
-        "starts",
+        f"discounted   {number(found.discounted.mean())} of these, with entropy and reward offset; "
+        f"the critics promise {number(found.values.mean())} at the same starts",
     ]
     after = found.beyond_cut.mean()
     if abs(after) > WORTH_SAYING * abs(found.discounted.mean()):

@@ -7,6 +7,7 @@ PYTHONS := python3 python3.11 python3.12 python3.13 python3.14 python
 NEEDS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(PYTHONS); do $$p -c '$(NEEDS)' 2>/dev/null && echo $$p && break; done)
 PIP_ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +32,7 @@ help:
 	@echo
 	@echo 'PYTHON=...      the Python (>= 3.11) to make .venv with; found: $(or $(PYTHON),none)'
 	@echo 'PIP_ARGS=...    more arguments for pip install'
+	@echo 'JOBS=N          tests, or runs, at a time (2)'
 
 install: $(STAMP)
 
@@ -49,7 +51,7 @@ demo: $(STAMP)
 	$(BIN)/adv-worldmodel train configs/pendulum-random.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 3600
@@ -87,7 +89,6 @@ bench-gpu: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.gpu $(BENCH_ARGS)
 
 # What the README shows and two cores can make in an hour or so: build/figures/*/table.md, docs/images.
-JOBS ?= 2
 FIGURES := build/figures
 .PHONY: figures
 figures: $(STAMP)

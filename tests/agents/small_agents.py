@@ -13,3 +13,8 @@ MakeAgent = Callable[..., Any]
 
 def run(agent: RAMBO, iterations: int, **kwargs: Any) -> RAMBO:
     return agent.learn(total_timesteps=iterations * agent.timesteps_per_iteration, **kwargs)
+
+
+def learnt(make_agent: MakeAgent, **settings: Any) -> RAMBO:
+    """An agent that has learnt a little."""
+    return run(make_agent(gradient_steps=2, **settings), 1)

@@ -25,18 +25,12 @@ from adv_worldmodel.graphs import GraphedStep, can_be_captured, hooks_of
 from agents import RAMBO, RamboCallback
 from agents.agent_step import AgentStep
 from agents.values import policy_and_value
-from tests.agents.small_agents import MakeAgent, run
+from tests.agents.small_agents import MakeAgent, learnt, run
 
 
 @pytest.fixture
-def build(make_agent: MakeAgent) -> MakeAgent:
-    """Builds an agent that has learnt a little."""
-    return lambda **settings: run(make_agent(gradient_steps=2, **settings), 1)
-
-
-@pytest.fixture
-def agent(build: MakeAgent) -> RAMBO:
-    return build()
+def agent(make_agent: MakeAgent) -> RAMBO:
+    return learnt(make_agent)
 
 
 def test_parameters_in_other_memory_are_captured_anew(agent: RAMBO) -> None:

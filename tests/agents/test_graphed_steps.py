@@ -36,7 +36,7 @@ from agents import COMBO, RAMBO
 from agents.agent_step import AgentStep
 from agents.explicit_networks import ExplicitCritics
 from agents.values import policy_and_value
-from tests.agents.small_agents import MakeAgent, run
+from tests.agents.small_agents import MakeAgent, learnt
 
 #: the update, all that it changes, and the generators that it has at hand
 Update = tuple[Callable[[], object], Callable[[], list[Tensor]], list[torch.Generator]]
@@ -45,14 +45,8 @@ ADVERSARIES = [*SCORES, "auto"]
 
 
 @pytest.fixture
-def build(make_agent: MakeAgent) -> MakeAgent:
-    """Builds an agent that has learnt a little."""
-    return lambda **settings: run(make_agent(gradient_steps=2, **settings), 1)
-
-
-@pytest.fixture
-def agent(build: MakeAgent) -> RAMBO:
-    return build()
+def agent(make_agent: MakeAgent) -> RAMBO:
+    return learnt(make_agent)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -158,18 +152,18 @@ AGENTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("which", [*AGENTS, *ADVERSARIES], ids=str)
 def test_what_an_update_touches_lives_on(
-    build: MakeAgent, monkeypatch: pytest.MonkeyPatch, which: dict[str, Any] | str
+    make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch, which: dict[str, Any] | str
 ) -> None:
     """Its graph goes on writing to the addresses of its capture, whoever may have them then."""
     monkeypatch.setattr(
         ExplicitCritics, "action_grad", ExplicitCritics.action_grad_at_once
     )  # as on a GPU
     if isinstance(which, str):
-        update, *_ = adversary_update(build(), which)
+        update, *_ = adversary_update(learnt(make_agent), which)
     else:
         settings = dict(which)
         frozen = settings.pop("frozen", False)
-        update, *_ = agent_update(build(**settings), frozen=frozen)
+        update, *_ = agent_update(learnt(make_agent, **settings), frozen=frozen)
     for _ in range(WARM_UP_CALLS):
         update()
     with Touched() as touched:

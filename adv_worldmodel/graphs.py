@@ -273,6 +273,11 @@ def _as_it_is(part: Tensor | nn.Module) -> tuple[Any, ...]:
     return hooks_of(part)
 
 
+def parts_of(network: nn.Module) -> list[Tensor | nn.Module]:
+    """What of a network :func:`taken_from_outside` looks at: parameters, buffers and layers."""
+    return [*network.parameters(), *network.buffers(), *network.modules()]
+
+
 def hooks_of(part: Tensor | nn.Module | torch.optim.Optimizer) -> tuple[int, ...]:
     """The numbers of the hooks that PyTorch calls at a tensor's gradient, at a layer's calls, or at
     an optimiser's steps. A replay calls none.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adv_worldmodel.dynamics.adversary import DRAWN_TOGETHER
 from adv_worldmodel.dynamics.ensemble import MemberDraw, n_slots
@@ -16,6 +16,7 @@ from adv_worldmodel.graphs import (
     can_be_captured,
     hooks_of,
     make_capturable,
+    parts_of,
     taken_from_outside,
 )
 from agents.buffers import Batch
@@ -66,25 +67,22 @@ class AgentStep:
         """See :func:`taken_from_outside`."""
         model = self.model
         policy, log_alpha = model.policy, model.log_ent_coef
-        parts: list[Tensor | nn.Module] = [*policy.parameters(), *policy.buffers()]
-        parts += policy.modules()
-        parts.append(model.ent_coef_tensor if log_alpha is None else log_alpha)
+        alpha = model.ent_coef_tensor if log_alpha is None else log_alpha
         # loaded weights bring their statistics, of which the update has made factors
         fixed = [m for m in policy.modules() if type(m) is Standardise]
         versions = tuple(buffer._version for module in fixed for buffer in module.buffers())
-        outside = taken_from_outside(parts, *_optimizers(model))
+        outside = taken_from_outside([*parts_of(policy), alpha], *_optimizers(model))
         n_real = self.buffer.n_real(self.batch_size)
         world = self.world_model.taken_as_it_is() if model.fresh_outcomes else ()
         return *outside, *world, versions, n_real, model.settings_of_updates()
 
     def _with_graphs(self) -> bool:
         """Whether the updates may be captured, on a GPU; says why they may not."""
-        model, policy, why = self.model, self.model.policy, ""
+        model, why = self.model, ""
         optimizers = [optimizer for optimizer in _optimizers(model) if optimizer is not None]
         if counting := [o for o in optimizers if not can_be_captured(o)]:
             why = f"{type(counting[0]).__name__} has no option 'capturable'"
-        networks = any(map(hooks_of, policy.modules())) or any(map(hooks_of, policy.parameters()))
-        if networks or any(map(hooks_of, optimizers)):
+        if any(map(hooks_of, parts_of(model.policy))) or any(map(hooks_of, optimizers)):
             why = "there are hooks, which a replay would not call"
         if model.graphs and why and model.device.type == "cuda":
             warnings.warn(f"running without CUDA graphs, which is slower: {why}", stacklevel=2)

@@ -20,12 +20,12 @@ from stable_baselines3.common.vec_env import (
     VecEnvWrapper,
     VecMonitor,
 )
-from torch import Tensor, nn
 
 from adv_worldmodel.checks import check_whole
 from adv_worldmodel.data import OfflineDataset
 from adv_worldmodel.dynamics import Adversary, AdversarySettings, WorldModel
 from adv_worldmodel.dynamics.model_gradient import Score
+from adv_worldmodel.graphs import parts_of
 from agents.agent_settings import check_devices
 from agents.values import policy_and_value
 
@@ -146,9 +146,7 @@ class RamboCallback(BaseCallback):
         start = time.perf_counter()
         self.adversary.discount_by(float(self.model.gamma))  # type: ignore[attr-defined]
         self.model.policy.set_training_mode(False)
-        policy = self.model.policy
-        networks: list[Tensor | nn.Module] = [*policy.parameters(), *policy.buffers()]
-        networks += policy.modules()
+        networks = parts_of(self.model.policy)
         found = self.adversary.run(self.adversary_updates, *self._foes, networks)
         for name, mean in found.items():
             self.logger.record(f"adversary/{name}", mean)

@@ -217,7 +217,6 @@ def measure_processes(
     """Seconds of an iteration while that many processes share the device, as ``seeds=N`` does.
 
     :param limit: seconds that they may take.
-
     :raises RuntimeError: one of them failed.
     """
     spawn = multiprocessing.get_context("spawn")

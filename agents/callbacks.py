@@ -124,8 +124,10 @@ class RamboCallback(BaseCallback):
         self._refuse_another_game(dataset)
         self._foes = policy_and_value(self.model)
         gamma = float(self.model.gamma)  # type: ignore[attr-defined]
-        game, old = (models[0], horizon, dataset.content_hash), self.adversary
-        if old is None or (old.model, old.horizon, old.content_hash) != game:
+        game, old = (models[0], dataset.content_hash), self.adversary
+        if old is not None and (old.model, old.content_hash) == game:
+            old.horizon = horizon
+        else:
             self.adversary = Adversary(
                 models[0],
                 dataset,

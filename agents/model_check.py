@@ -147,6 +147,7 @@ def check_in_model(
     alpha: float | None = None,
     seed: int = 0,
     clone: RAMBO | None = None,
+    look_ahead: float | None = None,
 ) -> ModelCheck:
     """Run whole episodes in the model, from states in which the data's episodes start.
 
@@ -163,6 +164,8 @@ def check_in_model(
     :param seed: of starts, members, actions and noise.
     :param clone: the policy that was cloned from the data, to see whether the model returns what
         the data do.
+    :param look_ahead: discount that says when an episode is cut, where ``gamma`` would: policies of
+        several discounts are to run as long as each other.
     :raises ValueError: no episode; the model's observations or actions are not the agent's or the
         data's; the agent is from ``load_weights``, which knows neither gamma nor alpha, and they
         are not given.
@@ -184,7 +187,7 @@ def check_in_model(
     if len(set(sizes.values())) > 1:
         raise ValueError(f"observations and actions differ in their shapes: {sizes}")
     agent.policy.set_training_mode(False)
-    max_steps = _longest(dataset, gamma)
+    max_steps = _longest(dataset, gamma if look_ahead is None else look_ahead)
     recorded = _recorded(dataset, max_steps)
     generator = make_generator(seed, "model check", model.device)
     n_starts = len(recorded.starts)

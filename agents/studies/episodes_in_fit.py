@@ -45,14 +45,19 @@ def run_episodes(
     :param said: called with each run and what was found.
     """
     found = EpisodesInFit()
-    for run in (run for group in groups for run in group.finished):
-        if run.diverged_and_went_on:
-            continue
+    runs = [(g, run) for g in groups for run in g.finished if not run.diverged_and_went_on]
+    # returns that are compared are sums over equally many steps
+    ahead = {
+        dataset: max(run.config.agent.gamma for group, run in runs if group.dataset == dataset)
+        for dataset in {group.dataset for group, _ in runs}
+    }
+    for group, run in runs:
         place = run.folder.path
         try:
             check = check_run(
-                run.folder, "fit", episodes=episodes, seed=seed, dataset=dataset, trust=trust
-            )
+                run.folder, "fit", episodes=episodes, seed=seed, dataset=dataset, trust=trust,
+                look_ahead=ahead[group.dataset],
+            )  # fmt: skip
         except (OSError, ValueError) as error:
             found.doubts[place] = f"cannot be judged ({one_line(error)})"
             said(run, found.doubts[place])

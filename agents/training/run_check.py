@@ -31,6 +31,7 @@ def check_run(
     episodes: int,
     seed: int = 0,
     greedy_step: float | None = None,
+    look_ahead: float | None = None,
     dataset: str | None = None,
     trust: bool = False,
 ) -> ModelCheck:
@@ -39,6 +40,7 @@ def check_run(
     :param episodes: number.
     :param seed: of starts, members, actions and noise.
     :param greedy_step: another one than the run's.
+    :param look_ahead: see :func:`agents.model_check.check_in_model`.
     :param dataset: where the run's data are by now.
     :param trust: import the modules that the folder names.
     :raises FileNotFoundError: the folder holds no run, or lacks its policy, model or data.
@@ -70,4 +72,5 @@ def check_run(
     return model_check.check_in_model(
         agent, model, data, episodes=episodes, gamma=config.agent.gamma,
         alpha=folder.alpha_in_values(config.agent), seed=seed, clone=folder.load_clone(),
+        look_ahead=look_ahead,
     )  # fmt: skip

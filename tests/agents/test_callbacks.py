@@ -171,6 +171,10 @@ def test_the_adversary_plays_the_agent_s_game(
     RAMBO(env=world, gamma=0.8, device="cpu", **small).learn(96, callback=callback)
     assert callback.adversary is foe  # it plays on, at the agent's discount
     assert foe.gamma == 0.8
+    longer = make_sb3_env(pendulum, 16, 5, world_model=pendulum_model, device="cpu", seed=0)
+    RAMBO(env=longer, gamma=0.8, device="cpu", **small).learn(160, callback=callback)
+    assert callback.adversary is foe  # its constraint is still on what the model was
+    assert (foe.horizon, foe.n_updates) == (5, 2)
 
 
 def test_the_adversary_follows_a_model_that_another_callback_sets(

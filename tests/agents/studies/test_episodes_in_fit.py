@@ -44,3 +44,31 @@ def test_why_a_return_is_not_to_be_believed(
         assert judged.doubts == {}
     else:
         assert doubt.format(clone=checks[0].clone_returns[0]) in judged.doubts[tmp_path / "run"]
+
+
+def test_policies_of_other_discounts_run_as_long_as_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rows in no order, whose environment nobody knows: what is compared are sums over steps."""
+    rng = np.random.default_rng(0)
+    log = tmp_path / "log.npz"
+    states = rng.normal(size=(50, 2))
+    np.savez(
+        log, observations=states, actions=rng.uniform(-1, 1, (50, 1)), rewards=np.ones(50),
+        next_observations=rng.normal(size=(50, 2)), terminals=np.zeros(50, bool),
+        action_low=[-1.0], action_high=[1.0],
+    )  # fmt: skip
+    for gamma in ("0.9", "0.95"):
+        words = [f"dataset={log}", f"agent.gamma={gamma}", f"out={tmp_path / 'runs' / gamma}"]
+        words += ["evaluation.episodes=0", "model.termination=never"]
+        assert main(["train", "pendulum-random", *TINY, *words]) == 0
+    steps = []
+
+    def watched(*args: Any, **given: Any) -> Any:
+        check = run_check.check_run(*args, **given)
+        steps.append(check.max_steps)
+        return check
+
+    monkeypatch.setattr("agents.studies.episodes_in_fit.check_run", watched)
+    run_episodes(group_runs(find_runs([tmp_path / "runs"])), episodes=1)
+    assert steps == [60, 60]  # 0.95^60 leaves 5 %, as 0.9^30 does

@@ -53,7 +53,7 @@ def with_flat_spaces(env_id: str | None, where: str) -> str | None:
     if env_id is None or not buildable(env_id):
         return env_id
     try:
-        environment_spaces(env_id)
+        environment_spaces(env_id, bounded=False)
     except ValueError as error:
         warnings.warn(
             f"{where} names the environment {env_id}, of other spaces than flat vectors "
@@ -65,9 +65,10 @@ def with_flat_spaces(env_id: str | None, where: str) -> str | None:
     return env_id
 
 
-def environment_spaces(env_id: str) -> tuple[Box, Box]:
+def environment_spaces(env_id: str, *, bounded: bool = True) -> tuple[Box, Box]:
     """Flat float32 observation and action space of the environment `env_id`.
 
+    :param bounded: its actions must have finite bounds.
     :raises ValueError: if it cannot be built (names near ids) or its spaces are not flat boxes.
     """
     try:
@@ -84,7 +85,7 @@ def environment_spaces(env_id: str) -> tuple[Box, Box]:
         ) from None
     return (
         flat_box(observation_space, "observation", env_id),
-        flat_box(action_space, "action", env_id),
+        flat_box(action_space, "action", env_id, bounded=bounded),
     )
 
 
@@ -95,7 +96,7 @@ def time_limit(env_id: str | None) -> int | None:
 
 def check_fit(env_id: str, observation_dim: int, action_dim: int, where: str) -> None:
     """ValueError unless rows of these many dimensions can come from the environment `env_id`."""
-    observation_space, action_space = environment_spaces(env_id)
+    observation_space, action_space = environment_spaces(env_id, bounded=False)
     for key, width, space in (
         ("observations", observation_dim, observation_space),
         ("actions", action_dim, action_space),
@@ -126,7 +127,7 @@ def spaces_for(
     """
     if env_id is not None and buildable(env_id):
         check_fit(env_id, observations.shape[1], actions.shape[1], where)
-        observation_space, action_space = environment_spaces(env_id)
+        observation_space, action_space = environment_spaces(env_id, bounded=stated is None)
         return observation_space, action_space if stated is None else stated, False
     unbounded = Box(-np.inf, np.inf, (observations.shape[1],), np.float32)
     if stated is not None:

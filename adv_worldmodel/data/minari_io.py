@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import logging
 import os
@@ -16,26 +15,23 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
 import h5py
 import numpy as np
-from gymnasium.envs.registration import load_env_creator
 
 from adv_worldmodel.data import validation
 from adv_worldmodel.data.dataset import OfflineDataset, infer_truncations
-from adv_worldmodel.data.environments import buildable, check_fit, without_module
 from adv_worldmodel.data.links import stored_elsewhere
+from adv_worldmodel.data.minari_environment import environment_of, name_to_write, with_bounds
 from adv_worldmodel.errors import first_line
 from adv_worldmodel.paths import expanded
 
 if TYPE_CHECKING:
-    from gymnasium.envs.registration import EnvSpec
     from minari import MinariDataset  # type: ignore[import-untyped]
 
 _ID = re.compile(r"(?:[-\w][-\w/]*[-\w]/)?[-\w]+-v\d+")  # Minari's own rule, version required
 
-#: Wrappers that change neither what is observed nor what ends an episode.
-_HARMLESS = ("ClipAction", "RecordEpisodeStatistics", "RecordVideo")
+#: In a set's metadata: the data set's own `terminations_lost`.
+TERMINATIONS_LOST = "terminations_lost"
 
 
 def minari_folder() -> Path:
@@ -92,7 +88,7 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
     """
     where = f"minari:{dataset.spec.dataset_id}"
     observation_space = validation.flat_box(dataset.observation_space, "observation", where)
-    action_space = validation.flat_box(dataset.action_space, "action", where)
+    action_space = validation.flat_box(dataset.action_space, "action", where, bounded=False)
     _refuse_links(dataset, where)
     parts: list[tuple[Any, ...]] = []
     goals = False
@@ -105,8 +101,8 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
                 f"{label}: 'observations' has {len(observations)} rows for {len(actions)} "
                 "actions; expected one more than actions."
             )
-        terminations = np.array(episode.terminations)
-        truncations = np.array(episode.truncations)
+        terminations = validation.flag_vector(episode.terminations, "terminations", label)
+        truncations = validation.flag_vector(episode.truncations, "truncations", label)
         if len(truncations) and len(terminations):
             truncations[-1] |= not terminations[-1]
         goals |= bool(terminations[:-1].any())
@@ -115,11 +111,10 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
     if not parts:
         raise ValueError(f"{where}: the data set is empty (no episodes); expected at least 1.")
     spec = dataset.env_spec
-    if env_id is None and spec is not None:
-        stated = without_module(spec.id, where)
-        if stated is not None and _is_registered(spec, where):
-            env_id = _usable(stated, observation_space.shape[0], action_space.shape[0])
+    if env_id is None:
+        env_id = environment_of(spec, (observation_space.shape[0], action_space.shape[0]), where)
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    columns[1], action_space = with_bounds(columns[1], action_space, spec, env_id, where)
     return OfflineDataset(
         observations=columns[0],
         actions=columns[1],
@@ -132,6 +127,7 @@ def from_minari(dataset: MinariDataset, *, env_id: str | None = None) -> Offline
         name=where,
         env_id=env_id,
         goal_terminals=goals,
+        terminations_lost=bool(dataset.storage.metadata.get(TERMINATIONS_LOST, False)),
     )
 
 
@@ -142,8 +138,8 @@ def to_minari(
 
     Where a successor is not the next row's observation (but for rounding) an episode is closed as
     truncated, since Minari stores each observation once. Rewards are written as they are (with
-    `reward_offset`). An environment that was registered with a class or function in place of its
-    name is not named in the set, of which a warning tells.
+    `reward_offset`). An environment that cannot be built here, or was registered with a class or
+    function in place of its name, is not named in the set, of which a warning tells.
 
     :raises ValueError: no Minari id, or a set of that id exists.
     """
@@ -176,12 +172,18 @@ def to_minari(
                 truncations=truncations[rows],
             )
         )
-    environment = _named(dataset.env_id, dataset_id)
+    if not dataset.in_order:
+        warnings.warn(
+            f"{dataset.name}: rows do not follow one another, so that each becomes an episode, of "
+            "which Minari writes and reads a hundred in a second: an .npz file serves them better",
+            stacklevel=2,
+        )
+    environment = name_to_write(dataset.env_id, f"minari:{dataset_id}")
     with warnings.catch_warnings():
         # Minari warns once for each of author, algorithm, link and description that is not given.
         warnings.simplefilter("ignore")
         try:
-            return minari.create_dataset_from_buffers(
+            written = minari.create_dataset_from_buffers(
                 dataset_id,
                 buffers,
                 env=environment,
@@ -190,27 +192,12 @@ def to_minari(
                 description=description or f"Converted from {dataset.name}.",
                 data_format="hdf5",
             )
+            if dataset.terminations_lost:
+                written.storage.update_metadata({TERMINATIONS_LOST: True})
+            return written
         except BaseException:  # half a set would block its id
             shutil.rmtree(folder, ignore_errors=True)
             raise
-
-
-def _named(env_id: str | None, dataset_id: str) -> str | None:
-    """The environment as Minari can write it into the set; None where there is none."""
-    if env_id is None or not buildable(env_id):
-        return None
-    plain = env_id.rpartition(":")[2]  # buildable() has imported the module, Minari knows this
-    try:
-        gym.spec(plain).to_json()
-    except (TypeError, ValueError) as error:
-        warnings.warn(
-            f"minari:{dataset_id} will not name its environment: {plain} is registered with what "
-            f"no file can hold ({first_line(error)}). Register it with entry_point='module:Class',"
-            " or name it where the set is used (env_id=, --env).",
-            stacklevel=3,
-        )
-        return None
-    return plain
 
 
 def _check_metadata(path: Path) -> None:
@@ -255,68 +242,6 @@ def _episodes(dataset: MinariDataset, where: str) -> Iterator[Any]:
         yield from dataset.iterate_episodes()
     except Exception as error:  # storage formats raise their own kinds
         raise ValueError(_unreadable(where, error)) from None
-
-
-def _is_registered(spec: EnvSpec, where: str) -> bool:
-    """Whether the environment is what its id alone makes; warns where it is not."""
-    registered = gym.registry.get(spec.id)
-    if registered is None:
-        return True  # nothing to compare with
-    usual = _defaults(registered) | registered.kwargs
-    given = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
-    differing = [
-        f"{key}={value!r}"
-        for key, value in given.items()
-        if key not in usual or _listed(usual[key]) != _listed(value)
-    ]
-    differing += [
-        wrapper.name for wrapper in spec.additional_wrappers if wrapper.name not in _HARMLESS
-    ]
-    if differing:
-        warnings.warn(
-            f"{where}: recorded in {spec.id} with {', '.join(differing)}, which the id does not "
-            "say: it is taken for no known environment. Register one with these settings and name "
-            f"it (env_id=), or name {spec.id} if they make no difference.",
-            stacklevel=3,
-        )
-    elif spec.max_episode_steps not in (None, registered.max_episode_steps):
-        warnings.warn(
-            f"{where}: recorded with a time limit of {spec.max_episode_steps} steps, {spec.id} has "
-            f"{registered.max_episode_steps}: returns of the data and of policies there do not "
-            "compare.",
-            stacklevel=3,
-        )
-    return not differing
-
-
-def _listed(value: Any) -> Any:
-    """`value` as JSON gives it back: with lists for tuples, at any depth."""
-    if isinstance(value, tuple | list):
-        return [_listed(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return value
-
-
-def _defaults(spec: EnvSpec) -> dict[str, Any]:
-    """The constructor's own values of its arguments, as far as they can be found out."""
-    try:
-        creator: Any = spec.entry_point
-        creator = load_env_creator(creator) if isinstance(creator, str) else creator
-        parameters = inspect.signature(creator).parameters.values()
-    except Exception:  # a package that is not there, a constructor in C
-        return {}
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def _usable(env_id: str, observation_dim: int, action_dim: int) -> str | None:
-    """`env_id`, unless it builds here with other dimensions than the data's."""
-    if buildable(env_id):
-        try:
-            check_fit(env_id, observation_dim, action_dim, env_id)
-        except ValueError:
-            return None
-    return env_id
 
 
 def _download(dataset_id: str) -> None:

@@ -192,8 +192,11 @@ def same_width(where: str, key: str, width: int, other: str, expected: int) -> N
         )
 
 
-def flat_box(space: Space[Any], what: str, where: str) -> Box:
-    """`space` as a flat float32 Box; ValueError for any other kind of space."""
+def flat_box(space: Space[Any], what: str, where: str, *, bounded: bool = True) -> Box:
+    """`space` as a flat float32 Box; ValueError for any other kind of space.
+
+    :param bounded: refuse an action space with infinite bounds.
+    """
     if not isinstance(space, Box):
         kind = type(space).__name__
         remedy = {
@@ -215,10 +218,11 @@ def flat_box(space: Space[Any], what: str, where: str) -> Box:
     with np.errstate(over="ignore"):  # bounds beyond float32 are none
         low, high = space.low.astype(np.float32), space.high.astype(np.float32)
     if what == "action":
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        if bounded and not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError(
                 f"{where}: the action space has infinite bounds (low {low}, high {high}); expected "
-                "finite ones. Give action_space= with the real limits."
+                "finite ones. Give action_space= with the real limits (in a file: keys action_low "
+                "and action_high, one number per dimension)."
             )
         if not (low < high).all():
             raise ValueError(

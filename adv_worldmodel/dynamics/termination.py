@@ -37,7 +37,10 @@ TerminationFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 CHECKED_ROWS = 100_000
 """How many rows of the data `compare_with_flags` looks at, beside those that are terminal."""
 
-_REMEDY = "Pass termination='never' or your own function f(obs, action, next_obs) -> bool (B,)."
+_REMEDY = (
+    "Pass the name of its task (such as termination='hopper'), 'never', or your own function "
+    "f(obs, action, next_obs) -> bool (B,)."
+)
 
 
 def kind_of(value: object) -> str:

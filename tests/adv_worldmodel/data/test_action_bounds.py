@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control import PendulumEnv
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 
 from adv_worldmodel.data import OfflineDataset, load_dataset
@@ -100,6 +103,27 @@ def test_bounds_are_those_of_an_environment_that_can_be_built() -> None:
         assert both.observation_space == wide
     with pytest.raises(ValueError, match="'observations' has 1 dimensions per row, but Pendulum"):
         OfflineDataset.from_arrays(**arrays(), env_id="Pendulum-v1")
+
+
+def test_stated_bounds_do_for_an_environment_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = partial(Torque, np.inf)
+    monkeypatch.setitem(gym.registry, "Any-v0", EnvSpec("Any-v0", entry))
+    states = {key: np.zeros((3, 3)) for key in ("observations", "next_observations")}
+    columns = arrays(actions=[[-1.0], [0.0], [1.0]], **states)
+    own = Box(-4.0, 4.0, (1,), np.float32)
+    stated = OfflineDataset.from_arrays(**columns, action_space=own, env_id="Any-v0")
+    assert (stated.action_space, stated.env_id) == (own, "Any-v0")
+    with pytest.raises(ValueError, match=r"infinite bounds .* keys action_low and action_high"):
+        OfflineDataset.from_arrays(**columns, env_id="Any-v0")
+    bounds = {"action_low": [-4.0], "action_high": [4.0]}
+    np.savez(tmp_path / "log.npz", **columns, **bounds)
+    read = load_dataset(tmp_path / "log.npz", env_id="Any-v0")
+    assert (read.action_space, read.env_id) == (own, "Any-v0")
+    np.savez(tmp_path / "named.npz", **columns, **bounds, env_id="Any-v0")
+    named = load_dataset(tmp_path / "named.npz")
+    assert (named.action_space, named.env_id) == (own, "Any-v0")
 
 
 def test_an_id_that_is_registered_anew_gives_its_new_bounds() -> None:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import minari  # type: ignore[import-untyped]
 import numpy as np
 import pytest
-from gymnasium.envs.classic_control import PendulumEnv
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Discrete, Space
 from minari.data_collector import EpisodeBuffer  # type: ignore[import-untyped]
 from minari.dataset.minari_storage import MinariStorage  # type: ignore[import-untyped]
 
 from adv_worldmodel.data import OfflineDataset, from_minari, load_dataset, to_minari
-from adv_worldmodel.data.minari_io import _usable, local_ids
+from adv_worldmodel.data.minari_io import local_ids
 
 
 @pytest.fixture(autouse=True)
@@ -130,22 +126,6 @@ def test_goals_that_end_no_episode_come_back_as_such() -> None:
     for data in (dataset, back):
         np.testing.assert_array_equal(data.episode_lengths(), [3, 1])
         np.testing.assert_array_equal(data.episode_returns(), [2.0, 0.0])
-
-
-def test_an_environment_that_no_file_can_name_is_left_out() -> None:
-    class Own(PendulumEnv):
-        pass
-
-    gym.register("Own-v0", Own)  # the class, where a file needs its name
-    try:
-        data = load_dataset("pendulum-random", env_id="Own-v0")
-        with pytest.warns(UserWarning, match="will not name its environment: Own-v0"):
-            to_minari(data, "mine/own-v0")
-        back = load_dataset("mine/own-v0")
-        assert back.env_id is None
-        assert load_dataset("mine/own-v0", env_id="Own-v0").content_hash == data.content_hash
-    finally:
-        del gym.registry["Own-v0"]
 
 
 def test_a_set_that_fails_half_way_leaves_its_id_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,53 +270,32 @@ def test_files_alone_need_no_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(load_dataset("pendulum-random")) == 20_000
 
 
-def test_an_environment_of_other_dimensions_is_not_the_data_s() -> None:
-    assert _usable("Pendulum-v1", 3, 1) == "Pendulum-v1"
-    assert _usable("Pendulum-v1", 1, 1) is None
-    assert _usable("NotHere-v0", 1, 1) == "NotHere-v0"  # nothing is known of it
+def test_flags_may_be_numbers() -> None:
+    episode = EpisodeBuffer(
+        observations=np.zeros((3, 1)),
+        actions=np.zeros((2, 1)),
+        rewards=np.zeros(2),
+        terminations=np.array([0.0, 1.0]),
+        truncations=np.array([0, 0]),
+    )
+    box = Box(-1.0, 1.0, (1,), np.float32)
+    written = minari.create_dataset_from_buffers(
+        "made/numbers-v0", [episode], observation_space=box, action_space=box
+    )
+    assert load_dataset(written).terminations.tolist() == [False, True]
 
 
-@pytest.mark.parametrize(
-    ("settings", "env_id", "warning"),
-    [
-        ({}, "Pendulum-v1", None),
-        ({"g": 10.0}, "Pendulum-v1", None),  # the constructor's own
-        ({"g": 9.81}, None, "recorded in Pendulum-v1 with g=9.81"),
-        ({"max_episode_steps": 50}, "Pendulum-v1", "a time limit of 50 steps, Pendulum-v1 has 200"),
-    ],
-)
-def test_an_environment_of_other_settings_is_not_taken_for_the_registered_one(
-    pendulum: OfflineDataset, settings: dict[str, Any], env_id: str | None, warning: str | None
-) -> None:
-    to_minari(pendulum, "mine/pendulum-v0")
-    dataset = minari.load_dataset("mine/pendulum-v0")
-    env = gym.make("Pendulum-v1", **settings)
-    dataset._env_spec = env.spec
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        assert load_dataset(dataset).env_id == env_id
-    assert [warning in str(w.message) for w in told] == ([True] if warning else [])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # who names it, means it
-        assert load_dataset(dataset, env_id="Pendulum-v1").env_id == "Pendulum-v1"
+def test_lost_terminations_stay_known() -> None:
+    """Without successors in the file the failures are lost; the returns of their episodes not."""
+    lost = replace(line(terminations=[False] * 3), terminations_lost=True)
+    back = load_dataset(to_minari(lost, "mine/lost-v0"))
+    assert back.terminations_lost
+    assert back.behaviour_return == lost.behaviour_return
+    assert load_dataset("mine/lost-v0").terminations_lost
+    assert not load_dataset(to_minari(line(), "mine/line-v0")).terminations_lost
 
 
-class Registered(PendulumEnv):  # type: ignore[misc]
-    """Takes settings that JSON has no tuples for."""
-
-    def __init__(self, bounds: Any = None, render_mode: str | None = None) -> None:
-        super().__init__(render_mode)
-
-
-def test_tuples_among_an_environment_s_settings_are_its_own(
-    pendulum: OfflineDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kwargs = {"bounds": ((0.8, 1.0), {"a": (1, 2)})}
-    spec = EnvSpec("Registered-v0", f"{__name__}:Registered", kwargs=kwargs)
-    monkeypatch.setitem(gym.registry, "Registered-v0", spec)
-    to_minari(replace(pendulum, env_id="Registered-v0"), "mine/registered-v0")
-    assert load_dataset("mine/registered-v0").env_id == "Registered-v0"
-    changed = replace(spec, kwargs={"bounds": ((0.8, 2.0), {"a": (1, 2)})})
-    monkeypatch.setitem(gym.registry, "Registered-v0", changed)
-    with pytest.warns(UserWarning, match=r"recorded in Registered-v0 with bounds="):
-        assert load_dataset("mine/registered-v0").env_id is None
+def test_rows_in_no_order_are_told_to_be_slow() -> None:
+    shuffled = line(next_observations=[[3.0], [2.0], [6.0]], terminations=[False] * 3)
+    with pytest.warns(UserWarning, match="rows do not follow one another, so that each becomes"):
+        to_minari(shuffled, "mine/shuffled-v0")

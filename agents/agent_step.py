@@ -61,6 +61,7 @@ class AgentStep:
     def serves(self, batch_size: int, *, actor_frozen: bool) -> bool:
         """Whether further updates may be this one's, or a callback, say, has changed something."""
         same = (batch_size, actor_frozen) == (self.batch_size, self.actor_frozen)
+        same &= self.buffer is self.model.replay_buffer
         return same and self._outside == self._taken_as_it_is()
 
     def _taken_as_it_is(self) -> tuple[Any, ...]:

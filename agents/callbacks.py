@@ -44,9 +44,10 @@ HARMLESS = (
 class RamboCallback(BaseCallback):
     """Adversarial updates of the world model before each rollout, once the agent has learnt.
 
-    P algorithm 1. ``learn`` raises ValueError where it is nested in another callback, without a
-    world model, behind a wrapper that changes what the agent sees (``VecNormalize``, say), or with
-    an algorithm that has no value function.
+    P algorithm 1. ``learn`` raises ValueError where it is nested in another callback (in a list in
+    another: when that one's event first comes), without a world model, behind a wrapper that
+    changes what the agent sees (``VecNormalize``, say), or with an algorithm that has no value
+    function.
 
     Works with any SB3 algorithm for which :func:`agents.values.policy_and_value` knows V and Q:
     RAMBO, SAC, TD3, TQC, CrossQ, PPO, A2C. Pass it to ``learn`` itself or in a list: those inside
@@ -64,7 +65,8 @@ class RamboCallback(BaseCallback):
     :param xi: with ``"auto"``, nats per transition by which the model's negative log-likelihood on
         the data may exceed the best it has been.
     :param max_weight: what lambda may then rise to.
-    :param seed: of the adversary's draws; default the algorithm's.
+    :param seed: of the adversary's draws; default the one that the algorithm was made with, of
+        which SB3's ``set_random_seed`` does not tell.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class RamboCallback(BaseCallback):
         check_whole(at_least=0, adversary_updates=adversary_updates)
         if seed is not None:
             check_whole(at_least=0, seed=seed)
-        self.settings = AdversarySettings(
+        self._settings = AdversarySettings(
             weight=adversary_weight,
             score=score,
             batch_size=batch_size,
@@ -98,6 +100,11 @@ class RamboCallback(BaseCallback):
         self.seed = seed
         self.adversary: Adversary | None = None
 
+    @property
+    def settings(self) -> AdversarySettings:
+        """Those of the adversary when it is made."""
+        return self._settings
+
     def _init_callback(self) -> None:
         self._refuse_nesting()
         env = self.training_env
@@ -107,9 +114,9 @@ class RamboCallback(BaseCallback):
                 "make_sb3_env(dataset, n_envs=...), whose rows share one"
             )
         try:
-            models = cast("list[WorldModel]", env.get_attr("world_model"))
-            dataset = cast(OfflineDataset, env.get_attr("dataset", 0)[0])
-            horizon = min([int(env.get_attr("horizon", 0)[0]), *_time_limits(env)])
+            models = cast("list[WorldModel]", _of_worlds(env, "world_model"))
+            dataset = cast(OfflineDataset, _of_worlds(env, "dataset")[0])
+            horizon = min([int(_of_worlds(env, "horizon")[0]), *_time_limits(env)])
         except AttributeError as e:
             raise ValueError(
                 "RamboCallback needs a world model to change: train in "
@@ -143,7 +150,7 @@ class RamboCallback(BaseCallback):
         assert self.adversary is not None
         if self.model._n_updates == 0 or getattr(self.model, "not_finite", None):
             return  # the critic has learnt nothing yet that could be lowered, or is lost
-        if self.training_env.get_attr("world_model", 0)[0] is not self.adversary.model:
+        if _of_worlds(self.training_env, "world_model")[0] is not self.adversary.model:
             self._init_callback()  # another callback has put another one there
         start = time.perf_counter()
         self.adversary.discount_by(float(self.model.gamma))  # type: ignore[attr-defined]
@@ -188,6 +195,14 @@ class RamboCallback(BaseCallback):
                 f"RamboCallback inside {type(parent).__name__} would never run: pass it to learn() "
                 "itself, alone or in a list"
             )
+
+
+def _of_worlds(env: VecEnv, name: str) -> list[Any]:
+    """An attribute of each row's world itself: ``DummyVecEnv.set_attr`` sets that of a wrapper."""
+    inner = env.unwrapped
+    if isinstance(inner, DummyVecEnv):
+        return [getattr(row.unwrapped, name) for row in inner.envs]
+    return env.get_attr(name)
 
 
 def _time_limits(env: VecEnv) -> Iterator[int]:

@@ -84,7 +84,8 @@ class RAMBO(SAC):
     and ``retain_iterations`` that of ``buffer_size``; there is no action noise and no gSDE.
     ``learn`` counts synthetic transitions, as SB3 does:
     ``total_timesteps = iterations * model.timesteps_per_iteration``. Its ``log_interval`` has no
-    effect: metrics are written once per iteration. After :meth:`load` the random numbers of the
+    effect: metrics are written once per iteration, before the next callback is called, which finds
+    them in ``model.last_metrics``. After :meth:`load` the random numbers of the
     seed begin anew, as SB3's do; ``adv-worldmodel train --resume`` goes on with them.
     """
 
@@ -154,6 +155,8 @@ class RAMBO(SAC):
         self.not_finite: str | None = None
         #: finished iterations (rollout and updates)
         self.iteration = 0
+        #: the last iteration's ``train/*``, which the logger has written and forgotten by then
+        self.last_metrics: dict[str, float] = {}
         policy_kwargs = dict(policy_kwargs or {})
         if policy_kwargs.get("optimizer_class") in (None, torch.optim.Adam, torch.optim.AdamW):
             policy_kwargs.setdefault("optimizer_kwargs", {"fused": True})
@@ -229,7 +232,10 @@ class RAMBO(SAC):
             self._made_with_ent_coef = self.ent_coef
         check_settings(self)
         self.replay_buffer_class = MixedReplayBuffer
+        saved, self.replay_buffer = self.replay_buffer, None  # type: ignore[assignment]
         self._attach_data()
+        if isinstance(saved, MixedReplayBuffer):  # from save(include=["replay_buffer"])
+            self.replay_buffer.take_rollouts(saved)
         super()._setup_model()
         self._generator = make_generator(self.seed, "agent", self.device)
         #: where a learned log entropy coefficient starts
@@ -410,10 +416,12 @@ class RAMBO(SAC):
         self.iteration += 1
         seconds = time.perf_counter() - start
         self.not_finite = None
-        for name, mean in zip(self.metrics, means, strict=True):
-            self.logger.record(f"train/{name}", mean)
+        names = (f"train/{name}" for name in self.metrics)
+        self.last_metrics = dict(zip(names, means, strict=True))
+        for name, mean in self.last_metrics.items():
+            self.logger.record(name, mean)
             if not math.isfinite(mean):
-                self.not_finite = f"train/{name} is {mean}"
+                self.not_finite = f"{name} is {mean}"
         self.logger.record("train/n_updates", self._n_updates)
         self.logger.record("time/iteration", self.iteration)
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
@@ -491,6 +499,7 @@ class RAMBO(SAC):
         # the last observations are data-set states, n_envs of them
         states = ["_last_obs", "_last_original_obs", "_last_episode_starts"]
         caches = ["_generator", "_step", "_acting", "_in_effect", "not_finite", "first_log_alpha"]
+        caches += ["last_metrics"]
         return [*super()._excluded_save_params(), *caches, *states]
 
 

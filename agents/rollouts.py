@@ -116,7 +116,9 @@ def roll_out(
     agent.logger.record("model/rollout_length", n_rows / (env.num_envs + n_ended))
     agent.logger.record("time/rollout_s", time.perf_counter() - start)
     callback.on_rollout_end()
-    return RolloutReturn(n_rows, int(n_ended), continue_training=True)
+    episodes = env.num_envs + int(n_ended)  # all rows end at the horizon
+    agent._episode_num += episodes
+    return RolloutReturn(n_rows, episodes, continue_training=True)
 
 
 @torch.no_grad()

@@ -128,7 +128,7 @@ def sac_update(
         rows = slice(0, parts.n_real)
         cloning = cloning_loss(parts.actor, batch.obs[rows], unsquashed(batch.action[rows]))
         actor_loss = actor_loss + parts.cloning_weight * q_pi.detach().abs().mean() * cloning
-    if not parts.actor_frozen:
+    if not parts.actor_frozen and actor_loss.requires_grad:  # a user may freeze it as well
         parts.actor.optimizer.zero_grad()
         actor_loss.backward()
         step_of(parts.actor.optimizer)

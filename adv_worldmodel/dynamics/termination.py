@@ -38,7 +38,7 @@ CHECKED_ROWS = 100_000
 """How many rows of the data `compare_with_flags` looks at, beside those that are terminal."""
 
 _REMEDY = (
-    "Pass the name of its task (such as termination='hopper'), 'never', or your own function "
+    "Pass termination='never', the name of its task (such as 'hopper'), or your own function "
     "f(obs, action, next_obs) -> bool (B,)."
 )
 

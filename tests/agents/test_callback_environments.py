@@ -229,3 +229,28 @@ def test_an_agent_on_another_device_than_its_world_is_refused(build: Make) -> No
     agent.device = torch.device("meta")  # SB3 advises PPO to stay on the CPU, the world may not
     with pytest.raises(ValueError, match="the agent is on meta, its world model on cpu"):
         agent.learn(ITERATION, callback=adversary())
+
+
+def test_the_model_that_the_rows_step_in_is_the_one_that_changes(
+    pendulum: OfflineDataset, ending_model: WorldModel, make_algorithm: Make
+) -> None:
+    """``DummyVecEnv.set_attr`` sets attributes of the outermost wrapper, which no world reads."""
+
+    def make_one() -> gym.Env[Any, Any]:
+        return gym.make(
+            "AdvWorldModel-v0", dataset=pendulum, world_model=ending_model, device="cpu"
+        )
+
+    env = DummyVecEnv([make_one, make_one])
+    env.set_attr("world_model", copy.deepcopy(ending_model))
+    env.set_attr("horizon", 3)
+    callback = adversary()
+    make_algorithm("PPO", env).learn(ITERATION, callback=callback)
+    assert callback.adversary is not None
+    assert callback.adversary.model is ending_model
+    assert callback.adversary.horizon == 5
+
+
+def test_settings_are_those_that_the_callback_was_made_with() -> None:
+    with pytest.raises(AttributeError, match="settings"):
+        adversary().settings = None  # type: ignore[misc,assignment]

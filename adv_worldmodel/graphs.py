@@ -21,8 +21,9 @@ from adv_worldmodel.errors import first_line
 WARM_UP_CALLS = 3
 #: Streams that torch has for each device.
 POOL = 32
-#: Branches of a step that run at once; 0: all work is done where it stands.
-SIDE_STREAMS = 10
+#: Branches of a step that run at once; 0: all work is done where it stands. A stream whose turn
+#: comes again makes its next piece wait for the one before: with ten, a long one held others up.
+SIDE_STREAMS = 20
 #: What torch's warning of a wait for the device says.
 WAIT = "called a synchronizing CUDA operation"
 
@@ -193,6 +194,15 @@ def _side_stream(device: torch.device, number: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=-1)
 
 
+@functools.cache
+def memory_stays_with_its_stream() -> bool:
+    """Whether freed memory goes only to work of the stream it was given to, which comes later.
+
+    Not by the allocator ``cudaMallocAsync``: other streams may read what a piece has freed.
+    """
+    return torch.cuda.get_allocator_backend() == "native"
+
+
 #: Where work is done that is not done beside anything.
 HERE = nullcontext()
 
@@ -221,7 +231,7 @@ class Branches:
         :param held: tensors read inside which nothing else keeps until then: their memory would be
             used again too early. What is read inside must not be written before that either.
         """
-        if self.device.type != "cuda" or SIDE_STREAMS == 0:
+        if self.device.type != "cuda" or SIDE_STREAMS == 0 or not memory_stays_with_its_stream():
             return HERE
         self._held += held
         return self._on_a_side_stream()
@@ -245,7 +255,7 @@ def taken_from_outside(
     parts: Iterable[Tensor | nn.Module], *optimizers: torch.optim.Optimizer | None
 ) -> tuple[Any, ...]:
     """What a capture takes as it is: where tensors lie, whether they learn, the hooks of tensors,
-    layers and optimisers, and the optimisers' states and numbers.
+    layers and optimisers, the optimisers' states and numbers, and how precise products are.
 
     A step is to be captured anew where this has changed: SB3's TRPO, for one, gives its parameters
     new memory at each update, and a callback may set another learning rate. An optimiser makes its
@@ -264,7 +274,14 @@ def taken_from_outside(
         if isinstance(value, Tensor)
     ]
     hooks = [hooks_of(optimizer) for optimizer in there]
-    return (*map(_as_it_is, parts), *numbers, *tensors, *states, *hooks)
+    return (*map(_as_it_is, parts), *numbers, *tensors, *states, *hooks, precision_of_products())
+
+
+def precision_of_products() -> str:
+    """Of float32 ones on a GPU, as the user has chosen it: a captured product stays as it is."""
+    chosen: str | None = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    # before torch 2.9; later versions refuse that name once the other has been used
+    return torch.get_float32_matmul_precision() if chosen is None else chosen
 
 
 def _as_it_is(part: Tensor | nn.Module) -> tuple[Any, ...]:

@@ -74,8 +74,9 @@ class AgentStep:
         versions = tuple(buffer._version for module in fixed for buffer in module.buffers())
         outside = taken_from_outside([*parts_of(policy), alpha], *_optimizers(model))
         n_real = self.buffer.n_real(self.batch_size)
+        rows = [t.data_ptr() for t in (self.buffer.real, self.buffer.synthetic) if t is not None]
         world = self.world_model.taken_as_it_is() if model.fresh_outcomes else ()
-        return *outside, *world, versions, n_real, model.settings_of_updates()
+        return *outside, *world, *rows, versions, n_real, model.settings_of_updates()
 
     def _with_graphs(self) -> bool:
         """Whether the updates may be captured, on a GPU; says why they may not."""

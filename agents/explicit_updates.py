@@ -91,8 +91,8 @@ class ExplicitSACUpdate:
                 known = torch.addcmul(known, price, self.constant)
         states = torch.stack([batch.obs, batch.next_obs])
         states = torch.addcmul(self.shift, states, self.scale)
-        data_rows = torch.cat([states[0], batch.action], dim=-1)
         with for_error.beside():
+            data_rows = torch.cat([states[0], batch.action], dim=-1)
             q = self.critics.forward(data_rows, self.critics.prepare())
 
         mean, unclipped = self.actor.forward(states.flatten(0, 1), of_actor)

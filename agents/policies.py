@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from adv_worldmodel.checks import check_finite, check_whole
 from adv_worldmodel.dynamics.world_model import SMALLEST_STD
 from adv_worldmodel.graphs import Branches, hooks_of
-from adv_worldmodel.products import add_product, begin_biases
+from adv_worldmodel.products import add_product, begin_biases, comes_early
 
 LAYER_NORM_EPS = 1e-5
 #: Of a greedy step, between which Q decides.
@@ -210,9 +210,9 @@ class StackedCritic(BaseModel):
         in_place = not torch.is_grad_enabled()
         outputs = [
             features.new_empty(self.n_critics, len(features), weight.shape[2])
-            for weight, _ in hidden * in_place
+            for weight, _ in layers * in_place
         ]
-        biases = begin_biases(outputs, [bias for _, bias in hidden * in_place])
+        biases = begin_biases(outputs, [bias for _, bias in layers * in_place])
         h = torch.cat([features, actions], dim=1).expand(self.n_critics, -1, -1)
         biases.join()
         for i, (weight, bias) in enumerate(hidden):
@@ -224,6 +224,8 @@ class StackedCritic(BaseModel):
                 gain, shift = norms[i]
                 h = torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS), gain)
             h = h.relu_()
+        if in_place and comes_early(h):
+            return add_product(outputs[-1], last[1], h, last[0]).squeeze(-1)
         return last_layer(h, *last)
 
     def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, ...]:

@@ -47,7 +47,7 @@ class Draws(NamedTuple):
 
     batch: Tensor  #: (n, B), rows of the data to fit
     slots: Tensor  #: (n, n_slots(B, E)), who evaluates which model row
-    action: Tensor  #: (n, B, A), standard normals of the policy
+    action: Tensor  #: (n, B, A), standard normals of the policy, in the states after the update
     outcome: Tensor  #: (n, B, D), standard normals of the model
     starts: Tensor  #: (n, B), data-set rows where rollouts start again
     restart: Tensor  #: (n, 1), bool: all rollouts start again
@@ -122,8 +122,9 @@ class Adversary:
                 "to keep the model near the data"
             )
         self.start_states = shared_tensor(dataset.observations, device)
-        #: present states of the rollouts, ``(B, S)``
+        #: present states of the rollouts, ``(B, S)``, and the policy's actions there, ``(B, A)``
         self.obs = self.start_states[self._rows(len(self.start_states), 1)[0]]
+        self.action = self.obs.new_zeros(len(self.obs), model.action_dim)
         #: lambda, where the settings leave it to the constraint
         self.dual: DualWeight | None = None
         if settings.weight == "auto":
@@ -141,7 +142,7 @@ class Adversary:
         learners = tuple((id(p), p.requires_grad, hooks_of(p)) for p in parameters)
         if learners == self._learners:
             return
-        if [number for number, *_ in learners] != [number for number, *_ in self._learners]:
+        if not self._learners or not self._learns(parameters):
             self.optimizer = make_optimizer(ensemble, self.settings.learning_rate)
             make_capturable(self.optimizer, self.model.device)
         self._learners = learners
@@ -150,6 +151,11 @@ class Adversary:
         hooks = any(map(hooks_of, parameters))
         if score != "pathwise" and not hooks and len(self.parameters) == len(parameters):
             self.explicit = ExplicitModelGradient(self.model, self.settings, self.gamma)
+
+    def _learns(self, parameters: list[nn.Parameter]) -> bool:
+        """Whether these are the optimiser's: a copy of this adversary's are others, as its own."""
+        groups = self.optimizer.param_groups
+        return {id(p) for group in groups for p in group["params"]} == set(map(id, parameters))
 
     def discount_by(self, gamma: float) -> None:
         """Play on at another discount."""
@@ -166,7 +172,9 @@ class Adversary:
         return self.settings.weight != 0 or self.settings.continue_fit
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """All that changes in place beside the model and the optimiser, by name."""
+        """All that changes in place beside the model and the optimiser, by name; not the actions,
+        which each :meth:`run` begins by finding anew.
+        """
         yield "obs", self.obs
         if self.dual is not None:
             yield from self.dual.state()
@@ -239,7 +247,12 @@ class Adversary:
         left = n_updates = n_updates if self.active and self.parameters else 0
         while left > 0:
             n = min(left, DRAWN_TOGETHER)
-            for draws in zip(*self.draw(n), strict=True):
+            drawn = self.draw(n)
+            if self.settings.weight != 0:
+                self.act(policy, drawn.action[0])
+            # those in the states that the last one leaves are drawn, and found, anew
+            drawn = drawn._replace(action=drawn.action.roll(-1, 0))
+            for draws in zip(*drawn, strict=True):
                 sums += self.update(Draws(*draws), policy, value)
             left -= n
         self._outside = self._taken_as_it_is(networks)  # by now the optimiser has its states
@@ -256,8 +269,20 @@ class Adversary:
         outside = taken_from_outside(networks, self.optimizer)
         return self.settings, *self.model.taken_as_it_is(), *outside
 
+    @torch.no_grad()
+    def act(self, policy: Policy, noise: Tensor) -> None:
+        """Find the policy's actions in the present states, for the next update.
+
+        :param noise: standard normals ``(B, A)``.
+        """
+        self.action.copy_(policy.sample(self.obs, noise))
+
     def update(self, draws: Draws, policy: Policy, value: ValueFunction) -> Tensor:
-        """One update with the random numbers of one update; returns four metrics as a tensor."""
+        """One update with the random numbers of one update; returns four metrics as a tensor.
+
+        The actions it takes are those that :meth:`act`, or the update before, has found. It finds
+        those in the states that it leaves: a GPU does so beside the gradients' way back.
+        """
         if self._step is None or self._against != (policy, value):
             self._against = (policy, value)
             function = self._fit_step if self.settings.weight == 0 else self._adversarial_step
@@ -289,23 +314,27 @@ class Adversary:
             real = self.inputs[batch], self.targets[batch]
         with branches.beside():
             fresh = self.start_states[starts]
-        with torch.no_grad():
-            action = policy.sample(self.obs, action_noise)
         branches.join()
         members = MemberDraw(slots, len(self.obs), self.model.n_members)
         # without a dual weight the settings hold a number
         weight = float(self.settings.weight) if self.dual is None else self.dual.weight
+
+        def go_on(next_obs: Tensor, terminated: Tensor) -> None:
+            with branches.beside():
+                ended = (terminated | restart).unsqueeze(-1)
+                torch.where(ended, fresh, next_obs, out=self.obs)
+                self.act(policy, action_noise)
+
+        at = self.obs, self.action
         if self.explicit is not None:
-            step, supervised = self.explicit(self.obs, action, value, members, noise, real, weight)
+            step, supervised = self.explicit(*at, value, members, noise, real, weight, go_on)
         else:
             step, supervised = model_gradient(
-                self.model, self.obs, action, value, self.gamma, members, noise, self.settings, real
+                self.model, *at, value, self.gamma, members, noise, self.settings, real
             )
             self.optimizer.zero_grad()
             (weight * step.loss + supervised).backward(inputs=self.parameters)
-        with branches.beside():
-            ended = (step.terminated | restart).unsqueeze(-1)
-            torch.where(ended, fresh, step.next_obs, out=self.obs)
+            go_on(step.next_obs, step.terminated)
         with branches.beside():
             std, centre = torch.std_mean(step.raw_advantage, correction=0)
             metrics = torch.stack([step.loss.detach(), centre, std, supervised.detach()])

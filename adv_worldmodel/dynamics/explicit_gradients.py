@@ -9,6 +9,7 @@ rows of the data and those of the model.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -163,10 +164,14 @@ class ExplicitModelGradient:
         noise: Tensor,
         real: tuple[Tensor, Tensor],
         weight: float | Tensor,
+        go_on: Callable[[Tensor, Tensor], None] = lambda next_obs, terminated: None,
     ) -> tuple[ModelGradient, Tensor]:
         """Estimate, and write the ensemble's gradients of ``weight`` L_adv + L_sup.
 
         Batches of the settings' size; otherwise see :func:`model_gradient`.
+
+        :param go_on: called with s' and whether it is terminal before the way back, which no longer
+            reads ``obs`` and ``action``.
         """
         model, k, n = self.model, self.n_rows, len(obs)
         inputs, targets = real
@@ -209,6 +214,7 @@ class ExplicitModelGradient:
         outcome = outcome_of(
             model, obs, action, y, value, self.gamma, baseline, normalise=self.settings.normalise
         )
+        go_on(outcome.next_obs, outcome.terminated)
         for_pull.join()
         with rest.beside():
             supervised = misfit[:, k:].sum() / targets.numel() + logvar_limits_loss(model.ensemble)

@@ -87,6 +87,7 @@ def set_learning_rate(agent: RAMBO) -> None:
         set_learning_rate,
         lambda agent: setattr(agent.replay_buffer, "real_ratio", 0.25),
         lambda agent: setattr(agent, "real_ratio", 0.25),
+        lambda agent: agent.replay_buffer.take_rollouts(copy.deepcopy(agent.replay_buffer)),
     ],
     ids=[
         "moments",
@@ -99,6 +100,7 @@ def set_learning_rate(agent: RAMBO) -> None:
         "learning rate",
         "share",
         "setting",
+        "rows",
     ],
 )
 def test_what_an_update_takes_as_it_is_makes_another_step(
@@ -117,6 +119,20 @@ def test_what_an_update_takes_as_it_is_makes_another_step(
     assert agent._step.n_real == agent.replay_buffer.n_real(256)
     frozen = not agent.actor.latent_pi[0].weight.requires_grad
     assert torch.equal(first, agent.actor.latent_pi[0].weight) == frozen
+
+
+def test_products_of_another_precision_are_captured_anew(agent: RAMBO) -> None:
+    """On a GPU; a captured product keeps its kernel."""
+    agent.train(1, 256)
+    step, world = agent._step, agent.env.world_model  # type: ignore[union-attr]
+    of_world = world.taken_as_it_is()
+    try:
+        torch.set_float32_matmul_precision("high")
+        agent.train(1, 256)
+        assert agent._step is not step
+        assert world.taken_as_it_is() != of_world
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_an_adversary_s_moments_in_other_memory_are_captured_anew(agent: RAMBO) -> None:

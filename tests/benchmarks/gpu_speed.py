@@ -228,8 +228,10 @@ def measure_processes(
     try:
         found = _answers_of(started, answers, limit)
     finally:
+        deadline = time.monotonic() + 5.0  # of all together
         for process in started:
-            process.join(timeout=5.0)
+            process.join(timeout=max(0.0, deadline - time.monotonic()))
+        for process in started:
             process.kill()
     if errors := [answer for answer in found if isinstance(answer, str)]:
         raise RuntimeError(f"{len(errors)} of {processes} processes failed: {errors[0]}")

@@ -89,6 +89,20 @@ def make(**settings: Any) -> Adversary:
     return Adversary(model, narrow_data(), AdversarySettings(**settings), horizon=horizon, seed=0)
 
 
+def test_a_copy_goes_on_as_the_adversary_would() -> None:
+    """With its optimiser's moments, on a model of its own."""
+    adversary = make(batch_size=30)
+    adversary.run(5, Uniform(), Worth())
+    copied = copy.deepcopy(adversary)
+    for each in (adversary, copied):
+        each.run(2, Uniform(), Worth())
+    for one, other in zip(adversary.parameters, copied.parameters, strict=True):
+        assert one is not other
+        assert torch.equal(one, other)
+    steps = {int(state["step"]) for state in copied.optimizer.state.values()}
+    assert steps == {7}
+
+
 def predicted(model: WorldModel, actions: list[float]) -> Tensor:
     """Mean next state over the members, for states 0 and the actions given."""
     action = torch.tensor(actions)[:, None]
@@ -337,7 +351,10 @@ def test_rollouts_go_on_over_calls(
     policy = Uniform()
     for _ in range(6):
         adversary.run(1, policy, Worth())
-    at_data = [bool((steps_from_data(s) == 0.0).all()) for s in policy.seen]
+    # each call shows the states that it finds, and those that its update leaves
+    found, left = policy.seen[::2], policy.seen[1::2]
+    assert all(map(torch.equal, left, found[1:]))
+    at_data = [bool((steps_from_data(s) == 0.0).all()) for s in found]
     assert at_data == [True, False, False, True, False, False]
 
 

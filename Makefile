@@ -82,8 +82,7 @@ clean:
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
 
-# Needs an NVIDIA GPU; under eight minutes. BENCH_ARGS as above; '--stages processes mps' says what
-# NVIDIA's MPS is worth to several runs at once.
+# Needs an NVIDIA GPU; under eight minutes. BENCH_ARGS as above.
 .PHONY: bench-gpu
 bench-gpu: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.gpu $(BENCH_ARGS)

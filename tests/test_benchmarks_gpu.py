@@ -21,7 +21,6 @@ from tests.benchmarks.configuration import SCORES, SMALL
 from tests.benchmarks.gpu import main
 from tests.benchmarks.gpu_checks import Trial, compared, difference, parameters, run_checks, waits
 from tests.benchmarks.gpu_report import goal_cells, speed_rows, speed_text
-from tests.benchmarks.mps import CONTROL, mps
 
 ENOUGH = (
     "--rows 300 --starts 30 --updates 4 --agent-hidden 16 --model-hidden 12 12 --seconds 0.01 "
@@ -222,27 +221,6 @@ def test_a_small_run_of_everything(tmp_path: Path, capfd: pytest.CaptureFixture[
     printed = capfd.readouterr().out
     assert "checks: 24 of 24 passed" in printed
     assert "2000 iterations, 2 at once" in printed
-
-
-def test_mps_is_a_daemon_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that writes down what it is told, and where."""
-    said = tmp_path / "said"
-    control = tmp_path / CONTROL
-    control.write_text(f'#!/bin/sh\necho "$CUDA_MPS_PIPE_DIRECTORY $@ $(cat)" >> {said}\n')
-    control.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with mps():
-        place = os.environ["CUDA_MPS_PIPE_DIRECTORY"]
-        assert Path(place).is_dir()
-    assert said.read_text().split() == [place, "-d", place, "quit"]
-    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
-    assert not Path(place).exists()
-    control.write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(RuntimeError, match="exit status 1"), mps():
-        pass
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(RuntimeError, match="no nvidia-cuda-mps-control here"), mps():
-        pass
 
 
 def test_nothing_is_begun_after_the_budget(

@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from adv_worldmodel.errors import one_line
+from agents.studies.mps import mps_if_possible
 from agents.studies.run_groups import setting_text
 from agents.training.atomic_files import write_json, write_text
 from agents.training.config import TrainConfig, dump_config
@@ -54,10 +55,19 @@ class RunProcesses:
         folder.
     :param at_once: how many run at the same time.
     :param progress: print what the runs do.
+    :param on_cuda: they share an NVIDIA GPU, side by side where its MPS can be had.
     """
 
-    def __init__(self, configs: Mapping[str, TrainConfig], at_once: int, progress: bool) -> None:
+    def __init__(
+        self,
+        configs: Mapping[str, TrainConfig],
+        at_once: int,
+        progress: bool,
+        *,
+        on_cuda: bool = False,
+    ) -> None:
         self.configs, self.at_once, self.progress = configs, at_once, progress
+        self.share_a_gpu = on_cuda and min(at_once, len(configs)) > 1
         self.processes: dict[str, SpawnProcess] = {}
         self._receivers: dict[str, Connection] = {}
         self._began: dict[str, float] = {}  # by the clock of files
@@ -72,6 +82,13 @@ class RunProcesses:
 
     def run(self) -> None:
         """Run them all, in their order; on Ctrl-C let them write their files, and pass it on."""
+        with mps_if_possible() if self.share_a_gpu else nullcontext() as reason:
+            if self.share_a_gpu:
+                how = "side by side, by MPS" if reason is None else f"in turn: no MPS ({reason})"
+                self.say(f"GPU          shared {how}")
+            self._run_all()
+
+    def _run_all(self) -> None:
         try:
             waiting = list(self.configs)
             while waiting or self._running():

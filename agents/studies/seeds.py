@@ -30,6 +30,7 @@ class SeedsPlan:
     seeds: range
     n_threads: int  #: torch's CPU threads of each process
     at_once: int  #: processes that run at the same time
+    on_cuda: bool = False  #: whether they share an NVIDIA GPU
 
     def of_seed(self, seed: int, folder: Path) -> TrainConfig:
         """The configuration of one run inside `folder`."""
@@ -52,7 +53,8 @@ def prepare_seeds(config: TrainConfig) -> SeedsPlan:
     at_once, n_threads = shared_out(
         n, on_gpu=prepared.device.type != "cpu", n_threads=config.n_threads
     )
-    return SeedsPlan(config, range(config.seed, config.seed + n), n_threads, at_once)
+    seeds, on_cuda = range(config.seed, config.seed + n), prepared.device.type == "cuda"
+    return SeedsPlan(config, seeds, n_threads, at_once, on_cuda)
 
 
 def run_seeds(plan: SeedsPlan, *, progress: bool = True) -> SeedRuns:
@@ -67,7 +69,7 @@ def run_seeds(plan: SeedsPlan, *, progress: bool = True) -> SeedRuns:
     folder = new_run_folder(plan.config.out, plan.config.name, "seeds").path
     names = {seed: f"seed-{seed}" for seed in plan.seeds}
     configs = {name: plan.of_seed(seed, folder) for seed, name in names.items()}
-    runs = RunProcesses(configs, plan.at_once, progress)
+    runs = RunProcesses(configs, plan.at_once, progress, on_cuda=plan.on_cuda)
     add_planned(folder, {name: compared_settings(c)["dataset"] for name, c in configs.items()})
     threads = f"{plan.n_threads} thread" + ("s" if plan.n_threads > 1 else "")
     runs.say(f"seeds        {plan.seeds[0]} to {plan.seeds[-1]}, {plan.at_once} at once,")

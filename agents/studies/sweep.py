@@ -80,6 +80,7 @@ class SweepPlan:
     #: of the preset, what trains as another one does, without an adversary to set: by its name
     left_out: dict[str, str]
     at_once: int
+    on_cuda: bool  #: whether they share an NVIDIA GPU
     lock: IO[str] = field(repr=False, compare=False)
 
 
@@ -115,9 +116,10 @@ def plan_sweep(
     folder = Path(base.out or f"runs/sweep-{base.name}")
     given = list(range(base.seed, base.seed + (base.seeds or 1)))
     numbers = given if seeds is None else parse_seeds(seeds)
+    on_cuda = base.device != "cpu" and torch.cuda.is_available()
     at_once, n_threads = shared_out(
         len(variants) * len(numbers),
-        on_gpu=base.device != "cpu" and torch.cuda.is_available(),
+        on_gpu=on_cuda,
         jobs=jobs,
         n_threads=base.n_threads,
     )
@@ -134,7 +136,7 @@ def plan_sweep(
     except BaseException:
         lock.close()  # a traceback that is kept would keep the lock
         raise
-    return SweepPlan(folder, configs, finished, begun, left_out, at_once, lock)
+    return SweepPlan(folder, configs, finished, begun, left_out, at_once, on_cuda, lock)
 
 
 def _variants(
@@ -191,7 +193,7 @@ def run_sweep(plan: SweepPlan, *, progress: bool = True) -> dict[str, str]:
     `if __name__ == "__main__":`: each process imports the script anew.
     """
     waiting = {name: c for name, c in plan.configs.items() if name not in plan.finished}
-    runs = RunProcesses(waiting, plan.at_once, progress)
+    runs = RunProcesses(waiting, plan.at_once, progress, on_cuda=plan.on_cuda)
     threads = next(iter(plan.configs.values())).n_threads
     runs.say(
         f"sweep        {len(plan.configs)} runs, {len(plan.finished)} of them finished before;"

@@ -2,9 +2,9 @@
 
 First that replayed CUDA graphs compute what plain calls compute, and that an iteration waits for
 the device only where its metrics are read; then, for both paths, the parts and whole iterations of
-the paper's setting, and several processes at once. The exit code is 0 if all checks passed, 1 if
-one did not, was left out for lack of time, or something failed, 2 without a GPU; a goal that is
-missed is shown, no more.
+the paper's setting, and several processes at once, without and with NVIDIA's MPS. The exit code is
+0 if all checks passed, 1 if one did not, was left out for lack of time, or something failed, 2
+without a GPU; a goal that is missed is shown, no more.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import datetime
 import gc
 import json
 import platform
+import shutil
 import sys
 import time
 import traceback
@@ -26,15 +27,13 @@ from typing import Any
 
 import torch
 
+from agents.studies.mps import CONTROL, mps
 from tests.benchmarks import gpu_speed, workload
 from tests.benchmarks.configuration import Configuration, dimensions
 from tests.benchmarks.gpu_checks import Check, Trial, run_checks
 from tests.benchmarks.gpu_report import speed_text
-from tests.benchmarks.mps import mps
 
-STAGES = ("checks", "parts", "iterations", "processes")
-#: Only where it is asked for: not every machine has what it needs.
-MORE_STAGES = ("mps",)
+STAGES = ("checks", "parts", "iterations", "processes", "mps")
 Result = dict[str, Any]
 #: Seconds after the budget in which processes that have begun may end.
 GRACE = 70.0
@@ -54,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
 
     add("--device", "cuda, cuda:N, or cpu to try the program itself", default="cuda")
     add(
-        "--stages", "what to do; mps: the processes once more, with NVIDIA's MPS",
-        nargs="+", choices=STAGES + MORE_STAGES, default=list(STAGES),
+        "--stages", "what to do; mps: the processes once more, with NVIDIA's MPS if it is here",
+        nargs="+", choices=STAGES, default=list(STAGES),
     )  # fmt: skip
     add("--tasks", "names or SxA", nargs="+", default=["hopper", "halfcheetah"])
     add("--rows", "of data", type=int, default=1_000_000)
@@ -143,6 +142,7 @@ class Bench:
     def run(self) -> None:
         """Every stage asked for, on each task; what is right comes before how fast it is."""
         tasks = {task: configuration(self.options, task) for task in self.options.tasks}
+        cuda = self.device.startswith("cuda")
         if "checks" in self.options.stages:
             for task, c in tasks.items():
                 self.attempt(
@@ -180,6 +180,8 @@ class Bench:
                     ),
                 )
             for stage, around in (("processes", nullcontext), ("mps", mps)):
+                if stage == "mps" and not (cuda and shutil.which(CONTROL)):
+                    continue
                 if stage in self.options.stages and task == self.options.tasks[0]:
                     result[stage] = self.attempt(
                         f"{stage}, {task}",

@@ -51,6 +51,7 @@ class ModelCheck:
     returns: NDArray[np.float64]  #: deployed, undiscounted, in the environment's reward
     lengths: NDArray[np.int64]  #: of these episodes, in steps
     sampled_returns: NDArray[np.float64]  #: of drawn actions, undiscounted likewise
+    sampled_lengths: NDArray[np.int64]  #: of these episodes
     #: of drawn actions, in the reward that was trained on, as the critics count: with the entropy
     #: that is in their targets; theirs too is what comes after the last step of an episode that
     #: was cut
@@ -65,6 +66,7 @@ class ModelCheck:
     #: undiscounted, of the behaviour's clone drawing its actions from the same starts, for as long
     #: as the data's episodes were recorded; None: no clone was given
     clone_returns: NDArray[np.float64] | None
+    clone_lengths: NDArray[np.int64] | None  #: of these episodes
     #: of the data's episodes, as they were recorded, mean and standard deviation of the returns;
     #: NaN where nobody knows them
     behaviour: tuple[float, float]
@@ -74,6 +76,14 @@ class ModelCheck:
         """Mean over the steps of the deployed episodes."""
         return float(self.returns.sum() / self.lengths.sum())
 
+    @property
+    def drawn_rewards_per_step(self) -> dict[str, float]:
+        """Mean over the steps of the episodes with drawn actions, by whose they are."""
+        found = {"drawn actions": float(self.sampled_returns.sum() / self.sampled_lengths.sum())}
+        if self.clone_returns is not None and self.clone_lengths is not None:
+            found["the clone"] = float(self.clone_returns.sum() / self.clone_lengths.sum())
+        return found
+
     def doubt(self, *, in_fit: bool) -> str | None:
         """Why what it says is not to be believed; None if nothing speaks against it.
 
@@ -82,12 +92,13 @@ class ModelCheck:
         """
         if self.ran_away.any():
             return f"{self.ran_away.sum()} episodes left all bounds"
+        least, largest = self.rewards
+        between = f"where the data's rewards lie between {least:.4g} and {largest:.4g}"
         if self.beyond_data:
-            least, largest = self.rewards
-            return (
-                f"{self.reward_per_step:.4g} per step, where the data's rewards lie between "
-                f"{least:.4g} and {largest:.4g}"
-            )
+            return f"{self.reward_per_step:.4g} per step, {between}"
+        for whose, reward in self.drawn_rewards_per_step.items():
+            if reward > self._largest_believed:
+                return f"{reward:.4g} per step by {whose}, {between}"
         if in_fit and self.misjudges_clone and self.clone_returns is not None:
             return (
                 f"the clone returns {number(self.clone_returns.mean())} there, and the data "
@@ -126,9 +137,17 @@ class ModelCheck:
         be. Then the model has been left by what it knows, and its returns say nothing.
         """
         least, largest = self.rewards
-        slack = ROUNDING * max(abs(least), abs(largest), largest - least) + SMALLEST_STD
-        lowest = least - max(slack, largest - least)
-        return not lowest <= self.reward_per_step <= largest + slack
+        lowest = least - max(self._slack_of_rewards, largest - least)
+        return not lowest <= self.reward_per_step <= self._largest_believed
+
+    @property
+    def _slack_of_rewards(self) -> float:
+        least, largest = self.rewards
+        return ROUNDING * max(abs(least), abs(largest), largest - least) + SMALLEST_STD
+
+    @property
+    def _largest_believed(self) -> float:
+        return self.rewards[1] + self._slack_of_rewards
 
 
 def _slack(mean: float, std: float) -> float:
@@ -201,16 +220,18 @@ def check_in_model(
     least, largest = (
         float(x) - dataset.reward_offset for x in (dataset.rewards.min(), dataset.rewards.max())
     )
-    clone_returns = None
+    clone_returns = clone_lengths = None
     if clone is not None:
         clone.policy.set_training_mode(False)
         as_long = torch.as_tensor(recorded.steps, device=model.device)[rows]
         cloned = _episodes(clone, model, obs, generator, as_long, gamma, alpha, sample=True)
         clone_returns = cloned.in_environment(dataset.reward_offset)
+        clone_lengths = cloned.lengths.cpu().numpy()
     return ModelCheck(
         returns=mean.in_environment(dataset.reward_offset),
         lengths=mean.lengths.cpu().numpy(),
         sampled_returns=sampled.in_environment(dataset.reward_offset),
+        sampled_lengths=sampled.lengths.cpu().numpy(),
         discounted=sampled.discounted.cpu().numpy(),
         beyond_cut=sampled.beyond_cut.double().cpu().numpy(),
         values=sampled.values.double().cpu().numpy(),
@@ -218,6 +239,7 @@ def check_in_model(
         rewards=(least, largest),
         ran_away=mean.ran_away.cpu().numpy(),
         clone_returns=clone_returns,
+        clone_lengths=clone_lengths,
         behaviour=(float(recorded.returns.mean()), float(recorded.returns.std())),
     )
 

@@ -12,7 +12,8 @@ import json
 import math
 import reprlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,23 @@ def kind_of(value: object) -> str:
     return type(value).__name__
 
 
+@contextmanager
+def left_as_they_are(function: str, *tensors: Tensor) -> Iterator[None]:
+    """Refuse a user's function that writes to its arguments: they are what a rollout goes on with.
+
+    :param function: how the message calls it.
+    :raises ValueError: at the end, where one was written to.
+    """
+    kept = [tensor for tensor in tensors if not tensor.is_inference()]  # those count no writing
+    before = [tensor._version for tensor in kept]
+    yield
+    if [tensor._version for tensor in kept] != before:
+        raise ValueError(
+            f"the {function} function changes its arguments in place, which are the rollout's own "
+            "states and actions: let it compute new tensors (x - 1.0 in place of x -= 1.0)"
+        )
+
+
 @dataclass(frozen=True)
 class Termination:
     """Batched end-of-episode rule on raw observations.
@@ -70,10 +88,11 @@ class Termination:
         :param action: `(B, A)` raw actions.
         :param next_obs: `(B, S)` raw.
         :return: bool tensor `(B,)` on the device of `next_obs`.
-        :raises ValueError: a user's function returned something else than bool `(B,)`, or the rule
-            reads a component that the observation does not have.
+        :raises ValueError: a user's function returned something else than bool `(B,)`, or wrote to
+            its arguments; or the rule reads a component that the observation does not have.
         """
-        done = self.rule(obs, action, next_obs)
+        with left_as_they_are("termination", obs, action, next_obs):
+            done = self.rule(obs, action, next_obs)
         batch = next_obs.shape[0]
         if not isinstance(done, Tensor) or done.dtype != torch.bool or done.shape != (batch,):
             raise ValueError(

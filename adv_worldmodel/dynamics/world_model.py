@@ -20,6 +20,7 @@ from adv_worldmodel.dynamics.termination import (
     Termination,
     TerminationFunction,
     kind_of,
+    left_as_they_are,
     termination_from_spec,
 )
 from adv_worldmodel.errors import last_line
@@ -175,10 +176,11 @@ class WorldModel(nn.Module):
     def known_reward(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """What a model's ``reward_function`` says of raw rows, ``(B,)``.
 
-        :raises ValueError: that is no reward per row.
+        :raises ValueError: that is no reward per row, or it wrote to its arguments.
         """
         assert self.reward_function is not None
-        reward = self.reward_function(obs, action, next_obs)
+        with left_as_they_are("reward", obs, action, next_obs):
+            reward = self.reward_function(obs, action, next_obs)
         if (
             not isinstance(reward, Tensor)
             or reward.shape not in (next_obs.shape[:-1], obs.shape[:-1])

@@ -129,7 +129,7 @@ def find_config(path_or_name: str | Path) -> Path:
         )
     if path.suffix in DATA_SUFFIXES:
         raise FileNotFoundError(f"{path_or_name} is a data set: give fast dataset={path_or_name}")
-    names = config_names()
+    names = [*config_names(), "base"]
     near = difflib.get_close_matches(shipped.stem, names, n=3, cutoff=0.5)
     hint = f"near names: {', '.join(near)}" if near else f"shipped are: {', '.join(names)}"
     raise FileNotFoundError(

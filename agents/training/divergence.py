@@ -196,7 +196,8 @@ class DivergenceCallback(BaseCallback):
                 f"{spread[0]:.2g}): normalised, its noise is what drives the adversary",
             )
         alphas, entropies = self._entropy_terms()
-        if entropies and alphas[-1] > max(alphas[:-1], default=math.inf):
+        # by more than float32 rounds the start
+        if entropies and alphas[-1] > (1.0 + 1e-6) * max(alphas[:-1], default=math.inf):
             bonus = alphas[-1] * abs(entropies[-1])
             if bonus > max(map(abs, self._rewards)):
                 self._once(
@@ -209,10 +210,13 @@ class DivergenceCallback(BaseCallback):
         low, high = self._rewards
         below, above = (REWARD_SLACK * max(1.0, abs(bound)) for bound in (low, high))
         if reward and not low - below <= reward[-1] <= high + above:
+            why = "the policy exploits the model"
+            if reward[-1] < low:
+                why = "the policy has left the data; are the action bounds those of the plant?"
             self._once(
                 "reward",
                 f"the model's mean reward, {reward[-1]:.4g}, lies outside the data's range "
-                f"({low:.4g} to {high:.4g}): the policy exploits the model",
+                f"({low:.4g} to {high:.4g}): {why}",
             )
 
     def _once(self, kind: str, message: str) -> None:

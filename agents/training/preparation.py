@@ -15,6 +15,7 @@ import torch
 from gymnasium.spaces import Box, Space
 
 from adv_worldmodel.data import OfflineDataset, load_dataset
+from adv_worldmodel.data.row_order import why_not_in_order
 from adv_worldmodel.data.scores import evaluation_env
 from adv_worldmodel.device import resolve_device
 from adv_worldmodel.dynamics import FitSettings, WorldModel, make_termination
@@ -127,8 +128,7 @@ def _warn(config: TrainConfig, dataset: OfflineDataset, env_id: str | None) -> N
         warn_of_endless(env_id)
     if not dataset.in_order:
         warnings.warn(
-            f"{config.dataset}: rows do not follow one another, as in a log that was shuffled: "
-            "training does not mind, but what an episode returned and how long it was is not known",
+            f"{config.dataset}: rows do not follow one another, {why_not_in_order(dataset)}",
             stacklevel=3,
         )
     adversary = config.adversary

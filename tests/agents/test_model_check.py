@@ -186,6 +186,26 @@ def test_rewards_that_no_data_have_are_told(
     assert not replace(found, rewards=(0.0, 0.0), returns=nearly).beyond_data
 
 
+def test_drawn_actions_that_get_more_than_any_data_are_told(
+    walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
+) -> None:
+    """-9 per step, where the data have -9.1 to -8.9; of less than they have nothing is said."""
+    model = two_a_step("never")
+    agent = agent_in(walk, model)
+    found = check_in_model(agent, model, walk, episodes=2, clone=agent)
+    found = replace(found, rewards=(-9.1, -8.9))
+    assert found.doubt(in_fit=False) is None
+    lengths = found.sampled_lengths
+    drawn = replace(found, sampled_returns=-8.0 * lengths)
+    assert drawn.doubt(in_fit=False) == (
+        "-8 per step by drawn actions, where the data's rewards lie between -9.1 and -8.9"
+    )
+    assert replace(found, sampled_returns=-20.0 * lengths).doubt(in_fit=False) is None
+    assert found.clone_lengths is not None
+    cloned = replace(found, clone_returns=-8.5 * found.clone_lengths)
+    assert str(cloned.doubt(in_fit=False)).startswith("-8.5 per step by the clone, where")
+
+
 def test_the_clone_s_return_stands_beside_that_of_the_data(
     walk: OfflineDataset, two_a_step: Callable[[Any], WorldModel]
 ) -> None:
@@ -415,7 +435,8 @@ def test_the_command_line_checks_the_run_s_own_game(
         saved = WorldModel.load(run / place, device="cpu")
         assert torch.equal(model.ensemble.weights[0], saved.ensemble.weights[0])
         assert data.reward_offset == -1.0
-        expected = {"episodes": 2, "gamma": 0.9, "seed": 4, "alpha": alpha, "clone": None}
+        expected = {"episodes": 2, "gamma": 0.9, "seed": 4, "alpha": alpha}
+        expected |= {"clone": None, "look_ahead": None}
         assert settings == expected
 
 

@@ -157,6 +157,20 @@ def test_a_function_is_used_and_asked_for_again() -> None:
     assert termination_from_spec(termination.spec, high).rule is high
 
 
+def test_a_function_that_writes_to_its_arguments_is_refused() -> None:
+    """They are what the rollout goes on with."""
+
+    def shifting(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
+        next_obs -= 0.85
+        return next_obs[:, 0] > 0
+
+    obs = torch.zeros(3, 2)
+    rule = make_termination(shifting, None)
+    with pytest.raises(ValueError, match="the termination function changes its arguments in place"):
+        rule(obs, obs, torch.zeros(3, 2))
+    make_termination(lambda s, a, n: shifting(s, a, n.clone()), None)(obs, obs, obs)
+
+
 def test_wrong_results_and_widths_are_reported() -> None:
     obs = torch.zeros(3, 2)
     with pytest.raises(ValueError, match=r"torch.float32 \(3, 1\).*shape \(3,\)"):

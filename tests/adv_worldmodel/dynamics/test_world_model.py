@@ -144,6 +144,20 @@ def test_a_wrong_reward_function_is_refused(
         model.step(torch.zeros(4, 3), torch.zeros(4, 1), generator=torch.Generator())
 
 
+def test_a_reward_function_that_writes_to_its_arguments_is_refused(
+    pendulum: OfflineDataset,
+) -> None:
+    model = WorldModel(
+        Ensemble(2, 4, 3, (8,)),
+        make_termination("never", None),
+        pendulum.observation_space,
+        pendulum.action_space,
+        reward_function=lambda obs, action, next_obs: obs.mul_(5.0)[:, 0],
+    )
+    with pytest.raises(ValueError, match="the reward function changes its arguments in place"):
+        model.step(torch.zeros(4, 3), torch.zeros(4, 1), generator=torch.Generator())
+
+
 def test_termination_sees_raw_transitions() -> None:
     model = noiseless([[0.0, 1.0]], termination=lambda obs, action, next_obs: next_obs[:, 0] > 5)
     obs = torch.tensor([[3.5], [4.5]])

@@ -354,6 +354,8 @@ def test_an_unknown_name_lists_the_near_ones() -> None:
         load_config("pendulum-randm")
     with pytest.raises(FileNotFoundError, match=r"near names: hopper-medium,"):
         load_config("elsewhere/hopper-medium.yaml")
+    with pytest.raises(FileNotFoundError, match=r"near names: base"):
+        load_config("bse")
     with pytest.raises(FileNotFoundError, match=r"shipped are: antmaze-large-diverse, "):
         load_config("zzz")
 

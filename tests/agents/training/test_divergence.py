@@ -129,6 +129,15 @@ def test_alpha_and_q_that_run_away_together_are_warned_of() -> None:
     assert "has risen to 0.8" in warnings[0]
 
 
+def test_an_alpha_that_falls_from_its_rounded_start_has_not_risen() -> None:
+    history, warnings = MetricsHistory(), list[str]()
+    callback = DivergenceCallback(dataset(), 0.9, history, alpha=0.05, warn=warnings.append)
+    for alpha in (float(np.float32(0.05)), 0.0499):  # the first is above 0.05
+        history.write({"train/ent_coef": alpha, "train/entropy": -80.0, "train/q_mean": 0.0}, {})
+        callback.on_rollout_start()
+    assert warnings == []
+
+
 def test_entropy_may_have_cost_more_before() -> None:
     """Q still holds what was paid at alpha = 5 and an entropy of -30."""
     history = MetricsHistory()
@@ -149,8 +158,8 @@ def test_entropy_may_have_cost_more_before() -> None:
         ("adversary/holdout_nll", (-27.0, -26.0, -25.9), "fits held-out data worse"),
         ("adversary/holdout_nll", (0.02, 0.05, 1.1), "fits held-out data worse"),
         ("adversary/advantage_std", (1.0, 0.01, 0.0009), "advantage hardly varies"),
-        ("model/reward_mean", (0.0, 1.0, 1.1), "outside the data's range"),
-        ("model/reward_mean", (0.0, -1.0, -1.1), "outside the data's range"),
+        ("model/reward_mean", (0.0, 1.0, 1.1), "the policy exploits the model"),
+        ("model/reward_mean", (0.0, -1.0, -1.1), "the policy has left the data"),
     ],
 )
 def test_only_the_last_value_is_worth_a_warning(

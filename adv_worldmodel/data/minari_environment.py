@@ -87,7 +87,9 @@ def with_bounds(
         )
     assert env_id is not None
     _, space = environment_spaces(env_id)
-    if spec is not None and any(w.name == "ClipAction" for w in spec.additional_wrappers):
+    recorded_there = spec is not None and spec.id == env_id.rpartition(":")[2]
+    wrappers = spec.additional_wrappers if spec and recorded_there else ()
+    if any(wrapper.name == "ClipAction" for wrapper in wrappers):
         actions = np.clip(actions, space.low, space.high)
     return actions, space
 
@@ -100,37 +102,36 @@ def _is_registered(spec: EnvSpec, where: str) -> bool:
     if registered is not None:
         usual = _defaults(registered) | registered.kwargs
         own = [_written(wrapper) for wrapper in registered.additional_wrappers]
-    differing = [
+    arguments = [
         f"{key}={value!r}"
         for key, value in given.items()
         if key not in usual or _listed(usual[key]) != _listed(value)
     ]
-    unknown = ", ".join(differing) if registered is None else ""
-    differing = [] if registered is None else differing
-    differing += [
+    wrappers = [
         wrapper.name
         for wrapper in spec.additional_wrappers
         if wrapper.name not in _HARMLESS and _written(wrapper) not in own
     ]
+    differing = wrappers if registered is None else arguments + wrappers
     if differing:
         warnings.warn(
             f"{where}: recorded in {spec.id} with {', '.join(differing)}, which the id does not "
             "say: it is taken for no known environment. Register one with these settings and name "
             f"it (env_id=), or name {spec.id} if they make no difference.",
-            stacklevel=3,
+            stacklevel=4,
         )
-    elif unknown:
+    elif arguments:
         warnings.warn(
-            f"{where}: recorded in {spec.id} with {unknown}, and whether the id says so is not "
-            "known: it is not registered. Import the package that registers it before.",
-            stacklevel=3,
+            f"{where}: recorded in {spec.id} with {', '.join(arguments)}, and whether the id says "
+            "so is not known: it is not registered. Import the package that registers it before.",
+            stacklevel=4,
         )
     elif registered and spec.max_episode_steps not in (None, registered.max_episode_steps):
         warnings.warn(
             f"{where}: recorded with a time limit of {spec.max_episode_steps} steps, {spec.id} has "
             f"{registered.max_episode_steps}: returns of the data and of policies there do not "
             "compare.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return not differing
 

@@ -82,13 +82,19 @@ def test_adversary_update(
 ) -> None:
     settings = AdversarySettings(score=score, batch_size=SMALL.batch)
     adversary = Adversary(model, dataset, settings, horizon=SMALL.horizon, seed=0)
-    with counter() as counted:
-        adversary.run(1, *policy_and_value(agent))
-    useful = total(flops.adversary_update(SMALL, score) + flops.holdout(SMALL))
+    counted = []
+    for n in (1, 2):
+        with counter() as of_run:
+            adversary.run(n, *policy_and_value(agent))
+        counted.append(of_run.get_total_flops())
+    useful = total(flops.adversary_update(SMALL, score))
     # heads: V(s') and the baseline, and the gradient of V(s') where it goes through the sample
-    done = counted.get_total_flops() + (3 if score == "pathwise" else 2) * CRITIC_HEAD
+    done = counted[1] - counted[0] + (3 if score == "pathwise" else 2) * CRITIC_HEAD
     # V(s') needs the mean action; the actor computes its standard deviation with it.
     assert useful <= done <= useful + ACTIONS_STD_HEAD
+    # a run finds the first actions, and the likelihood of the held-out data in the end
+    once = flops.actor(SMALL).forward(SMALL.batch)
+    assert 2 * counted[0] - counted[1] == once + total(flops.holdout(SMALL))
 
 
 def test_rollout(agent: RAMBO) -> None:

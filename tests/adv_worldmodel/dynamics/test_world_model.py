@@ -121,6 +121,16 @@ def test_a_known_reward_comes_out_in_the_model_s_precision() -> None:
     assert (reward.dtype, reward.tolist()) == (torch.float32, [1.0])
 
 
+def with_reward(data: OfflineDataset, reward: Any) -> WorldModel:
+    return WorldModel(
+        Ensemble(2, 4, 3, (8,)),
+        make_termination("never", None),
+        data.observation_space,
+        data.action_space,
+        reward_function=reward,
+    )
+
+
 @pytest.mark.parametrize(
     ("reward", "found"),
     [
@@ -133,13 +143,7 @@ def test_a_known_reward_comes_out_in_the_model_s_precision() -> None:
 def test_a_wrong_reward_function_is_refused(
     pendulum: OfflineDataset, reward: Any, found: str
 ) -> None:
-    model = WorldModel(
-        Ensemble(2, 4, 3, (8,)),
-        make_termination("never", None),
-        pendulum.observation_space,
-        pendulum.action_space,
-        reward_function=reward,
-    )
+    model = with_reward(pendulum, reward)
     with pytest.raises(ValueError, match=f"the reward function returned {found}; expected"):
         model.step(torch.zeros(4, 3), torch.zeros(4, 1), generator=torch.Generator())
 
@@ -147,13 +151,7 @@ def test_a_wrong_reward_function_is_refused(
 def test_a_reward_function_that_writes_to_its_arguments_is_refused(
     pendulum: OfflineDataset,
 ) -> None:
-    model = WorldModel(
-        Ensemble(2, 4, 3, (8,)),
-        make_termination("never", None),
-        pendulum.observation_space,
-        pendulum.action_space,
-        reward_function=lambda obs, action, next_obs: obs.mul_(5.0)[:, 0],
-    )
+    model = with_reward(pendulum, lambda obs, action, next_obs: obs.mul_(5.0)[:, 0])
     with pytest.raises(ValueError, match="the reward function changes its arguments in place"):
         model.step(torch.zeros(4, 3), torch.zeros(4, 1), generator=torch.Generator())
 

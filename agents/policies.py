@@ -132,7 +132,8 @@ def outputs_of(actor: Actor, obs: Tensor, *, mean_only: bool = False) -> Tensor:
     biases.join()
     for layer in actor.latent_pi:
         if type(layer) is not nn.Linear:
-            h = layer(h)
+            own = in_place and len(outputs) < len(linear)  # not the features
+            h = h.relu_() if own and type(layer) is nn.ReLU else layer(h)
             continue
         parts = layer.weight, layer.bias
         h = add_affine(outputs.pop(0), parts, h) if in_place else affine(h, parts)
@@ -226,7 +227,7 @@ class StackedCritic(BaseModel):
             h = h.relu_()
         if in_place and comes_early(h):
             return add_product(outputs[-1], last[1], h, last[0]).squeeze(-1)
-        return last_layer(h, *last)
+        return last_layer(h, *last, out=h if in_place and hidden else None)
 
     def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
         """SB3's form: one ``(B, 1)`` per critic."""

@@ -85,8 +85,8 @@ class RAMBO(SAC):
     ``learn`` counts synthetic transitions, as SB3 does:
     ``total_timesteps = iterations * model.timesteps_per_iteration``. Its ``log_interval`` has no
     effect: metrics are written once per iteration, before the next callback is called, which finds
-    them in ``model.last_metrics``. After :meth:`load` the random numbers of the
-    seed begin anew, as SB3's do; ``adv-worldmodel train --resume`` goes on with them.
+    them in ``model.last_metrics``. After :meth:`load` the random numbers of the seed begin anew, as
+    SB3's do; ``adv-worldmodel train --resume`` goes on with them.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": RAMBOPolicy}
@@ -498,8 +498,10 @@ class RAMBO(SAC):
     def _excluded_save_params(self) -> list[str]:
         # the last observations are data-set states, n_envs of them
         states = ["_last_obs", "_last_original_obs", "_last_episode_starts"]
-        caches = ["_generator", "_step", "_acting", "_in_effect", "not_finite", "first_log_alpha"]
-        caches += ["last_metrics"]
+        caches = [
+            "_generator", "_step", "_acting", "_in_effect", "not_finite", "first_log_alpha",
+            "last_metrics",
+        ]  # fmt: skip
         return [*super()._excluded_save_params(), *caches, *states]
 
 

@@ -61,22 +61,21 @@ class AgentStep:
     def serves(self, batch_size: int, *, actor_frozen: bool) -> bool:
         """Whether further updates may be this one's, or a callback, say, has changed something."""
         same = (batch_size, actor_frozen) == (self.batch_size, self.actor_frozen)
-        same &= self.buffer is self.model.replay_buffer
         return same and self._outside == self._taken_as_it_is()
 
     def _taken_as_it_is(self) -> tuple[Any, ...]:
         """See :func:`taken_from_outside`."""
         model = self.model
-        policy, log_alpha = model.policy, model.log_ent_coef
+        policy, log_alpha, buffer = model.policy, model.log_ent_coef, model.replay_buffer
         alpha = model.ent_coef_tensor if log_alpha is None else log_alpha
         # loaded weights bring their statistics, of which the update has made factors
         fixed = [m for m in policy.modules() if type(m) is Standardise]
-        versions = tuple(buffer._version for module in fixed for buffer in module.buffers())
+        versions = tuple(t._version for module in fixed for t in module.buffers())
         outside = taken_from_outside([*parts_of(policy), alpha], *_optimizers(model))
-        n_real = self.buffer.n_real(self.batch_size)
-        rows = [t.data_ptr() for t in (self.buffer.real, self.buffer.synthetic) if t is not None]
+        n_real = buffer.n_real(self.batch_size)
+        rows = [t.data_ptr() for t in (buffer.real, buffer.synthetic) if t is not None]
         world = self.world_model.taken_as_it_is() if model.fresh_outcomes else ()
-        return *outside, *world, *rows, versions, n_real, model.settings_of_updates()
+        return *outside, *world, id(buffer), *rows, versions, n_real, model.settings_of_updates()
 
     def _with_graphs(self) -> bool:
         """Whether the updates may be captured, on a GPU; says why they may not."""

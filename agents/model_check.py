@@ -74,14 +74,14 @@ class ModelCheck:
     @property
     def reward_per_step(self) -> float:
         """Mean over the steps of the deployed episodes."""
-        return float(self.returns.sum() / self.lengths.sum())
+        return _per_step(self.returns, self.lengths)
 
     @property
     def drawn_rewards_per_step(self) -> dict[str, float]:
         """Mean over the steps of the episodes with drawn actions, by whose they are."""
-        found = {"drawn actions": float(self.sampled_returns.sum() / self.sampled_lengths.sum())}
+        found = {"drawn actions": _per_step(self.sampled_returns, self.sampled_lengths)}
         if self.clone_returns is not None and self.clone_lengths is not None:
-            found["the clone"] = float(self.clone_returns.sum() / self.clone_lengths.sum())
+            found["the clone"] = _per_step(self.clone_returns, self.clone_lengths)
         return found
 
     def doubt(self, *, in_fit: bool) -> str | None:
@@ -148,6 +148,10 @@ class ModelCheck:
     @property
     def _largest_believed(self) -> float:
         return self.rewards[1] + self._slack_of_rewards
+
+
+def _per_step(returns: NDArray[np.float64], lengths: NDArray[np.int64]) -> float:
+    return float(returns.sum() / lengths.sum())
 
 
 def _slack(mean: float, std: float) -> float:

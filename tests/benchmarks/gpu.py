@@ -109,9 +109,9 @@ class Bench:
         self.speed: list[Result] = []
         self.failed: list[str] = []
         self.left_out: list[str] = []
-        cuda = self.device.startswith("cuda")
+        self.cuda = self.device.startswith("cuda")
         self.machine = {
-            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "device": torch.cuda.get_device_name(self.device) if self.cuda else "cpu",
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "python": platform.python_version(),
@@ -130,7 +130,7 @@ class Bench:
         print(f"{self.elapsed():4.0f} s  {name}", file=sys.stderr, flush=True)
         try:
             gc.collect()  # graphs and trials of the stage before are cycles
-            if self.device.startswith("cuda"):
+            if self.cuda:
                 torch.cuda.empty_cache()
             return stage()
         except Exception as error:  # no stage takes the others with it: a GPU is there for minutes
@@ -142,7 +142,6 @@ class Bench:
     def run(self) -> None:
         """Every stage asked for, on each task; what is right comes before how fast it is."""
         tasks = {task: configuration(self.options, task) for task in self.options.tasks}
-        cuda = self.device.startswith("cuda")
         if "checks" in self.options.stages:
             for task, c in tasks.items():
                 self.attempt(
@@ -180,7 +179,7 @@ class Bench:
                     ),
                 )
             for stage, around in (("processes", nullcontext), ("mps", mps)):
-                if stage == "mps" and not (cuda and shutil.which(CONTROL)):
+                if stage == "mps" and not (self.cuda and shutil.which(CONTROL)):
                     continue
                 if stage in self.options.stages and task == self.options.tasks[0]:
                     result[stage] = self.attempt(
